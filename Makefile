@@ -1,0 +1,74 @@
+# Everything a person or a CI job runs. The environment lives in .venv/ and is made by whatever needs it first.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What quickstart and dataset work on; `make quickstart DATASET=online_retail DATA_FILES=Online_Retail.csv`
+DATASET ?= toy_shop
+CONFIG ?=
+DATA_FILES ?=
+RECIPE ?= recipes/quickstart.yaml
+NAME := $(DATASET)$(if $(CONFIG),-$(CONFIG))
+DATA_DIR ?= data/$(NAME)
+OUT ?= runs/quickstart-$(NAME)
+SET ?=
+# One process, every choice spelt out, so that accelerate has no defaults to warn about.
+LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: help venv venv-dev quickstart dataset test check format table bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.run ## the environment for training and evaluation
+venv-dev: $(VENV)/.dev ## the same with everything the tests need
+
+quickstart: $(VENV)/.run dataset ## data, a small real training, table, checkpoint with card, five recommendations
+	$(LAUNCH) train_accelerate.py --recipe $(RECIPE) --set data.name=null --set data.config=null \
+	    --set data.data_files=null --set data.dir=$(DATA_DIR) --set run.output_dir=$(OUT) --set run.overwrite=true \
+	    $(foreach setting,$(SET),--set $(setting))
+	$(BIN)/python scripts/show_recommendations.py $(OUT) $(DATA_DIR) --users 1
+
+dataset: $(VENV)/.run ## build DATASET (CONFIG=, DATA_FILES=) into DATA_DIR
+	$(BIN)/python scripts/build_dataset.py $(DATASET) $(if $(CONFIG),--config $(CONFIG)) \
+	    $(if $(DATA_FILES),--data_files $(DATA_FILES)) --out $(DATA_DIR) --overwrite
+
+test: $(VENV)/.dev ## the test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## the whole gate: lint, format, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.dev ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+table: $(VENV)/.run ## rewrite the README's results from results/*.json
+	$(BIN)/python -m jepa4rec.model_cards.results_table README.md results
+
+bench: $(VENV)/.dev ## speed and memory beside a peer; one JSON each in results/benchmarks
+	mkdir -p results/benchmarks
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean: ## remove caches and build leftovers (runs, datasets and the environment stay)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp a purpose: written last, so an interrupted install is done again.
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[excel,tensorboard]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,excel,minilm,tensorboard]'
+	touch $@ $(VENV)/.run
