@@ -15,7 +15,7 @@ DATA_FILES ?=
 RECIPE ?= recipes/quickstart.yaml
 NAME := $(DATASET)$(if $(CONFIG),-$(CONFIG))
 DATA_DIR ?= data/$(NAME)
-OUT ?= runs/quickstart-$(NAME)
+OUT ?= runs/quickstart$(if $(filter-out toy_shop,$(NAME)),-$(NAME))
 SET ?=
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no

@@ -1,0 +1,129 @@
+"""Every number that shapes the JEPA4Rec encoder, and nothing about a training run."""
+
+from functools import wraps
+
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+# One checkpoint serves each of these; the code they name travels beside the weights.
+AUTO_MAP = {
+    "AutoConfig": "configuration_jepa4rec.Jepa4RecConfig",
+    "AutoModel": "modeling_jepa4rec.Jepa4RecModel",
+    "AutoModelForPreTraining": "modeling_jepa4rec.Jepa4RecForPreTraining",
+}
+
+
+def with_plain_errors(config_class: type) -> type:
+    """Let a wrong field raise a ValueError of one sentence, as any bad input here does."""
+    strict_init = config_class.__init__
+
+    @wraps(strict_init)
+    def __init__(self, *args, **kwargs):
+        try:
+            strict_init(self, *args, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
+
+    config_class.__init__ = __init__
+    return config_class
+
+
+@with_plain_errors
+@strict
+class Jepa4RecConfig(PreTrainedConfig):
+    """Shape of a JEPA4Rec model. One encoder serves three families of weights: Longformer, RoBERTa and BERT.
+
+    Args (those that `BertConfig` does not have, or that mean more here):
+        position_offset: row of the position table that the first token reads: 0 for BERT, 2 for RoBERTa, Longformer.
+        type_vocab_size: token types: 0 `[CLS]`, 1 attribute name, 2 attribute value, 3 padding.
+        max_item_embeddings: rows of the item-position table; row 0 is `[CLS]`, row k the k-th most recent item.
+        attention_window: two-sided window in tokens (64 = 32 to each side). When set, `[CLS]` attends to all tokens
+            through projections of its own and all tokens attend to it, as in Longformer with one global token.
+            `None` is full attention.
+        pooling: `"cls"` (the hidden state of `[CLS]`) or `"mean"` (over all tokens), what `pooler_output` holds.
+        num_items: rows of the item matrix of a fine-tuned model; 0 for none.
+        history_items: how many of the most recent items a fine-tuned model also looks up by id; 0 is text only.
+        history_text: whether a fine-tuned model reads the history's text; without it the looked-up items are all.
+        catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its range; the message names the field.
+    """
+
+    model_type = "jepa4rec"
+
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 12
+    intermediate_size: int = 1536
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    position_offset: int = 0
+    type_vocab_size: int = 4
+    max_item_embeddings: int = 51
+    attention_window: int | None = None
+    pooling: str = "cls"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    cls_token_id: int | None = None
+    tie_word_embeddings: bool = True
+    num_items: int = 0
+    history_items: int = 0
+    history_text: bool = True
+    catalogue_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs):
+        kwargs.setdefault("auto_map", dict(AUTO_MAP))
+        super().__post_init__(**kwargs)
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input in tokens, `[CLS]` included."""
+        return self.max_position_embeddings - self.position_offset
+
+    def validate_heads(self):
+        """Every head has the same width."""
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of "
+                f"num_attention_heads ({self.num_attention_heads})."
+            )
+
+    def validate_attention_window(self):
+        """The window is two-sided, so it is even."""
+        window = self.attention_window
+        if window is not None and (window < 2 or window % 2):
+            raise ValueError(f"attention_window must be null or an even number of tokens >= 2, got {window}.")
+
+    def validate_pooling(self):
+        """`pooler_output` is one of two things."""
+        if self.pooling not in ("cls", "mean"):
+            raise ValueError(f'pooling must be "cls" or "mean", got "{self.pooling}".')
+
+    def validate_tables(self):
+        """The embedding tables have room for what every input holds."""
+        if self.position_offset < 0 or self.max_tokens < 1:
+            raise ValueError(
+                f"position_offset ({self.position_offset}) must be >= 0 and below "
+                f"max_position_embeddings ({self.max_position_embeddings})."
+            )
+        if self.type_vocab_size < 4:
+            raise ValueError(f"type_vocab_size must be >= 4 (CLS, name, value, pad), got {self.type_vocab_size}.")
+        if self.max_item_embeddings < 2:
+            raise ValueError(f"max_item_embeddings must be >= 2 (CLS and one item), got {self.max_item_embeddings}.")
+        if self.num_items < 0 or self.history_items < 0:
+            raise ValueError(
+                f"num_items ({self.num_items}) and history_items ({self.history_items}) must not be negative."
+            )
+        if not self.history_text and not self.history_items:
+            raise ValueError("history_text is false and history_items is 0: nothing of the history would be read.")
+
+
+Jepa4RecConfig.register_for_auto_class()

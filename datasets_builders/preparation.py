@@ -1,0 +1,239 @@
+"""From rows of interactions to the tables of the contract, written once as Ibis expressions.
+
+Builders stage their files as Parquet with an explicit row number, because no engine promises to keep the order
+of a file; from there on everything is relational and runs embedded on DuckDB, out of core. Nothing here is raw
+SQL or a function of one engine, so the same expressions run on any Ibis backend that reads Parquet.
+
+Columns of staged interactions: ``row`` (int64, position in the file), ``user_id``, ``item_id`` (strings) and, where
+known, ``timestamp`` (int64, milliseconds) and ``rating`` (float). Columns of staged items: ``row``, ``item_id`` and
+the text attributes.
+"""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ibis import _
+from tqdm.auto import tqdm
+
+ITEMS_WITHOUT_TEXT = ("error", "drop", "use_id")
+
+
+class Workspace:
+    """An Ibis connection and a folder for what passes between steps.
+
+    Steps hand tables over as Parquet files: that works on every engine and keeps memory for the running query.
+    """
+
+    def __init__(self, connection: ibis.BaseBackend, directory: Path):
+        self.connection = connection
+        self.directory = directory
+        self._files = 0
+
+    def stage(self, batches: Iterable[pa.RecordBatch], description: str) -> ir.Table:
+        """Writes record batches with a ``row`` column that numbers them in the order they arrive, from 0."""
+        path, rows, writer = self._next_file(), 0, None
+        with tqdm(desc=description, unit=" rows", unit_scale=True, disable=None, delay=1) as progress:
+            try:
+                for batch in batches:
+                    numbers = pa.array(np.arange(rows, rows + batch.num_rows))
+                    batch = pa.RecordBatch.from_arrays([numbers, *batch.columns], ["row", *batch.schema.names])
+                    writer = writer or pq.ParquetWriter(path, batch.schema)
+                    writer.write_batch(batch)
+                    rows += batch.num_rows
+                    progress.update(batch.num_rows)
+            finally:
+                if writer:
+                    writer.close()
+        if not rows:
+            raise ValueError(f"{description}: there is not a single row")
+        return self.connection.read_parquet(path)
+
+    def checkpoint(self, table: ir.Table) -> ir.Table:
+        """Runs an expression now, so that what builds on it does not run it again."""
+        path = self._next_file()
+        table.to_parquet(path)
+        return self.connection.read_parquet(path)
+
+    def _next_file(self) -> Path:
+        self._files += 1
+        return self.directory / f"{self._files:03d}.parquet"
+
+
+@contextmanager
+def open_workspace(threads: int | None = None) -> Iterator[Workspace]:
+    """A workspace on embedded DuckDB in a temporary folder; ``threads`` None = all cores."""
+    with tempfile.TemporaryDirectory(prefix="seqrec-") as directory:
+        settings = {} if threads is None else {"threads": threads}
+        connection = ibis.duckdb.connect(temp_directory=str(Path(directory) / "spill"), **settings)
+        try:
+            yield Workspace(connection, Path(directory))
+        finally:
+            connection.disconnect()
+
+
+# Relational steps
+
+
+def drop_duplicate_rows(table: ir.Table) -> ir.Table:
+    """Keeps the first of rows that are equal in every column but ``row``."""
+    return table.group_by([name for name in table.columns if name != "row"]).agg(row=_.row.min())
+
+
+def items_by_first_appearance(interactions: ir.Table) -> ir.Table:
+    """``row`` (first appearance) and ``item_id`` of every item, for sources that come without an item table."""
+    return interactions.group_by("item_id").agg(row=_.row.min()).select("row", "item_id")
+
+
+def most_frequent_text(rows: ir.Table, text: str) -> ir.Table:
+    """``item_id`` and the text most of its rows carry; empty texts do not count, ties go to the earliest."""
+    texts = rows.filter(_[text].strip() != "").group_by(["item_id", text]).agg(times=_.row.count(), first=_.row.min())
+    place = ibis.row_number().over(group_by="item_id", order_by=[ibis.desc("times"), "first"])
+    return texts.mutate(place=place).filter(_.place == 0).select("item_id", text)
+
+
+def k_core(workspace: Workspace, interactions: ir.Table, min_user: int, min_item: int) -> ir.Table:
+    """Drops users and items with too few interactions until nobody is left to drop.
+
+    The result is the largest set in which every user has ``min_user`` and every item ``min_item`` interactions;
+    it is unique, so the order of dropping does not matter. Repeated interactions count.
+    """
+    remaining = -1
+    while True:
+        interactions = workspace.checkpoint(interactions)
+        before, remaining = remaining, _number_of_rows(interactions)
+        if remaining == before or (min_user <= 1 and min_item <= 1):
+            return interactions
+        interactions = with_enough_interactions(interactions, min_user, min_item)
+
+
+def with_enough_interactions(interactions: ir.Table, min_user: int, min_item: int) -> ir.Table:
+    """One round of the k-core: only rows whose user and item both have enough rows now."""
+    counted = interactions.mutate(
+        by_user=_.row.count().over(group_by="user_id"), by_item=_.row.count().over(group_by="item_id")
+    )
+    return counted.filter((_.by_user >= min_user) & (_.by_item >= min_item)).drop("by_user", "by_item")
+
+
+def first_row_per_item(items: ir.Table) -> ir.Table:
+    """Metadata files repeat items now and then; the first row of an item counts."""
+    place = ibis.row_number().over(group_by="item_id", order_by="row")
+    return items.mutate(place=place).filter(_.place == 0).drop("place")
+
+
+def with_text(items: ir.Table, policy: str, name: str) -> ir.Table:
+    """Applies ``items_without_text``: "error" names the first one, "drop" leaves them out, "use_id" takes the id."""
+    attributes = [column for column in items.columns if column not in ("row", "item_id")]
+    items = items.mutate(**{column: items[column].cast("string").fill_null("") for column in attributes})
+    has_text = ibis.or_(*[items[column].strip() != "" for column in attributes])
+    if policy == "drop":
+        return items.filter(has_text)
+    if policy == "use_id":
+        first = attributes[0]
+        return items.mutate(**{first: ibis.ifelse(has_text, items[first], items.item_id)})
+    if policy != "error":
+        raise ValueError(f"items_without_text is {policy!r}; it may be {', '.join(ITEMS_WITHOUT_TEXT)}")
+    without = items.filter(~has_text).order_by("row").limit(1).to_pyarrow().to_pylist()
+    if without:
+        raise ValueError(
+            f"{name}: item {without[0]['item_id']!r} (row {without[0]['row'] + 1}) has no text in "
+            f"{' or '.join(attributes)}; give it text, or set items_without_text to drop or use_id"
+        )
+    return items
+
+
+def build_tables(
+    workspace: Workspace,
+    interactions: ir.Table,
+    items: ir.Table,
+    min_user_interactions: int = 1,
+    min_item_interactions: int = 1,
+    items_without_text: str = "error",
+    all_items: bool = False,
+    name: str = "items",
+) -> tuple[pa.Table, pa.Table]:
+    """Interactions and items -> the ``items`` and ``sequences`` tables of the contract.
+
+    The catalogue keeps the order of ``items.row`` and holds the items with an interaction left, or with ``all_items``
+    every item that has text. Users come in the order of their first interaction, a user's interactions are sorted by
+    (timestamp, row). ``name`` says in errors where the items came from. Raises ValueError when an item has no text
+    or is not in ``items`` (unless ``items_without_text`` is "drop"), and when nobody is left after filtering.
+    """
+    _check_minimum(min_user_interactions, min_item_interactions)
+    wanted = first_row_per_item(items if all_items else items.semi_join(interactions, "item_id"))
+    described = workspace.checkpoint(with_text(wanted, items_without_text, name))
+    known = interactions.semi_join(described, "item_id")
+    if items_without_text != "drop":
+        _check_all_known(interactions.anti_join(described, "item_id"), name)
+    kept = k_core(workspace, known, min_user_interactions, min_item_interactions)
+    _check_somebody_left(interactions, kept, min_user_interactions, min_item_interactions)
+    catalogue = described if all_items else described.semi_join(kept, "item_id")
+    catalogue = workspace.checkpoint(catalogue.mutate(item_index=ibis.row_number().over(order_by="row")))
+    item_table = catalogue.order_by("item_index").drop("row", "item_index").to_pyarrow()
+    return item_table, _sequences(ordered_rows(kept, catalogue).to_pyarrow(), users_by_first_row(kept).to_pyarrow())
+
+
+def _check_minimum(min_user: int, min_item: int) -> None:
+    for option, value in (("min_user_interactions", min_user), ("min_item_interactions", min_item)):
+        if not isinstance(value, int):
+            raise ValueError(f"{option} is a whole number, not {value!r}")
+
+
+def _check_all_known(unknown: ir.Table, name: str) -> None:
+    first = unknown.order_by("row").limit(1).to_pyarrow().to_pylist()
+    if first:
+        raise ValueError(
+            f"{name}: item {first[0]['item_id']!r} has no text because it is not there (interaction in row "
+            f"{first[0]['row'] + 1}); add it, or set items_without_text=drop to leave such interactions out"
+        )
+
+
+def _check_somebody_left(before: ir.Table, after: ir.Table, min_user: int, min_item: int) -> None:
+    if _number_of_rows(after) == 0:
+        raise ValueError(
+            f"no user is left after filtering: of {_number_of_rows(before)} interactions none is with an item that "
+            f"has text, by a user with {min_user} or more and of an item with {min_item} or more; lower "
+            "min_user_interactions or min_item_interactions, and check that item ids match between the files"
+        )
+
+
+def _number_of_rows(table: ir.Table) -> int:
+    return table.count().to_pyarrow().as_py()
+
+
+def users_by_first_row(interactions: ir.Table) -> ir.Table:
+    """``user_id`` and ``user_index``, counted from 0 in the order of each user's first row."""
+    users = interactions.group_by("user_id").agg(first_row=_.row.min())
+    users = users.mutate(user_index=ibis.row_number().over(order_by="first_row"))
+    return users.select("user_id", "user_index").order_by("user_index")
+
+
+def ordered_rows(interactions: ir.Table, catalogue: ir.Table) -> ir.Table:
+    """All interactions as indices, sorted by user, then time, then row: equal times keep the file's order."""
+    time = [name for name in ("timestamp",) if name in interactions.columns]
+    values = [name for name in ("timestamp", "rating") if name in interactions.columns]
+    rows = interactions.join(catalogue.select("item_id", "item_index"), "item_id")
+    rows = rows.join(users_by_first_row(interactions), "user_id")
+    return rows.order_by(["user_index", *time, "row"]).select("user_index", "item_index", *values)
+
+
+def _sequences(rows: pa.Table, users: pa.Table) -> pa.Table:
+    """Cuts sorted rows into one list a user."""
+    lengths = np.bincount(rows["user_index"].to_numpy(), minlength=users.num_rows)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    columns = {"user_id": users["user_id"]}
+    for column, source, kind in (
+        ("items", "item_index", pa.int32()),
+        ("timestamps", "timestamp", pa.int64()),
+        ("ratings", "rating", pa.float32()),
+    ):
+        if source in rows.column_names:
+            values = rows[source].cast(kind).combine_chunks()
+            columns[column] = pa.ListArray.from_arrays(offsets, values)
+    return pa.table(columns)

@@ -1,0 +1,79 @@
+"""How good is a run, and beside what: full ranking, shared between processes, and the run's record."""
+
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from .baselines import fit_baseline
+from .loading_seqrec import RunData, sample_users, take_rows
+from .metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from .ranking_seqrec import DualEncoderScorer, Scorer, describe_run, rank_split
+from .recipe_seqrec import EvaluationRecipe, Recipe, recipe_to_dict
+
+
+def make_scorer(model: nn.Module, tokenizer, data: RunData, settings: EvaluationRecipe) -> DualEncoderScorer:
+    """A fine-tuned model ranks with its item matrix, any other with the vectors of the item texts (zero-shot)."""
+    matrix = model.item_matrix.weight if hasattr(model, "item_matrix") else None
+    item_tokens = data.item_tokens(tokenizer, "finetune")
+    return DualEncoderScorer(model, tokenizer, item_tokens, matrix, settings.batch_tokens, progress=False)
+
+
+def rank_together(accelerator: Accelerator, scorer: Scorer, split, exclude_history: bool) -> np.ndarray:
+    """Ranks (U,) of a split's targets; every process ranks its share of the users and receives all ranks."""
+    rows = np.arange(accelerator.process_index, len(split.targets), accelerator.num_processes)
+    own = rank_split(scorer, take_rows(split, rows), exclude_history, progress=False) if len(rows) else np.empty(0)
+    if accelerator.num_processes == 1:
+        return own
+    ranks = np.empty(len(split.targets))
+    for process_rows, process_ranks in gather_object([(rows, own)]):
+        ranks[process_rows] = process_ranks
+    return ranks
+
+
+def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> dict[str, float]:
+    """Metrics on the validation split, or on the recipe's fixed sample of its users."""
+    settings = recipe.evaluation
+    split = sample_users(data.splits.validation, settings.validation_users, recipe.run.seed)
+    scorer = make_scorer(model, tokenizer, data, settings)
+    return ranking_metrics(rank_together(accelerator, scorer, split, settings.exclude_history))
+
+
+def rank_test_split(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> np.ndarray:
+    """Ranks of all test users."""
+    scorer = make_scorer(model, tokenizer, data, recipe.evaluation)
+    return rank_together(accelerator, scorer, data.splits.test, recipe.evaluation.exclude_history)
+
+
+def evaluate_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, dict[str, float]]:
+    """Test metrics of the recipe's baselines."""
+    metrics = {}
+    for name in settings.baselines:
+        scorer = fit_baseline(name, data.splits, "test", data.num_items)
+        metrics[name] = ranking_metrics(rank_split(scorer, data.splits.test, settings.exclude_history, progress=False))
+    return metrics
+
+
+def make_record(recipe: Recipe, data: RunData, processes: int, results: dict[str, dict]) -> dict:
+    """What metrics.json says about a run; `results` holds metrics, validation_metrics, zero_shot and baselines."""
+    info = data.dataset.info
+    return {
+        "model": recipe.run.name or Path(recipe.run.output_dir).name,
+        "init": recipe.model.init,
+        "system": "JEPA4Rec",
+        "dataset": info.get("name"),
+        "config": info.get("config"),
+        "fingerprint": data.dataset.fingerprint,
+        "split": "test",
+        "protocol": recipe.data.split,
+        "exclude_history": recipe.evaluation.exclude_history,
+        "users": len(data.splits.test.targets),
+        "items": data.num_items,
+        "seed": recipe.run.seed,
+        "processes": processes,
+        **describe_run(),
+        **results,
+        "recipe": recipe_to_dict(recipe),
+    }

@@ -1,0 +1,356 @@
+"""From a recipe to what the loop needs: built datasets, tokenizer, starting checkpoint, batches in a known order."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets as hf_datasets
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch.utils.data import DataLoader
+from transformers import PretrainedConfig, PreTrainedTokenizerFast
+
+from . import datasets_builders
+from .collation_itemsent import FineTuningCollator, LengthGroupedBatchSampler, PrefixDataset, PreTrainingCollator
+from .configuration_jepa4rec import Jepa4RecConfig
+from .datasets_builders.contract import (
+    SeqRecDataset,
+    Split,
+    Splits,
+    absolute_timestamp,
+    leave_one_out,
+    load_dataset_dir,
+    save_dataset,
+)
+from .modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from .recipe_seqrec import DataRecipe, DatasetRecipe, Phase, PretrainPhase, Recipe
+from .tokenization_itemsent import ItemSentTokenizer, ItemTokens
+
+SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
+TOKENIZER_SETTINGS = ("max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "attribute_names")
+SCRATCH_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ datasets
+
+
+def open_dataset(recipe: DatasetRecipe, cache_dir: str | None) -> SeqRecDataset:
+    """The built dataset a recipe names: read from `dir`, or built by `name` once and then read from the cache.
+
+    The cache is keyed by everything the result depends on: builder, config, options, the files' paths, sizes and
+    times, and the builders' code.
+    """
+    if recipe.dir is not None:
+        return load_dataset_dir(recipe.dir)
+    root = Path(cache_dir or Path(hf_datasets.config.HF_CACHE_HOME) / "jepa4rec_datasets")
+    folder = root / f"{recipe.name}-{_cache_key(recipe)}"
+    if not folder.exists():
+        built = datasets_builders.build(recipe.name, recipe.config, recipe.data_files, **recipe.options)
+        save_dataset(built, folder)
+    return load_dataset_dir(folder)
+
+
+def _cache_key(recipe: DatasetRecipe) -> str:
+    code = hashlib.sha256()
+    for path in sorted(Path(datasets_builders.__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    parts = [recipe.name, recipe.config, recipe.options, _file_stamps(recipe.data_files), code.hexdigest()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_stamps(data_files) -> list:
+    """[name, size, time] of each file, folders opened; a URL stands for itself."""
+    if data_files is None:
+        return []
+    given = [data_files] if isinstance(data_files, str) else data_files
+    if isinstance(given, dict):
+        return [[name, _file_stamps(path)] for name, path in given.items()]
+    stamps = []
+    for name in given:
+        path = Path(name).expanduser()
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stamps += [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] if f.exists() else [name] for f in files]
+    return stamps
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a phase learns from: item texts, and training sequences of indices into them (oldest first)."""
+
+    texts: list[dict[str, str]]
+    sequences: list[np.ndarray]
+
+
+@dataclass
+class RunData:
+    """The datasets of one run: the one it is measured on, its split, and what each kind of phase learns from."""
+
+    dataset: SeqRecDataset
+    splits: Splits
+    corpora: dict[str, Corpus]  # by kind of phase
+    _item_tokens: dict = field(default_factory=dict)
+
+    @property
+    def num_items(self) -> int:
+        return self.dataset.num_items
+
+    def item_tokens(self, tokenizer: ItemSentTokenizer, kind: str) -> ItemTokens:
+        """The catalogue of a kind of phase as tokens; encoded once for all tokenizers that cut items alike."""
+        texts = self.corpora[kind].texts
+        limits = {k: v for k, v in tokenizer.settings.items() if k not in ("max_items", "max_tokens")}
+        key = (id(texts), json.dumps(limits, sort_keys=True))
+        if key not in self._item_tokens:
+            self._item_tokens[key] = tokenizer.encode_items(texts)
+        return self._item_tokens[key]
+
+
+def load_run_data(recipe: DataRecipe) -> RunData:
+    """Open all datasets of a recipe.
+
+    Raises:
+        ValueError: no user is left to test on.
+    """
+    dataset = open_dataset(recipe, recipe.cache_dir)
+    splits = SPLITS[recipe.split](dataset.sequences)
+    if not len(splits.test.targets) or not len(splits.validation.targets):
+        raise ValueError(
+            f"{recipe.name or recipe.dir}: no user is left to validate and test on after the {recipe.split} split; "
+            "users need at least three interactions"
+        )
+    splits = splits._replace(train=splits.train[: recipe.users])
+    own = Corpus(dataset.item_texts(), splits.train)
+    parts = [_training_part(part, recipe) for part in recipe.pretrain]
+    return RunData(dataset, splits, {"finetune": own, "pretrain": _concatenate(parts) if parts else own})
+
+
+def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
+    dataset = open_dataset(recipe, run.cache_dir)
+    sequences = dataset.histories() if recipe.part == "all" else SPLITS[run.split](dataset.sequences).train
+    return Corpus(dataset.item_texts(), sequences[: recipe.users])
+
+
+def _concatenate(corpora: list[Corpus]) -> Corpus:
+    """One catalogue after the other, item indices shifted along."""
+    texts, sequences = [], []
+    for corpus in corpora:
+        sequences += [sequence + len(texts) for sequence in corpus.sequences]
+        texts += corpus.texts
+    return Corpus(texts, sequences)
+
+
+def sample_users(split: Split, users: int | None, seed: int) -> Split:
+    """A fixed random sample of a split's rows, in their old order; all of them for None."""
+    if users is None or users >= len(split.targets):
+        return split
+    rows = np.sort(np.random.default_rng(seed).choice(len(split.targets), users, replace=False))
+    return take_rows(split, rows)
+
+
+def take_rows(split: Split, rows: np.ndarray) -> Split:
+    return Split(split.user_ids[rows], [split.histories[row] for row in rows], split.targets[rows])
+
+
+# ------------------------------------------------------------------------------------------------ tokenizer and model
+
+
+def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Module, ItemSentTokenizer]:
+    """The model and tokenizer a run starts from, as `model.init` says, with the recipe's tokenizer settings.
+
+    Raises:
+        ValueError: the recipe sets a field that Jepa4RecConfig does not have, or the checkpoint is of another kind.
+        OSError: there is no checkpoint.
+    """
+    check_config_overrides(recipe.model.config)
+    if recipe.model.init == "scratch":
+        return _from_scratch(recipe, data)
+    return _from_checkpoint(recipe)
+
+
+def check_config_overrides(overrides: dict) -> None:
+    """transformers takes any keyword silently; a typo in a recipe must not train another model than was meant."""
+    known = list(Jepa4RecConfig.__annotations__)
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"model.config.{name}: Jepa4RecConfig has no such field; {hint}")
+
+
+def _from_scratch(recipe: Recipe, data: RunData) -> tuple[Jepa4RecModel, ItemSentTokenizer]:
+    """Random weights and a vocabulary learned from the texts of all the run's items."""
+    items = [item for corpus in data.corpora.values() for item in corpus.texts]
+    words = [text for item in items for pair in item.items() for text in pair]
+    tokenizer = ItemSentTokenizer.wrap(train_wordpiece(words, recipe.tokenizer.vocab_size), **_settings(recipe))
+    shape = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "max_position_embeddings": tokenizer.max_tokens,
+        "max_item_embeddings": tokenizer.max_items + 1,
+    }
+    return Jepa4RecModel(Jepa4RecConfig(**{**shape, **recipe.model.config})), tokenizer
+
+
+def train_wordpiece(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece vocabulary learned from texts, with BERT's special tokens; the same for the same texts."""
+    special, normalizer = list(SCRATCH_SPECIAL_TOKENS.values()), normalizers.BertNormalizer()
+    # The trainer numbers the "##x" pieces in the order in which it meets them, which differs from run to run, and ties
+    # are broken by number. Handing them over first, in a fixed order, makes the vocabulary reproducible.
+    letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
+    first = [*special, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    learned = _wordpiece(models.WordPiece(unk_token="[UNK]"), normalizer)
+    learned.train_from_iterator(texts, trainer)
+    tokenizer = _wordpiece(models.WordPiece(learned.get_vocab(), unk_token="[UNK]"), normalizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SCRATCH_SPECIAL_TOKENS)
+
+
+def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _settings(recipe: Recipe) -> dict:
+    """The recipe's tokenizer settings that are set."""
+    settings = {name: getattr(recipe.tokenizer, name) for name in TOKENIZER_SETTINGS}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _from_checkpoint(recipe: Recipe) -> tuple[torch.nn.Module, ItemSentTokenizer]:
+    """A checkpoint of ours as it is (of a fine-tuned one the encoder), any other encoder converted in memory."""
+    init, overrides = recipe.model.init, recipe.model.config
+    if not init.startswith("package:") and PretrainedConfig.get_config_dict(init)[0].get("model_type") == "jepa4rec":
+        config = PretrainedConfig.get_config_dict(init)[0]
+        pretraining = "Jepa4RecForPreTraining" in (config.get("architectures") or [])
+        model = (Jepa4RecForPreTraining if pretraining else Jepa4RecModel).from_pretrained(init, **overrides)
+        return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
+    from .scripts.import_checkpoint import import_checkpoint  # the road from other families, not needed by most runs
+
+    model, tokenizer = import_checkpoint(init, **overrides)
+    return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
+
+
+def open_phase_tokenizer(start: Path, phase: Phase) -> ItemSentTokenizer:
+    """The run's tokenizer with the phase's `max_items`."""
+    tokenizer = ItemSentTokenizer.from_pretrained(start)
+    return tokenizer if phase.max_items is None else ItemSentTokenizer.wrap(tokenizer, max_items=phase.max_items)
+
+
+def open_start_model(start: Path) -> Jepa4RecModel:
+    """The starting encoder, for zero-shot ranking."""
+    return Jepa4RecModel.from_pretrained(start)
+
+
+def open_phase_model(source: Path, phase: Phase, data: RunData) -> torch.nn.Module:
+    """The model of a phase with the weights of the phase before; heads that were not there yet are new.
+
+    A new target encoder is a copy of the context encoder.
+    """
+    if isinstance(phase, PretrainPhase):
+        model = Jepa4RecForPreTraining.from_pretrained(source)
+    else:
+        shape = {
+            "num_items": data.num_items,
+            "history_items": phase.history_items,
+            "history_text": phase.history_text,
+            "catalogue_fingerprint": data.dataset.fingerprint,
+        }
+        model = Jepa4RecForSequentialRecommendation.from_pretrained(source, **shape)
+        if not phase.history_text:
+            model.jepa4rec.requires_grad_(False)
+            model.log_text_gate.requires_grad_(False)
+    model.objective = phase.objective
+    return model
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+class Batches:
+    """A phase's optimiser steps in a known order, as one process sees them, from any position on.
+
+    The sampler deals whole batches of the recipe's `batch_size`; each is cut into `slices` for gradient accumulation,
+    and of each slice a process takes every n-th example. So all processes together see what one process would, and
+    resuming is a matter of leaving out the first batches' indices: nothing is computed for them.
+    """
+
+    def __init__(
+        self, sampler: LengthGroupedBatchSampler, collate: Callable, slices: int, process: int, processes: int
+    ):
+        self.sampler, self.collate = sampler, collate
+        self.slices, self.process, self.processes = slices, process, processes
+
+    def __len__(self) -> int:
+        """Optimiser steps in an epoch."""
+        return len(self.sampler)
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[list[dict[str, torch.Tensor]]]:
+        """The steps of one epoch after the first `skip`, each a list of `slices` batches."""
+        self.sampler.dataset.set_epoch(epoch)
+        shares = [share for batch in list(self.sampler)[skip:] for share in self._shares(batch)]
+        # A generator of its own: a loader without one draws from the global random numbers, which dropout uses.
+        loader = DataLoader(
+            self.sampler.dataset, batch_sampler=shares, collate_fn=self.collate, generator=torch.Generator()
+        )
+        stream = iter(loader)
+        for _ in range(len(self) - skip):
+            yield [next(stream) for _ in range(self.slices)]
+
+    def _shares(self, batch: list[int]) -> list[list[int]]:
+        """This process's examples of each slice of a batch."""
+        return [batch[start :: self.slices][self.process :: self.processes] for start in range(self.slices)]
+
+
+def make_batches(
+    recipe: Recipe, phase: Phase, data: RunData, tokenizer: ItemSentTokenizer, process: int = 0, processes: int = 1
+) -> Batches:
+    """The batches of a phase as process `process` of `processes` sees them."""
+    item_tokens = data.item_tokens(tokenizer, phase.kind)
+    dataset = make_examples(phase, data, max(tokenizer.max_items, getattr(phase, "history_items", 0)), recipe.run.seed)
+    sampler = LengthGroupedBatchSampler(
+        dataset,
+        item_tokens,
+        phase.batch_size,
+        max_items=tokenizer.max_items,
+        max_tokens=tokenizer.max_tokens,
+        drop_last=True,
+        seed=recipe.run.seed,
+    )
+    if isinstance(phase, PretrainPhase):
+        rates = (phase.history_mask_rate, phase.next_mask_rate)
+        clean = phase.objective.contrastive_history == "clean"
+        collate = PreTrainingCollator(tokenizer, item_tokens, *rates, seed=recipe.run.seed, clean_history=clean)
+    else:
+        collate = FineTuningCollator(tokenizer, item_tokens, phase.history_items)
+    return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
+
+
+def make_examples(phase: Phase, data: RunData, max_history: int, seed: int) -> PrefixDataset:
+    """The training examples of a phase."""
+    sequences = data.corpora[phase.kind].sequences
+    return PrefixDataset(sequences, phase.prefixes, phase.min_history, max_history, seed)
+
+
+def check_phases(recipe: Recipe, data: RunData, processes: int) -> None:
+    """Raise ValueError when a phase's batches do not fit its data or the processes, before anything is trained."""
+    for index, phase in enumerate(recipe.phases):
+        examples, share = len(make_examples(phase, data, 1, 0)), processes * phase.gradient_accumulation
+        if examples < phase.batch_size:
+            raise ValueError(
+                f"phases.{index}.batch_size is {phase.batch_size}, but there are only {examples} training examples: "
+                "lower it"
+            )
+        if phase.batch_size % share:
+            raise ValueError(
+                f"phases.{index}.batch_size {phase.batch_size} does not divide into {processes} process(es) × "
+                f"{phase.gradient_accumulation} slices: choose a multiple of {share}"
+            )

@@ -1,0 +1,421 @@
+"""Objectives of language-based sequential recommendation: tensors in, named scalars out.
+
+Everything here sees tensors only. Where several processes train together, each loss is returned so that its *mean
+over the processes*, and so the gradient mean that DistributedDataParallel takes, is exactly the loss of the whole
+batch, whatever the number of rows each process holds: in-batch negatives come from all processes, token losses are
+divided by the global number of predicted tokens.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+NORM_EPSILON = 1e-12
+PLAIN_SOFTMAX_ITEMS = 16_384  # up to here (B, N) logits and a normalised copy of the items cost no more than the loop
+CHUNK_LOGITS = {"cpu": 2**18, "cuda": 2**26}  # logits held at a time: what fits a core's cache, what fills a GPU
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+
+
+def _check_choice(objective: Any, field: str, choices: tuple[str, ...]) -> None:
+    value = getattr(objective, field)
+    if value not in choices:
+        raise ValueError(f"objective.{field} is {value!r}: choose one of {', '.join(choices)}.")
+
+
+def _check_range(objective: Any, field: str, low: float, high: float = math.inf, above: bool = False) -> None:
+    """Require a number within [low, high], or within (low, high] when `above`."""
+    value = getattr(objective, field)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value > high or value < low or (above and value == low):
+        wanted = f"above {low}" if above else f"at least {low}"
+        limit = "" if high == math.inf else f" and at most {high}"
+        raise ValueError(f"objective.{field} is {value!r}: it must be a number {wanted}{limit}.")
+
+
+def _check_flag(objective: Any, field: str) -> None:
+    value = getattr(objective, field)
+    if not isinstance(value, bool):
+        raise ValueError(f"objective.{field} is {value!r}: it must be true or false.")
+
+
+@dataclass(frozen=True)
+class PreTrainingObjective:
+    """What JEPA4Rec pre-training minimises: L = L_SI + mlm_weight L_MLM + map_weight L_map (section 3.3.2).
+
+    The paper leaves open where the positive comes from, which history meets it, how far a prediction is from its
+    target and how the target encoder moves; those are settings here, with the defaults of the nearest published work.
+
+    Args:
+        temperature: tau of the sequence-item contrastive loss.
+        positive: which encoder embeds the clean next item, "context" (with gradients, as RecFormer) or "target".
+        contrastive_history: h_CLS of the "masked" history (shared with the other losses) or of the "clean" one.
+        map_distance: "l2" is the paper's squared norm; "smooth_l1" as in I-JEPA. Both sum over the d dimensions.
+        normalise_targets: layer-normalise the target vectors (without affine weights) before the distance.
+        mask_duplicates: leave the same item as somebody else's positive out of the negatives.
+        ema_start, ema_end: momentum of the target encoder at the first and at the last step, linear in between.
+    """
+
+    temperature: float = 0.05
+    mlm_weight: float = 0.1
+    map_weight: float = 0.1
+    positive: str = "context"
+    contrastive_history: str = "masked"
+    map_distance: str = "l2"
+    normalise_targets: bool = False
+    mask_duplicates: bool = True
+    ema_start: float = 0.996
+    ema_end: float = 1.0
+
+    def __post_init__(self):
+        _check_range(self, "temperature", 0, above=True)
+        _check_range(self, "mlm_weight", 0)
+        _check_range(self, "map_weight", 0)
+        _check_choice(self, "positive", ("context", "target"))
+        _check_choice(self, "contrastive_history", ("masked", "clean"))
+        _check_choice(self, "map_distance", ("l2", "smooth_l1"))
+        _check_flag(self, "normalise_targets")
+        _check_flag(self, "mask_duplicates")
+        _check_range(self, "ema_start", 0, 1)
+        _check_range(self, "ema_end", 0, 1)
+
+
+@dataclass(frozen=True)
+class FineTuningObjective:
+    """What fine-tuning minimises: cross-entropy over the whole catalogue on cos / temperature (section 3.4).
+
+    Args:
+        temperature: where the temperature starts, or stays when `learn_temperature` is false.
+        learn_temperature: train log(1 / temperature) with the rest.
+        item_matrix: "learnable" trains the item vectors; "frozen" leaves them as encoded (RecFormer, Algorithm 1).
+        user_dropout: dropout on the user vector.
+        chunk_items: items per step of the chunked softmax; null chooses by the size of the catalogue.
+    """
+
+    temperature: float = 0.05
+    learn_temperature: bool = True
+    item_matrix: str = "learnable"
+    user_dropout: float = 0.0
+    chunk_items: int | None = None
+
+    def __post_init__(self):
+        _check_range(self, "temperature", 0, above=True)
+        _check_flag(self, "learn_temperature")
+        _check_choice(self, "item_matrix", ("learnable", "frozen"))
+        _check_range(self, "user_dropout", 0, 0.999)
+        if self.chunk_items is not None:
+            _check_range(self, "chunk_items", 1)
+            if not isinstance(self.chunk_items, int):
+                raise ValueError(f"objective.chunk_items is {self.chunk_items!r}: it must be a whole number or null.")
+
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+
+def process_count() -> int:
+    """Number of processes that train together; 1 where torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def process_index() -> int:
+    return dist.get_rank() if process_count() > 1 else 0
+
+
+def process_mean(values: Tensor) -> Tensor:
+    """The mean of a detached tensor over all processes."""
+    values = values.detach().clone()
+    if process_count() > 1:
+        dist.all_reduce(values)
+        values /= process_count()
+    return values
+
+
+def whole_batch_mean(values: Tensor) -> Tensor:
+    """Mean of `values` (n,) over the rows of all processes, as this process's share of it.
+
+    The share is (sum over own rows) * processes / (number of rows everywhere), so the mean over processes of the
+    shares is the mean over all rows. Zero when there is no row anywhere.
+    """
+    if process_count() == 1:
+        return values.sum() / max(values.numel(), 1)
+    rows = torch.tensor(values.numel(), device=values.device)
+    dist.all_reduce(rows)
+    return values.sum() * (process_count() / rows.clamp(min=1))
+
+
+def rows_per_process(rows: int, device: torch.device) -> list[int]:
+    """How many rows each process holds, in the order of the processes."""
+    if process_count() == 1:
+        return [rows]
+    own = torch.tensor([rows], device=device)
+    counts = [torch.empty_like(own) for _ in range(process_count())]
+    dist.all_gather(counts, own)
+    return torch.cat(counts).tolist()
+
+
+class _AllGatherRows(torch.autograd.Function):
+    """Rows of all processes; backward adds up what every process asks of our rows (accelerate's gather drops that)."""
+
+    @staticmethod
+    def forward(ctx, rows, counts):
+        ctx.counts = counts
+        padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        start = sum(ctx.counts[: process_index()])
+        return grad[start : start + ctx.counts[process_index()]], None
+
+
+def all_gather_with_gradient(rows: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Concatenate (n_r, ...) of every process r into (sum n_r, ...), differentiable; the identity on one process.
+
+    Args:
+        counts: `rows_per_process`, when the caller already has it.
+    """
+    if process_count() == 1:
+        return rows
+    return _AllGatherRows.apply(rows, counts or rows_per_process(len(rows), rows.device))
+
+
+# ---------------------------------------------------------------------------------------------------- pre-training
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Autocast switched off: cosines divided by a temperature need more than the 8 bits of bfloat16."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def normalise(vectors: Tensor) -> Tensor:
+    """Vectors (..., d) of length one, in float32."""
+    return F.normalize(vectors.float(), dim=-1, eps=NORM_EPSILON)
+
+
+def contrastive_loss(
+    user_vectors: Tensor, item_vectors: Tensor, temperature: float, item_ids: Tensor | None = None
+) -> Tensor:
+    """Sequence-item contrastive loss: -log softmax over the batch's items of cos(user, item) / temperature.
+
+    JEPA4Rec section 3.3.2, L_S-I. Row i's positive is item i; its negatives are the items of all other rows of all
+    processes, with gradients to them.
+
+    Args:
+        user_vectors, item_vectors: (B, d), any length.
+        item_ids: (B,) which item each row has; the same item in another row is then no negative. None keeps them all.
+    """
+    with _full_precision(user_vectors):
+        counts = rows_per_process(len(user_vectors), user_vectors.device)
+        own = sum(counts[: process_index()]) + torch.arange(len(user_vectors), device=user_vectors.device)
+        items = all_gather_with_gradient(normalise(item_vectors), counts)
+        logits = normalise(user_vectors) @ items.T / temperature
+        if item_ids is not None:
+            same_item = item_ids[:, None] == all_gather_with_gradient(item_ids, counts)[None, :]
+            same_item[torch.arange(len(own), device=own.device), own] = False
+            logits = logits.masked_fill(same_item, -math.inf)
+        return whole_batch_mean(F.cross_entropy(logits, own, reduction="none"))
+
+
+def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Masked language modelling: mean cross-entropy over the predicted tokens of all processes.
+
+    Args:
+        logits: (T, vocabulary) at the predicted positions only; T may be 0.
+        labels: (T,) the original token ids.
+    """
+    with _full_precision(logits):
+        return whole_batch_mean(F.cross_entropy(logits.float(), labels, reduction="none"))
+
+
+def mapping_loss(
+    predictions: Tensor, targets: Tensor, distance: str = "l2", normalise_targets: bool = False
+) -> Tensor:
+    """Mapping loss ||h - h_hat||^2 of JEPA4Rec section 3.3.2: summed over d, averaged over the rows of all processes.
+
+    Args:
+        predictions: (B, d) from the predictor.
+        targets: (B, d) from the target encoder; no gradient flows to them.
+        distance: "l2" or "smooth_l1" (I-JEPA), both summed over d.
+    """
+    with _full_precision(predictions):
+        targets = targets.detach().float()
+        if normalise_targets:
+            targets = F.layer_norm(targets, targets.shape[-1:])
+        measure = F.smooth_l1_loss if distance == "smooth_l1" else F.mse_loss
+        return whole_batch_mean(measure(predictions.float(), targets, reduction="none").sum(dim=-1))
+
+
+def weighted_total(parts: dict[str, Tensor], weights: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Add up loss parts into the loss to train on, and report them.
+
+    Returns:
+        loss: its gradient is this process's share; its value is that of the whole batch, equal on every process, so
+            that a NaN anywhere is seen everywhere.
+        reported: each part, unweighted and detached, of the whole batch.
+    """
+    share = sum(weights.get(name, 1.0) * part for name, part in parts.items())
+    values = process_mean(torch.stack([*parts.values(), share]))
+    loss = share + (values[-1] - share).detach() if process_count() > 1 else share
+    return loss, dict(zip(parts, values[:-1], strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- full softmax
+
+
+class _ChunkedSoftmax(torch.autograd.Function):
+    """-log softmax(scale * users @ normalise(items).T)[target] per row, holding the logits of one chunk at a time.
+
+    Forward keeps a running log-sum-exp; backward computes each chunk's logits again and writes the chunk's gradient
+    in place, so memory is the items, their gradient, and one (B, chunk) block. Items are normalised chunk by chunk:
+    no second (N, d) copy.
+    """
+
+    @staticmethod
+    def forward(ctx, users, items, targets, scale, chunk):
+        log_sum = users.new_full((len(users),), -math.inf)
+        for start in range(0, len(items), chunk):
+            logits = scale * (users @ normalise(items[start : start + chunk]).T)
+            log_sum = torch.logaddexp(log_sum, logits.logsumexp(dim=1))
+        ctx.save_for_backward(users, items, targets, scale, log_sum)
+        ctx.chunk = chunk
+        return log_sum - scale * (users * normalise(items[targets])).sum(dim=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        users, items, targets, scale, log_sum = ctx.saved_tensors
+        with _full_precision(users):
+            grad_users, grad_scale = torch.zeros_like(users), torch.zeros_like(scale)
+            grad_items = torch.empty_like(items) if ctx.needs_input_grad[1] else None
+            for start in range(0, len(items), ctx.chunk):
+                part = items[start : start + ctx.chunk].float()
+                length = part.norm(dim=1, keepdim=True).clamp_min(NORM_EPSILON)
+                directions = part / length
+                cosines = users @ directions.T
+                error = _softmax_error(cosines, scale, log_sum, targets - start).mul_(grad[:, None])
+                grad_scale += (error * cosines).sum()
+                grad_users.addmm_(error, directions)
+                if grad_items is not None:
+                    pull = scale * (error.T @ users)
+                    pull -= directions * (directions * pull).sum(dim=1, keepdim=True)
+                    grad_items[start : start + ctx.chunk] = pull.div_(length)
+            return grad_users.mul_(scale), grad_items, None, grad_scale, None
+
+
+def _softmax_error(cosines: Tensor, scale: Tensor, log_sum: Tensor, targets: Tensor) -> Tensor:
+    """softmax minus one-hot (B, chunk) of one chunk; `targets` count from the chunk's first item."""
+    error = (scale * cosines).sub_(log_sum[:, None]).exp_()
+    rows = torch.nonzero((targets >= 0) & (targets < cosines.shape[1])).flatten()
+    error[rows, targets[rows]] -= 1
+    return error
+
+
+def _chunk_size(users: Tensor) -> int:
+    """Items per step for a batch of users (B, d)."""
+    return max(1024, CHUNK_LOGITS.get(users.device.type, 2**22) // len(users))
+
+
+def full_softmax_loss(
+    user_vectors: Tensor,
+    item_vectors: Tensor,
+    target_ids: Tensor,
+    scale: float | Tensor,
+    chunk_items: int | None = None,
+) -> Tensor:
+    """Fine-tuning loss over the whole catalogue: -log softmax(scale * cos(user, item)) at the target (section 3.4).
+
+    Args:
+        user_vectors: (B, d), any length.
+        item_vectors: (N, d), any length; gradients flow to them where they require one.
+        target_ids: (B,) rows of `item_vectors`.
+        scale: 1 / temperature, a number or a scalar tensor (learnable).
+        chunk_items: items per step; None takes the plain road for small catalogues and chunks for large ones.
+    """
+    with _full_precision(user_vectors):
+        users = normalise(user_vectors)
+        scale = torch.as_tensor(scale, dtype=users.dtype, device=users.device)
+        if chunk_items is None and len(item_vectors) <= PLAIN_SOFTMAX_ITEMS:
+            losses = F.cross_entropy(scale * users @ normalise(item_vectors).T, target_ids, reduction="none")
+        else:
+            chunk = chunk_items or _chunk_size(users)
+            losses = _ChunkedSoftmax.apply(users, item_vectors, target_ids, scale, chunk)
+        return whole_batch_mean(losses)
+
+
+# ---------------------------------------------------------------------------------------------------- target encoder
+
+
+def ema_momentum(step: int, total: int, start: float, end: float) -> float:
+    """Momentum of the target encoder at `step` of `total`: linear from `start` to `end`, then `end` (I-JEPA)."""
+    if total < 1:
+        raise ValueError(f"ema_momentum needs the number of training steps, got total={total}.")
+    return start + (end - start) * min(max(step / total, 0.0), 1.0)
+
+
+@torch.no_grad()
+def ema_distance(parameters: Iterable[Tensor], target_parameters: Iterable[Tensor]) -> Tensor:
+    """||theta - theta_bar|| / ||theta|| over all parameters: 0 when the target encoder equals the context encoder."""
+    parameters, targets = list(parameters), list(target_parameters)
+    gaps = torch.stack(torch._foreach_norm(torch._foreach_sub(parameters, targets)))
+    sizes = torch.stack(torch._foreach_norm(parameters))
+    return gaps.float().norm() / sizes.float().norm().clamp_min(NORM_EPSILON)
+
+
+@torch.no_grad()
+def effective_rank(vectors: Tensor) -> Tensor:
+    """exp(entropy of the normalised singular values) of (n, d): 1 when all rows agree, min(n, d) when spread evenly.
+
+    Roy & Vetterli, "The effective rank" (2007); RankMe (Garrido et al., 2023) reads it as a collapse gauge.
+    """
+    spectrum = torch.linalg.svdvals(vectors.float())
+    shares = spectrum / spectrum.sum().clamp_min(NORM_EPSILON)
+    return torch.special.entr(shares).sum().exp()
+
+
+@torch.no_grad()
+def alignment(users: Tensor, items: Tensor) -> Tensor:
+    """Mean squared distance of positive pairs on the unit sphere (Wang & Isola, 2020): 0 best, 4 opposite."""
+    return (normalise(users) - normalise(items)).square().sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def uniformity(vectors: Tensor) -> Tensor:
+    """log mean exp(-2 ||x - y||^2) over pairs on the unit sphere (Wang & Isola, 2020): 0 = collapsed, lower = spread.
+
+    Defined for at least two rows; one row alone has no pair and gives 0.
+    """
+    if len(vectors) < 2:
+        return vectors.new_zeros(())
+    squared = F.pdist(normalise(vectors)).square()
+    return (-2 * squared).logsumexp(dim=0) - math.log(len(squared))
+
+
+@torch.no_grad()
+def collapse_telemetry(user_vectors: Tensor, positive_vectors: Tensor, target_vectors: Tensor) -> dict[str, Tensor]:
+    """Is the representation collapsing? Measured on this process's batch, all three inputs (B, d).
+
+    Returns:
+        target_variance: variance over the batch, mean over d, of the target vectors (0 = constant).
+        effective_rank: of the target vectors.
+        alignment: of h_CLS with its positive.
+        uniformity: of the target vectors.
+    """
+    targets = target_vectors.float()
+    with _full_precision(targets):
+        return {
+            "target_variance": targets.var(dim=0, unbiased=False).mean(),
+            "effective_rank": effective_rank(targets),
+            "alignment": alignment(user_vectors, positive_vectors),
+            "uniformity": uniformity(targets),
+        }

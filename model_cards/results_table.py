@@ -1,0 +1,164 @@
+"""Markdown tables from published records, and the README's results block.
+
+    python -m jepa4rec.model_cards.results_table README.md results
+
+A record is a `metrics.json`: one run on one split of one dataset, its metrics, and the baselines measured beside it.
+Records are grouped by fingerprint and split; runs that differ in nothing but the seed become one row, mean ± sd.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50", "mrr")
+METRIC_NAMES = {"recall@10": "R@10", "recall@50": "R@50", "ndcg@10": "NDCG@10", "ndcg@50": "NDCG@50", "mrr": "MRR"}
+REQUIRED = ("model", "system", "dataset", "config", "fingerprint", "split", "seed", "metrics")
+BASELINE_NAMES = {
+    "popularity": "popularity",
+    "item_transition": "item-transition, first order",
+    "item_transition_decayed": "item-transition, decayed",
+}
+NEEDED_BASELINES = ("popularity", "item_transition")
+BEGIN, END = "<!-- results: written by `make table` from results/*.json -->", "<!-- end of results -->"
+
+
+def check_record(record: object, source: str | Path) -> dict:
+    """Returns the record; raises ValueError naming the source and the field unless it can be published."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{source}: expected a record with {', '.join(REQUIRED)}, found {type(record).__name__}")
+    missing = [field for field in REQUIRED if field not in record]
+    if missing:
+        raise ValueError(f"{source}: the record has no {missing[0]}; it is not a metrics.json of a run")
+    for name, metrics in [("metrics", record["metrics"]), *record.get("baselines", {}).items()]:
+        for metric in METRICS:
+            value = metrics.get(metric)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+                raise ValueError(f"{source}: {name}.{metric} is {value!r}, not a number")
+    return record
+
+
+def read_records(folder: str | Path) -> list[dict]:
+    """All records directly in a folder, by file name. Raises ValueError for a file that is not one."""
+    records = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        records.append(check_record(record, path))
+    return records
+
+
+def group_records(records: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Records that may stand in one table: same fingerprint, same split; in order of dataset name."""
+    groups = defaultdict(list)
+    for record in sorted(records, key=lambda r: (str(r["dataset"]), str(r["config"]))):
+        groups[record["fingerprint"], record["split"]].append(record)
+    return dict(groups)
+
+
+def baseline_rows(records: list[dict]) -> dict[str, dict[str, float]]:
+    """Metrics of the baselines measured beside the records of one group.
+
+    Raises ValueError when two records disagree (baselines have no seed) or one that every table needs is missing.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    for record in records:
+        for name, metrics in record.get("baselines", {}).items():
+            known = rows.setdefault(name, metrics)
+            if any(not math.isclose(known[metric], metrics[metric], abs_tol=1e-9) for metric in METRICS):
+                raise ValueError(f"{describe(records)}: two records disagree about the baseline {name}")
+    missing = [name for name in NEEDED_BASELINES if name not in rows]
+    if missing:
+        raise ValueError(f"{describe(records)}: no record carries the baseline {missing[0]}, which every table needs")
+    return dict(sorted(rows.items(), key=lambda row: row[1]["ndcg@10"]))
+
+
+def model_rows(records: list[dict]) -> dict[str, list[dict[str, float]]]:
+    """Metrics of every seed of every model of one group, the worst NDCG@10 first.
+
+    Raises ValueError when a model has the same seed twice.
+    """
+    runs = defaultdict(dict)
+    for record in records:
+        if record["seed"] in runs[record["model"]]:
+            raise ValueError(f"{describe(records)}: {record['model']} has two records with seed {record['seed']}")
+        runs[record["model"]][record["seed"]] = record["metrics"]
+    rows = {model: list(seeds.values()) for model, seeds in runs.items()}
+    return dict(sorted(rows.items(), key=lambda row: statistics.mean(run["ndcg@10"] for run in row[1])))
+
+
+def describe(records: list[dict]) -> str:
+    """What a table is about: dataset, config, split and the start of the fingerprint."""
+    first = records[0]
+    dataset = f"{first['dataset']} `{first['config']}`" if first["config"] else first["dataset"]
+    return f"{dataset}, {first['split']} split, fingerprint `{first['fingerprint'][:12]}`"
+
+
+def results_table(records: list[dict]) -> str:
+    """One Markdown table: the baselines, then the models; the best mean of a column is bold."""
+    named_baselines = {BASELINE_NAMES.get(name, name): [m] for name, m in baseline_rows(records).items()}
+    rows = {**named_baselines, **model_rows(records)}
+    best = {metric: max(_mean(runs, metric) for runs in rows.values()) for metric in METRICS}
+    lines = [
+        "| model | seeds | " + " | ".join(METRIC_NAMES.values()) + " |",
+        "| --- | ---: |" + " ---: |" * len(METRICS),
+    ]
+    for name, runs in rows.items():
+        seeds = "–" if name in named_baselines else str(len(runs))  # baselines have none
+        cells = [_cell(runs, metric, bold=_mean(runs, metric) == best[metric]) for metric in METRICS]
+        lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _mean(runs: list[dict[str, float]], metric: str) -> float:
+    return statistics.mean(run[metric] for run in runs)
+
+
+def _cell(runs: list[dict[str, float]], metric: str, bold: bool) -> str:
+    """`.2916 ± .0012` over seeds, `.2916` for one, `**.2916**` for the best of the column."""
+    mean = f"{_mean(runs, metric):.4f}".removeprefix("0")
+    text = f"**{mean}**" if bold else mean
+    if len(runs) > 1:
+        text += f" ± {statistics.stdev(run[metric] for run in runs):.4f}".replace("± 0.", "± .")
+    return text
+
+
+def results_block(records: list[dict]) -> str:
+    """Everything between the README's two markers."""
+    if not records:
+        return "No run is published yet: `results/` holds no record."
+    parts = [f"**{describe(group)}**\n\n{results_table(group)}" for group in group_records(records).values()]
+    return "\n\n".join(parts)
+
+
+def rewrite_block(text: str, block: str, source: str | Path) -> str:
+    """`text` with the block between the markers replaced; raises ValueError where the markers are not there once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{source}: it needs the line {BEGIN} and, after it, the line {END}, once each")
+    before, after = text[: text.index(BEGIN)], text[text.index(END) :]
+    return f"{before}{BEGIN}\n\n{block}\n\n{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Rewrite the results block of a page from published records.")
+    parser.add_argument("page", type=Path, help="the page with the two markers, e.g. README.md")
+    parser.add_argument("results", type=Path, help="folder of records")
+    args = parser.parse_args()
+    try:
+        text = args.page.read_text(encoding="utf-8")
+        rewritten = rewrite_block(text, results_block(read_records(args.results)), args.page)
+        partial = args.page.with_name(f".{args.page.name}.tmp")
+        partial.write_text(rewritten, encoding="utf-8")
+        os.replace(partial, args.page)
+    except (ValueError, OSError) as error:
+        sys.exit(f"results_table: {error}")
+
+
+if __name__ == "__main__":
+    main()

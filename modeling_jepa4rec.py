@@ -1,0 +1,755 @@
+"""JEPA4Rec: item sentences -> one vector a history, on a Longformer, RoBERTa or BERT encoder.
+
+A history is `[CLS]`, then its items' tokens, newest item first. Every token is the sum of four embeddings (word,
+position, token type, item position); the encoder's output at `[CLS]` (or the mean over tokens) is the history's
+vector, and an item's vector is that of a history of one. Padding is taken out at the door and put back on the way out.
+
+Sizes: B rows of L slots, T valid tokens in all, hidden width d.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .attention_jepa4rec import (
+    AttentionPlan,
+    Jepa4RecSelfAttention,
+    PackedRows,
+    plan_attention,
+    scatter_tokens,
+)
+from .configuration_jepa4rec import Jepa4RecConfig
+from .losses_seqrec import (
+    FineTuningObjective,
+    PreTrainingObjective,
+    collapse_telemetry,
+    contrastive_loss,
+    ema_distance,
+    full_softmax_loss,
+    mapping_loss,
+    mlm_loss,
+    normalise,
+    weighted_total,
+)
+
+# Token types of an input that names none.
+CLS_TYPE, VALUE_TYPE = 0, 2
+# Weight of a history item beside the next newer one, before training.
+RECENCY_DECAY = 0.5
+
+
+class PackedBatch(NamedTuple):
+    """A batch without its padding; all ids (T,)."""
+
+    rows: PackedRows
+    source: Tensor  # flat slot of each token in the (B, L) the caller gave
+    input_ids: Tensor
+    token_types: Tensor
+    item_positions: Tensor
+
+
+def pack_batch(
+    config: Jepa4RecConfig,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
+    item_position_ids: Tensor | None,
+) -> PackedBatch:
+    """Take the padding out of a batch (arguments as in `Jepa4RecModel.forward`) and check what is left."""
+    if attention_mask is None:
+        padding = -1 if config.pad_token_id is None else config.pad_token_id
+        attention_mask = input_ids != padding
+    _check_shapes(input_ids, attention_mask, token_type_ids, item_position_ids)
+    valid = attention_mask.bool()
+    lengths = valid.sum(1)
+    tables = {
+        "input_ids": (input_ids, config.vocab_size),
+        "token_type_ids": (token_type_ids, config.type_vocab_size),
+        "item_position_ids": (item_position_ids, config.max_item_embeddings),
+    }
+    rows = PackedRows.from_lengths(lengths, _check_values(config, lengths, valid, tables))
+    source = valid.flatten().nonzero().flatten()
+    is_cls = rows.column == 0
+    types = torch.where(is_cls, CLS_TYPE, VALUE_TYPE) if token_type_ids is None else token_type_ids.flatten()[source]
+    items = (~is_cls).long() if item_position_ids is None else item_position_ids.flatten()[source]
+    return PackedBatch(rows, source, input_ids.flatten()[source], types, items)
+
+
+def _check_shapes(input_ids: Tensor, *others: Tensor | None) -> None:
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise ValueError(f"input_ids must be (batch, length) and not empty, got shape {tuple(input_ids.shape)}.")
+    for other in others:
+        if other is not None and other.shape != input_ids.shape:
+            raise ValueError(f"input_ids are {tuple(input_ids.shape)}, but another input is {tuple(other.shape)}.")
+
+
+def _check_values(config: Jepa4RecConfig, lengths: Tensor, valid: Tensor, tables: dict) -> list[int]:
+    """Row lengths as Python integers, after checking them and every id; the device is waited for once."""
+    given = {name: (ids, size) for name, (ids, size) in tables.items() if ids is not None}
+    extremes = [end for ids, _ in given.values() for end in torch.where(valid, ids, 0).aminmax()]
+    sizes = torch.cat([lengths, torch.stack(extremes)]).tolist()
+    sizes, extremes = sizes[: len(lengths)], sizes[len(lengths) :]
+    if min(sizes) == 0:
+        raise ValueError(f"Row {sizes.index(0)} of the batch has no token; an empty history is [CLS] alone.")
+    if max(sizes) > config.max_tokens:
+        raise ValueError(
+            f"Row {sizes.index(max(sizes))} has {max(sizes)} tokens, the model reads at most {config.max_tokens}: "
+            "lower the tokenizer's max_tokens."
+        )
+    for (name, (_, size)), low, high in zip(given.items(), extremes[::2], extremes[1::2], strict=True):
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} lie between {low} and {high}, the model's table has {size} rows.")
+    return sizes
+
+
+class Jepa4RecEmbeddings(nn.Module):
+    """LayerNorm(word + position + token type + item position), dropout after (RecFormer, §2.1)."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.item_position_embeddings = nn.Embedding(config.max_item_embeddings, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.position_offset = config.position_offset
+
+    def forward(self, input_ids: Tensor, columns: Tensor, token_types: Tensor, item_positions: Tensor) -> Tensor:
+        """Packed ids, (T,) each -> (T, d). `columns` count the tokens of a row from 0."""
+        embeddings = self.word_embeddings(input_ids) + self.position_embeddings(columns + self.position_offset)
+        embeddings = embeddings + self.token_type_embeddings(token_types)
+        embeddings = embeddings + self.item_position_embeddings(item_positions)
+        return self.dropout(self.LayerNorm(embeddings))
+
+
+class Jepa4RecResidual(nn.Module):
+    """LayerNorm(input + dropout(dense(hidden))), the end of both halves of a layer."""
+
+    def __init__(self, width: int, config: Jepa4RecConfig):
+        super().__init__()
+        self.dense = nn.Linear(width, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
+
+
+class Jepa4RecIntermediate(nn.Module):
+    """Widen, then activate."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden))
+
+
+class Jepa4RecAttention(nn.Module):
+    """Self-attention and its residual."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__()
+        self.self = Jepa4RecSelfAttention(config)
+        self.output = Jepa4RecResidual(config.hidden_size, config)
+
+    def forward(self, hidden: Tensor, plan: AttentionPlan, cls_only: bool) -> Tensor:
+        if cls_only:
+            return self.output(self.self.cls_row(hidden, plan), hidden[plan.rows.first])
+        return self.output(self.self(hidden, plan), hidden)
+
+
+class Jepa4RecLayer(GradientCheckpointingLayer):
+    """One post-norm transformer layer on packed tokens."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__()
+        self.attention = Jepa4RecAttention(config)
+        self.intermediate = Jepa4RecIntermediate(config)
+        self.output = Jepa4RecResidual(config.intermediate_size, config)
+
+    def forward(self, hidden: Tensor, plan: AttentionPlan, cls_only: bool = False) -> Tensor:
+        """(T, d) -> (T, d), or (B, d) when `cls_only`."""
+        attended = self.attention(hidden, plan, cls_only)
+        hidden = self.output(self.intermediate(attended), attended)
+        return self._touch_idle(hidden) if cls_only and self.training else hidden
+
+    def _touch_idle(self, hidden: Tensor) -> Tensor:
+        """Add nothing, but give every parameter a gradient (zero): distributed training waits for all of them."""
+        idle = self.attention.self.idle_in_cls_row()
+        return hidden + 0.0 * sum(parameter.sum() for linear in idle for parameter in linear.parameters())
+
+
+class Jepa4RecEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(Jepa4RecLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden: Tensor, plan: AttentionPlan, cls_only: bool = False) -> Tensor:
+        """Packed tokens (T, d) -> (T, d); with `cls_only` the last layer works for `[CLS]` alone: (B, d)."""
+        for index, layer in enumerate(self.layer, start=1):
+            hidden = layer(hidden, plan, cls_only and index == len(self.layer))
+        return hidden
+
+
+class Jepa4RecPreTrainedModel(PreTrainedModel):
+    """Loading and initialisation shared by the encoder and the models around it."""
+
+    config_class = Jepa4RecConfig
+    base_model_prefix = "jepa4rec"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Jepa4RecEmbeddings", "Jepa4RecLayer"]
+    _supports_sdpa = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in transformers, but a checkpoint of another kind or with broken or missing weights is an error.
+
+        Raises:
+            ValueError: not a JEPA4Rec checkpoint, an unreadable weights file, or encoder weights that are not there
+                (transformers would go on with random ones).
+        """
+        name, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        if kwargs.get("config") is None:
+            _check_model_type(name, kwargs)
+        try:
+            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{name}: the safetensors file is truncated or corrupt ({error}); fetch or save the checkpoint again."
+            ) from error
+        _check_encoder_is_complete(name, model, info["missing_keys"])
+        return (model, info) if wants_info else model
+
+
+def _check_model_type(name, kwargs: dict) -> None:
+    """Transformers only warns about another model's config, then starts from random weights."""
+    hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+    options = {key: kwargs[key] for key in hub_options if key in kwargs}
+    model_type = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
+    if model_type != Jepa4RecConfig.model_type:
+        raise ValueError(
+            f'{name} is a "{model_type}" checkpoint, not a "{Jepa4RecConfig.model_type}" one; '
+            "scripts/import_checkpoint.py makes one from Longformer, RoBERTa and BERT."
+        )
+
+
+def _check_encoder_is_complete(name, model: PreTrainedModel, missing_keys) -> None:
+    prefix = "" if isinstance(model, Jepa4RecModel) else f"{model.base_model_prefix}."
+    missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}embeddings.", f"{prefix}encoder.")))
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights of the encoder, the first of them {missing[0]}.")
+
+
+class Jepa4RecModel(Jepa4RecPreTrainedModel):
+    """The encoder: item sentences -> hidden states and one vector a row."""
+
+    # What checkpoints with heads hold besides the encoder.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(target_encoder|predictor|lm_head)\.",
+        r"^(unmasked_item|item_matrix|history_item_vectors|log_recency|log_text_gate|log_scale)\b",
+    ]
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__(config)
+        self.embeddings = Jepa4RecEmbeddings(config)
+        self.encoder = Jepa4RecEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        item_position_ids: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Encode a padded batch.
+
+        Padding may stand anywhere: rows are packed first, so it never moves a token's position.
+
+        Args:
+            input_ids: (B, L), `[CLS]` first in every row.
+            attention_mask: (B, L), 1 at tokens; without it every id but `pad_token_id` is one.
+            token_type_ids: (B, L), 0 `[CLS]`, 1 attribute name, 2 value; without it all but `[CLS]` is value.
+            item_position_ids: (B, L), 0 `[CLS]`, k the k-th most recent item; without it the row is one item.
+
+        Returns:
+            `last_hidden_state` (B, L, d), zeros at padding, and `pooler_output` (B, d): the hidden state of `[CLS]`,
+            or the mean over the row's tokens (`config.pooling`).
+
+        Raises:
+            ValueError: an empty or too long row, an id outside its table, or outputs that are never kept.
+        """
+        if output_hidden_states or output_attentions:
+            raise ValueError("Jepa4RecModel keeps neither hidden states nor attentions of its layers.")
+        batch = pack_batch(self.config, input_ids, attention_mask, token_type_ids, item_position_ids)
+        hidden = self._encode(batch)
+        padded = hidden.new_zeros(input_ids.numel(), hidden.shape[-1]).index_copy_(0, batch.source, hidden)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=padded.view(*input_ids.shape, -1), pooler_output=self._pool(hidden, batch.rows)
+        )
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        item_position_ids: Tensor | None = None,
+    ) -> Tensor:
+        """`forward(...).pooler_output` (B, d), not normalised, without the work that only other tokens need."""
+        batch = pack_batch(self.config, input_ids, attention_mask, token_type_ids, item_position_ids)
+        if self.config.pooling == "cls":
+            return self._encode(batch, cls_only=True)
+        return self._pool(self._encode(batch), batch.rows)
+
+    def _encode(self, batch: PackedBatch, cls_only: bool = False) -> Tensor:
+        hidden = self.embeddings(batch.input_ids, batch.rows.column, batch.token_types, batch.item_positions)
+        return self.encoder(hidden, plan_attention(batch.rows, self.config.attention_window), cls_only)
+
+    def _pool(self, hidden: Tensor, rows: PackedRows) -> Tensor:
+        if self.config.pooling == "cls":
+            return hidden[rows.first]
+        grid = (len(rows.sizes), rows.longest)
+        return scatter_tokens(hidden, rows.slots, grid).sum(1) / rows.lengths[:, None].to(hidden.dtype)
+
+
+Jepa4RecModel.register_for_auto_class("AutoModel")
+
+
+# ------------------------------------------------------------------------------------------------- heads
+
+
+@dataclass
+class Jepa4RecTrainingOutput(ModelOutput):
+    """What training needs of a step.
+
+    Args:
+        loss: scalar to call `backward` on; on several processes its value is that of the whole batch.
+        loss_parts: each part by name, not weighted, detached scalars of the whole batch.
+        telemetry: gauges asked for with `telemetry=True`, detached scalars of this process's batch; else empty.
+    """
+
+    loss: Tensor | None = None
+    loss_parts: dict[str, Tensor] | None = None
+    telemetry: dict[str, Tensor] | None = None
+
+
+class Jepa4RecModelWithHead(Jepa4RecPreTrainedModel):
+    """An encoder named `jepa4rec` and what is trained around it."""
+
+    @classmethod
+    def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
+        """Take the encoder alone out of any checkpoint of ours, and begin everything else anew.
+
+        `from_pretrained` also takes what else the checkpoint has, and lists what it lacks.
+
+        Args:
+            **kwargs: as for `from_pretrained`; names of the configuration (`num_items=N`) change it.
+        """
+        encoder = Jepa4RecModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        model = cls(encoder.config).to(encoder.dtype)
+        model.jepa4rec.load_state_dict(encoder.state_dict())
+        return model.eval()
+
+
+class Jepa4RecPredictor(nn.Module):
+    """Predicts an item's full vector from the history's and a hint of which item is meant (section 3.3.2)."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__()
+        self.history = self._feed_forward(config.hidden_size)
+        self.next = self._feed_forward(config.hidden_size)
+        self.unmasked_item = nn.Parameter(torch.zeros(config.hidden_size))
+
+    @staticmethod
+    def _feed_forward(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
+
+    def history_item(self, history: Tensor, item_position: Tensor, positions: Tensor) -> Tensor:
+        """FFN1(h_CLS ⊕ D_n): which item of the history lay there?
+
+        Args:
+            history: h_CLS (B, d).
+            item_position: rows (B, d) of the item position embedding, D_n.
+            positions: (B,) item positions; at 0, where no item was masked, the learnable vector takes the slot of D_n.
+        """
+        hint = torch.where(positions[:, None] == 0, self.unmasked_item, item_position)
+        return self.history(torch.cat([history, hint.to(history.dtype)], dim=-1))
+
+    def next_item(self, history: Tensor, masked_next: Tensor) -> Tensor:
+        """FFN2(h_CLS ⊕ h_{n+1,M}): what is the whole next item, seen in part? (B, d) each."""
+        return self.next(torch.cat([history, masked_next], dim=-1))
+
+
+class Jepa4RecLMHead(nn.Module):
+    """Token states (T, d) -> vocabulary logits (T, V), as RoBERTa's and RecFormer's."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.layer_norm(self.activation(self.dense(hidden)))
+        return nn.functional.linear(hidden, self.decoder.weight, self.bias)
+
+
+class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
+    """JEPA4Rec pre-training: context encoder, predictor, token head, and the target encoder that follows by EMA.
+
+    The target encoder is part of the checkpoint, never trains, and is never in training mode (no dropout). Loaded
+    from a checkpoint that has none (a plain encoder), it starts as a copy of the context encoder, never at random.
+
+    `objective` says what is minimised (`PreTrainingObjective`); it belongs to a run, so it is not in `config.json`.
+    """
+
+    _tied_weights_keys = {"lm_head.decoder.weight": "jepa4rec.embeddings.word_embeddings.weight"}
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__(config)
+        self.objective = PreTrainingObjective()
+        self.jepa4rec = Jepa4RecModel(config)
+        self.predictor = Jepa4RecPredictor(config)
+        self.lm_head = Jepa4RecLMHead(config)
+        self.target_encoder = Jepa4RecModel(config)
+        self.post_init()
+        self.update_target_encoder(momentum=0.0)
+        self.train()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As for the encoder; a target encoder that the checkpoint lacks becomes a copy of the context encoder."""
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if any(key.startswith("target_encoder.") for key in info["missing_keys"]):
+            model.update_target_encoder(momentum=0.0)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
+        """As above; the target encoder begins as a copy of the context encoder."""
+        model = super().from_encoder(pretrained_model_name_or_path, **kwargs)
+        model.update_target_encoder(momentum=0.0)
+        return model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Jepa4RecPredictor):
+            init.zeros_(module.unmasked_item)
+        elif isinstance(module, Jepa4RecLMHead):
+            init.zeros_(module.bias)
+
+    def train(self, mode: bool = True) -> "Jepa4RecForPreTraining":
+        """Set the mode of all but the target encoder, which stays frozen.
+
+        `from_pretrained` rebuilds parameters with gradients on, and ends in `eval()`, so freezing belongs here.
+        """
+        super().train(mode)
+        self.target_encoder.eval().requires_grad_(False)
+        return self
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    @torch.no_grad()
+    def update_target_encoder(self, momentum: float) -> None:
+        """target = momentum * target + (1 - momentum) * context, for every parameter."""
+        target = list(self.target_encoder.parameters())
+        torch._foreach_lerp_(target, list(self.jepa4rec.parameters()), 1.0 - momentum)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        item_position_ids: Tensor,
+        labels: Tensor,
+        next_input_ids: Tensor,
+        next_labels: Tensor,
+        clean_next_input_ids: Tensor,
+        next_attention_mask: Tensor,
+        next_token_type_ids: Tensor,
+        next_item_position_ids: Tensor,
+        item_input_ids: Tensor,
+        item_attention_mask: Tensor,
+        item_token_type_ids: Tensor,
+        item_item_position_ids: Tensor,
+        masked_item_positions: Tensor,
+        next_item_ids: Tensor,
+        clean_input_ids: Tensor | None = None,
+        telemetry: bool = False,
+    ) -> Jepa4RecTrainingOutput:
+        """One step's losses (section 3.3.2) as `loss_parts` "contrastive", "mlm" and "map".
+
+        Args:
+            input_ids, attention_mask, token_type_ids, item_position_ids: the masked history, (B, L).
+            labels: (B, L), the original ids at predicted tokens, -100 elsewhere.
+            next_input_ids, next_labels: the masked next item, (B, Ln).
+            clean_next_input_ids: the same item untouched; both share the next_* masks, types and positions.
+            item_input_ids, item_attention_mask, item_token_type_ids, item_item_position_ids: the sampled masked item
+                of the history, untouched and alone, (B, Li).
+            masked_item_positions: (B,) where that item lies in the history; 0 = no item of it was masked.
+            next_item_ids: (B,) index of the next item, to know duplicates.
+            clean_input_ids: (B, L) the untouched history, for `contrastive_history="clean"`.
+            telemetry: also measure collapse (a singular value decomposition of a (B, d) matrix).
+        """
+        history_rest = (attention_mask, token_type_ids, item_position_ids)
+        next_rest = (next_attention_mask, next_token_type_ids, next_item_position_ids)
+        item = (item_input_ids, item_attention_mask, item_token_type_ids, item_item_position_ids)
+        history = self.jepa4rec(input_ids, *history_rest)
+        masked_next = self.jepa4rec(next_input_ids, *next_rest)
+        item_targets, next_targets = self._target_vectors(item, (clean_next_input_ids, *next_rest))
+        users = self._contrastive_users(history.pooler_output, clean_input_ids, history_rest)
+        positives = self._positives(next_targets, (clean_next_input_ids, *next_rest))
+        predictions = self._predict(history.pooler_output, masked_next.pooler_output, masked_item_positions)
+        parts = {
+            "contrastive": self._contrastive(users, positives, next_item_ids),
+            "mlm": self._mlm([(history.last_hidden_state, labels), (masked_next.last_hidden_state, next_labels)]),
+            "map": self._map(predictions[0], item_targets) + self._map(predictions[1], next_targets),
+        }
+        weights = {"mlm": self.objective.mlm_weight, "map": self.objective.map_weight}
+        loss, reported = weighted_total(parts, weights)
+        gauges = self._telemetry(users, positives, next_targets) if telemetry else {}
+        return Jepa4RecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
+
+    @torch.no_grad()
+    def _target_vectors(self, item: tuple[Tensor, ...], next_item: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """h_n and h_{n+1} (B, d), both clean items encoded as one batch of 2B rows."""
+        width = max(item[0].shape[1], next_item[0].shape[1])
+        rows = [torch.cat([_widen(part, width) for part in pair]) for pair in zip(item, next_item, strict=True)]
+        item_targets, next_targets = self.target_encoder.embed(*rows).chunk(2)
+        return item_targets, next_targets
+
+    def _contrastive_users(
+        self, masked_history: Tensor, clean_input_ids: Tensor | None, rest: tuple[Tensor, ...]
+    ) -> Tensor:
+        if self.objective.contrastive_history == "masked":
+            return masked_history
+        if clean_input_ids is None:
+            raise ValueError(
+                'contrastive_history="clean" needs clean_input_ids: build the collator with clean_history=True.'
+            )
+        return self.jepa4rec.embed(clean_input_ids, *rest)
+
+    def _positives(self, next_targets: Tensor, clean_next: tuple[Tensor, ...]) -> Tensor:
+        return next_targets if self.objective.positive == "target" else self.jepa4rec.embed(*clean_next)
+
+    def _predict(self, history: Tensor, masked_next: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        item_position = self.jepa4rec.embeddings.item_position_embeddings(positions)
+        return (
+            self.predictor.history_item(history, item_position, positions),
+            self.predictor.next_item(history, masked_next),
+        )
+
+    def _contrastive(self, users: Tensor, positives: Tensor, item_ids: Tensor) -> Tensor:
+        known = item_ids if self.objective.mask_duplicates else None
+        return contrastive_loss(users, positives, self.objective.temperature, known)
+
+    def _mlm(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """One mean over the predicted tokens of history and next item; the vocabulary is scored at those alone."""
+        hidden = torch.cat([states[labels != -100] for states, labels in pairs])
+        return mlm_loss(self.lm_head(hidden), torch.cat([labels[labels != -100] for _, labels in pairs]))
+
+    def _map(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return mapping_loss(predictions, targets, self.objective.map_distance, self.objective.normalise_targets)
+
+    def _telemetry(self, users: Tensor, positives: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        distance = ema_distance(self.jepa4rec.parameters(), self.target_encoder.parameters())
+        return {**collapse_telemetry(users, positives, targets), "ema_distance": distance}
+
+
+def _widen(rows: Tensor, width: int) -> Tensor:
+    """Pad (B, L) with zeros on the right to (B, width); a zero in the attention mask hides the rest."""
+    return nn.functional.pad(rows, (0, width - rows.shape[1]))
+
+
+class Jepa4RecForSequentialRecommendation(Jepa4RecModelWithHead):
+    """Fine-tuned on one catalogue: softmax over all its items on the cosine of user and item vector (section 3.4).
+
+    The user's vector is that of the history's text, and, with `config.history_items` = K > 0, also that of its K most
+    recent items by id: u = gate * h / |h| + sum_k recency_k * v_{i_k}, gate and recency learned and positive.
+
+    To begin: `from_encoder(checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
+
+    A saved checkpoint opens with `AutoModel` as its encoder. For this class, without our code installed:
+    `get_class_from_dynamic_module("modeling_jepa4rec.Jepa4RecForSequentialRecommendation", path)` of
+    `transformers.dynamic_module_utils`, then its `from_pretrained(path)`.
+    """
+
+    # Not a class of transformers, but the key that makes the code travel with the weights and names it in `auto_map`.
+    _auto_class = "AutoModelForSequentialRecommendation"
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__(config)
+        if config.num_items < 1:
+            raise ValueError("A fine-tuned model has one vector per item: pass num_items, the catalogue's size.")
+        self.jepa4rec = Jepa4RecModel(config)
+        self.item_matrix = nn.Embedding(config.num_items, config.hidden_size)
+        self.log_scale = nn.Parameter(torch.zeros(1))
+        if config.history_items:
+            rows = config.num_items + 1
+            self.history_item_vectors = nn.Embedding(rows, config.hidden_size, padding_idx=config.num_items)
+            self.log_recency = nn.Parameter(torch.zeros(config.history_items))
+            self.log_text_gate = nn.Parameter(torch.zeros(1))
+        self._objective = FineTuningObjective()
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.log_scale, -math.log(self.objective.temperature))
+            if self.config.history_items:
+                steps = torch.arange(self.config.history_items, dtype=self.log_recency.dtype)
+                init.copy_(self.log_recency, steps * math.log(RECENCY_DECAY))
+                init.zeros_(self.log_text_gate)
+
+    @property
+    def objective(self) -> FineTuningObjective:
+        """What is minimised. Assigning one freezes or frees the item matrix and the temperature accordingly.
+
+        The temperature itself is set when it is fixed or differs from that of the objective before, so that a second
+        phase with the same objective goes on from the learned one.
+        """
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: FineTuningObjective) -> None:
+        if not objective.learn_temperature or objective.temperature != self._objective.temperature:
+            nn.init.constant_(self.log_scale, -math.log(objective.temperature))
+        self.log_scale.requires_grad_(objective.learn_temperature)
+        self.item_matrix.requires_grad_(objective.item_matrix == "learnable")
+        self._objective = objective
+
+    @property
+    def scale(self) -> Tensor:
+        """1 / temperature, a scalar."""
+        return self.log_scale.float().exp().squeeze()
+
+    @property
+    def recency(self) -> Tensor:
+        """(K,) weights of the newest, second newest, … item of the history."""
+        return self.log_recency.exp()
+
+    @property
+    def text_gate(self) -> Tensor:
+        """Weight of the history's text beside its items, a scalar."""
+        return self.log_text_gate.exp().squeeze()
+
+    @torch.no_grad()
+    def initialise_items(self, item_vectors: Tensor) -> None:
+        """Set item matrix and history item vectors to the items' text vectors (num_items, d), made one long.
+
+        Raises:
+            ValueError: another shape, or a vector that is not finite.
+        """
+        wanted = (self.config.num_items, self.config.hidden_size)
+        if tuple(item_vectors.shape) != wanted:
+            raise ValueError(f"item_vectors are {tuple(item_vectors.shape)}, the model's catalogue is {wanted}.")
+        if not item_vectors.isfinite().all():
+            raise ValueError("item_vectors hold NaN or infinity: the encoder that made them is broken.")
+        self.item_matrix.weight.copy_(normalise(item_vectors))
+        if self.config.history_items:
+            self.history_item_vectors.weight[: self.config.num_items].copy_(self.item_matrix.weight)
+
+    def item_vectors(self) -> Tensor:
+        """The item matrix (num_items, d), each row one long."""
+        return normalise(self.item_matrix.weight)
+
+    def user_vectors(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        item_position_ids: Tensor | None = None,
+        history_item_ids: Tensor | None = None,
+    ) -> Tensor:
+        """User vectors (B, d), not normalised, to compare with `item_vectors` by cosine.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, item_position_ids: the histories, (B, L).
+            history_item_ids: (B, k) item indices, newest first, -1 where there is none or the catalogue lacks it; only
+                the first `config.history_items` count.
+        """
+        if not self.config.history_items:
+            return self.jepa4rec.embed(input_ids, attention_mask, token_type_ids, item_position_ids)
+        if history_item_ids is None:
+            raise ValueError(
+                f"This model looks up the {self.config.history_items} newest items of a history by id: "
+                "pass history_item_ids (batch, items), newest first, -1 for none."
+            )
+        items = self._remembered_items(history_item_ids)
+        if not self.config.history_text:
+            return items
+        text = self.jepa4rec.embed(input_ids, attention_mask, token_type_ids, item_position_ids)
+        return self.text_gate * normalise(text) + items
+
+    def _remembered_items(self, history_item_ids: Tensor) -> Tensor:
+        """sum_k recency_k * v_{i_k}, (B, k) -> (B, d); -1 reads the padding row, which is zero."""
+        ids = history_item_ids[:, : self.config.history_items]
+        ids = torch.where(ids < 0, self.config.num_items, ids)
+        weights = self.recency[: ids.shape[1], None]
+        return (weights * self.history_item_vectors(ids)).sum(dim=1)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        item_position_ids: Tensor | None = None,
+        history_item_ids: Tensor | None = None,
+        target_item_ids: Tensor | None = None,
+        telemetry: bool = False,
+    ) -> Jepa4RecTrainingOutput:
+        """Loss over the whole catalogue as `loss_parts` "softmax"; arguments as in `user_vectors`, and
+
+        Args:
+            target_item_ids: (B,) index of each history's next item; needed.
+            telemetry: also report temperature, text gate and recency weights.
+        """
+        if target_item_ids is None:
+            raise ValueError("The loss needs target_item_ids (batch,); to rank, use user_vectors and item_vectors.")
+        users = self.user_vectors(input_ids, attention_mask, token_type_ids, item_position_ids, history_item_ids)
+        users = nn.functional.dropout(users, self.objective.user_dropout, self.training)
+        items, chunk = self.item_matrix.weight, self.objective.chunk_items
+        parts = {"softmax": full_softmax_loss(users, items, target_item_ids, self.scale, chunk)}
+        loss, reported = weighted_total(parts, {})
+        return Jepa4RecTrainingOutput(loss=loss, loss_parts=reported, telemetry=self._telemetry() if telemetry else {})
+
+    @torch.no_grad()
+    def _telemetry(self) -> dict[str, Tensor]:
+        gauges = {"temperature": 1 / self.scale}
+        if self.config.history_items:
+            gauges["text_gate"] = self.text_gate
+            gauges |= {f"recency_{k}": weight for k, weight in enumerate(self.recency, start=1)}
+        return gauges
+
+
+Jepa4RecForPreTraining.register_for_auto_class("AutoModelForPreTraining")

@@ -1,0 +1,412 @@
+"""The recipe of one training run: typed dataclasses read from one YAML file and `--set section.key=value`.
+
+A recipe says everything about a *run*; everything about the model's *shape* lives in `config.json`. There is no
+third place and there are no other flags. An unknown key is an error that suggests the nearest known one, and so is a
+value of the wrong type: YAML reads `5e-5` as text, and a learning rate that silently became text has cost many a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from .losses_seqrec import FineTuningObjective, PreTrainingObjective
+
+# ------------------------------------------------------------------------------------------------ sections
+
+
+@dataclass(kw_only=True)
+class RunRecipe:
+    """Where the run lives and how it is carried out; nothing here changes what is learned, except the seed.
+
+    `name` is what tables and the model card call the run (None: the last part of `output_dir`).
+    `mixed_precision` None leaves the choice to `accelerate launch`. `save_every` counts optimiser steps between two
+    saved states (0: none between phases). `resume` continues an interrupted run, `overwrite` replaces a finished one.
+    """
+
+    output_dir: str
+    name: str | None = None
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    activation_checkpointing: bool = False
+    tracker: Literal["none", "tensorboard", "trackio"] = "none"
+    log_every: int = 20
+    save_every: int = 500
+    telemetry_every: int = 100
+
+
+@dataclass(kw_only=True)
+class DatasetRecipe:
+    """One dataset: a builder by `name` with its `config`, `data_files` and `options`, or a built folder in `dir`.
+
+    `users` keeps the training sequences of the first n users only; validation and test always keep all users. `part`
+    "train" leaves out each user's last two items, "all" takes whole sequences (for domains that are never tested).
+    """
+
+    name: str | None = None
+    config: str | None = None
+    data_files: str | list[str] | dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    dir: str | None = None
+    users: int | None = None
+    part: Literal["train", "all"] = "train"
+
+    def __post_init__(self):
+        if (self.name is None) == (self.dir is None):
+            raise ValueError(
+                "a dataset is named either by name (a builder) or by dir (a built folder), not both or none"
+            )
+
+
+@dataclass(kw_only=True)
+class DataRecipe(DatasetRecipe):
+    """The dataset the run is measured on, and how it is split.
+
+    `pretrain` lists the datasets that pretrain phases read; without any they read this one's training part. Built
+    datasets are kept in `cache_dir` (None: beside the Hub's caches).
+    """
+
+    split: Literal["leave_one_out", "absolute_timestamp"] = "leave_one_out"
+    pretrain: list[DatasetRecipe] = field(default_factory=list)
+    cache_dir: str | None = None
+
+
+@dataclass(kw_only=True)
+class TokenizerRecipe:
+    """Settings of ItemSentTokenizer; None keeps what the starting checkpoint has. `vocab_size` is for scratch only."""
+
+    max_attributes: int | None = None
+    max_attribute_tokens: int | None = None
+    max_items: int | None = None
+    max_tokens: int | None = None
+    attribute_names: bool | None = None
+    vocab_size: int = 4000
+
+
+@dataclass(kw_only=True)
+class ModelRecipe:
+    """What the run starts from.
+
+    `init`: a checkpoint of ours, or any BERT, RoBERTa or Longformer (folder, Hub id, or `package:NAME` of an installed
+    package), or "scratch": random weights and a WordPiece vocabulary learned from the run's own item texts. `config`
+    overrides fields of Jepa4RecConfig.
+    """
+
+    init: str = "scratch"
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class EvaluationRecipe:
+    """Full ranking after training, and what stands beside it. `validation_users`: a fixed sample for evaluations
+    *during* training; `batch_tokens`: tokens encoded at a time."""
+
+    exclude_history: bool = False
+    validation_users: int | None = None
+    zero_shot: bool = True
+    baselines: list[str] = field(default_factory=lambda: ["popularity", "item_transition"])
+    batch_tokens: int = 16384
+
+
+@dataclass(kw_only=True)
+class Phase:
+    """What pretrain and finetune phases share.
+
+    Length: `epochs` (fractions allowed), or `steps` where given. `batch_size` counts examples per optimiser step over
+    all processes and all `gradient_accumulation` slices, so that a recipe means the same on any machine. `warmup` is a
+    fraction of the steps. Evaluation on the validation split: every `evaluate_every_steps` where given, else
+    every `evaluate_every_epochs`; 0 evaluates at the end only. `patience` counts evaluations without a better NDCG@10.
+    `freeze_layers` n freezes all embeddings and the lowest n layers. `max_items`: newest items kept in the text.
+    """
+
+    kind: str
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 256
+    gradient_accumulation: int = 1
+    prefixes: Literal["all", "random", "last"] = "all"
+    min_history: int = 1
+    max_items: int | None = None
+    lr: float = 5e-5
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = 0.05
+    clip_norm: float = 1.0
+    freeze_word_embeddings: bool = False
+    freeze_layers: int = 0
+    evaluate_every_steps: int | None = None
+    evaluate_every_epochs: float = 1.0
+    patience: int | None = None
+
+    def __post_init__(self):
+        for name in ("batch_size", "gradient_accumulation", "min_history"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into gradient_accumulation = "
+                f"{self.gradient_accumulation} slices: choose a multiple"
+            )
+        if (self.steps if self.steps is not None else self.epochs) <= 0:
+            raise ValueError("steps or epochs must be above 0")
+
+
+@dataclass(kw_only=True)
+class PretrainPhase(Phase):
+    """JEPA4Rec pre-training: contrastive + MLM + mapping (paper section 3.3), mask rates over tokens."""
+
+    kind: Literal["pretrain"]
+    history_mask_rate: float = 0.15
+    next_mask_rate: float = 0.5
+    objective: PreTrainingObjective = field(default_factory=PreTrainingObjective)
+
+
+@dataclass(kw_only=True)
+class FinetunePhase(Phase):
+    """Fine-tuning by full softmax over the catalogue.
+
+    `item_vectors` says when the item matrix is encoded from the item texts: "start" (once, before the first step),
+    "epoch" (again before each epoch: RecFormer's stage 1) or "keep" (never: the matrix of the phase before, stage 2).
+    Whether it also learns is `objective.item_matrix`. `history_items`: how many of the newest items add a learnable
+    vector of their own to the user vector. `history_text` false leaves the text encoder out of the user vector: item
+    vectors alone learn, some fifty times faster, before a phase that adds the text. `lr_items` is for everything that
+    is not the text encoder.
+    """
+
+    kind: Literal["finetune"]
+    lr_items: float = 3e-3
+    history_items: int = 10
+    history_text: bool = True
+    item_vectors: Literal["start", "epoch", "keep"] = "start"
+    objective: FineTuningObjective = field(default_factory=FineTuningObjective)
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """One run, whole."""
+
+    run: RunRecipe
+    data: DataRecipe
+    phases: list[PretrainPhase | FinetunePhase]
+    tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
+
+    def __post_init__(self):
+        if not self.phases:
+            raise ValueError("phases is empty: list at least one phase of kind pretrain or finetune")
+        finetuning = [phase for phase in self.phases if isinstance(phase, FinetunePhase)]
+        if finetuning and finetuning[0].item_vectors == "keep":
+            raise ValueError("the first finetune phase has item_vectors keep, but no item matrix to keep: use start")
+        if any(not phase.history_text and not phase.history_items for phase in finetuning):
+            raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
+        if len({phase.history_items for phase in finetuning}) > 1:
+            raise ValueError("finetune phases must agree on history_items: they train one model")
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def read_recipe(path: str | Path, settings: list[str] = ()) -> Recipe:
+    """Read a YAML recipe and apply `section.key=value` settings, whose values are parsed as YAML.
+
+    Raises FileNotFoundError for a missing file, ValueError (one sentence naming file or setting, and key) otherwise.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe {path} does not exist; recipes/ holds ready ones")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold sections (run, data, phases, …), found {_name_of(tree)}")
+    origins = [_apply_setting(tree, setting) for setting in settings]
+    return _Reader(str(path), origins).read(Recipe, tree, "")
+
+
+def recipe_to_dict(recipe: Recipe) -> dict:
+    """The resolved recipe as plain dicts, lists and numbers, ready for YAML or JSON."""
+    return asdict(recipe)
+
+
+def write_recipe(recipe: Recipe, path: str | Path) -> None:
+    """Write the resolved recipe, defaults included, so that `read_recipe` gives an equal one back."""
+    Path(path).write_text(
+        yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def _apply_setting(tree: dict, setting: str) -> str:
+    """Write one `a.b.0.c=value` into the tree, creating sections on the way; returns the dotted key."""
+    dotted, equals, text = setting.partition("=")
+    if not equals or not dotted:
+        raise ValueError(f"--set {setting}: write section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {setting}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+    *parents, last = dotted.split(".")
+    place = tree
+    for key in parents:
+        place = _child(place, key, setting)
+    if isinstance(place, list):
+        place[_list_index(place, last, setting)] = value
+    else:
+        place[last] = value
+    return dotted
+
+
+def _child(place: dict | list, key: str, setting: str) -> dict | list:
+    if isinstance(place, list):
+        return place[_list_index(place, key, setting)]
+    if place.get(key) is None:
+        place[key] = {}
+    if not isinstance(place[key], dict | list):
+        raise ValueError(f"--set {setting}: {key} is a single value, it has no keys inside")
+    return place[key]
+
+
+def _list_index(place: list, key: str, setting: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise ValueError(f"--set {setting}: {key} is not a position in a list of {len(place)} (counted from 0)")
+    return int(key)
+
+
+# ------------------------------------------------------------------------------------------------ type checking
+
+
+class _Reader:
+    """Turns a tree of plain values into the dataclasses of their annotations; every error names where it stands."""
+
+    def __init__(self, path: str, origins: list[str]):
+        self.path, self.origins = path, set(origins)
+
+    def error(self, where: str, message: str) -> ValueError:
+        source = "--set" if where in self.origins else self.path
+        return ValueError(f"{source}: {where + ': ' if where else ''}{message}")
+
+    def read(self, annotation: Any, value: Any, where: str) -> Any:
+        if get_origin(annotation) in (Union, types.UnionType):
+            return self.read_union(get_args(annotation), value, where)
+        if is_dataclass(annotation):
+            return self.read_dataclass(annotation, value, where)
+        if get_origin(annotation) is Literal:
+            return self.read_literal(get_args(annotation), value, where)
+        if get_origin(annotation) is list and isinstance(value, list):
+            (item,) = get_args(annotation)
+            return [self.read(item, v, f"{where}.{i}") for i, v in enumerate(value)]
+        return self.read_plain(annotation, value, where)
+
+    def read_dataclass(self, cls: type, value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
+        types_of = get_type_hints(cls)
+        known = {f.name: f for f in fields(cls) if f.init}
+        for key in value:
+            if key not in known:
+                raise self.error(_join(where, key), f"unknown key{_nearest(str(key), known)}")
+        for name, f in known.items():
+            if name not in value and f.default is MISSING and f.default_factory is MISSING:
+                raise self.error(_join(where, name), "this key is required")
+        arguments = {key: self.read(types_of[key], v, _join(where, key)) for key, v in value.items()}
+        try:
+            return cls(**arguments)
+        except ValueError as error:
+            raise self.error(where, str(error)) from error
+
+    def read_union(self, options: tuple, value: Any, where: str) -> Any:
+        if value is None and type(None) in options:
+            return None
+        options = tuple(o for o in options if o is not type(None))
+        if all(is_dataclass(o) for o in options):
+            return self.read_dataclass(self.phase_class(options, value, where), value, where)
+        for option in options[:-1]:
+            if isinstance(value, get_origin(option) or option):
+                return self.read(option, value, where)
+        return self.read(options[-1], value, where)
+
+    def phase_class(self, options: tuple, value: Any, where: str) -> type:
+        """The dataclass among `options` whose `kind` the value names."""
+        if not isinstance(value, dict):
+            raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
+        kinds = {get_args(get_type_hints(o)["kind"])[0]: o for o in options}
+        kind = value.get("kind")
+        if kind not in kinds:
+            raise self.error(_join(where, "kind"), f"expected {_one_of(kinds)}, found {_name_of(kind)}")
+        return kinds[kind]
+
+    def read_literal(self, choices: tuple, value: Any, where: str) -> Any:
+        if value in choices and isinstance(value, str):
+            return value
+        # YAML reads a bare `no` as false; where "no" is a choice that is what was meant.
+        if value is False and "no" in choices:
+            return "no"
+        raise self.error(where, f"expected {_one_of(choices)}, found {_name_of(value)}")
+
+    def read_plain(self, annotation: Any, value: Any, where: str) -> Any:
+        if annotation is Any:
+            return value
+        cls = get_origin(annotation) or annotation
+        if cls is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, cls) or (isinstance(value, bool) and cls is not bool):
+            raise self.error(
+                where,
+                f"expected {_TYPE_NAMES.get(cls, cls.__name__)}, found {_name_of(value)}{_float_hint(cls, value)}",
+            )
+        return value
+
+
+_TYPE_NAMES = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "keys with values",
+}
+
+
+def _name_of(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return _TYPE_NAMES[type(value)]
+    name = next((_TYPE_NAMES[t] for t in (bool, int, float, str) if isinstance(value, t)), type(value).__name__)
+    return f"{name} ({value!r})"
+
+
+def _float_hint(cls: type, value: Any) -> str:
+    """YAML 1.1 needs a dot in a number with an exponent: 5e-5 is text, 5.0e-5 is a number."""
+    if cls is not float or not isinstance(value, str):
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    digits, _, exponent = value.lower().partition("e")
+    return (
+        f": YAML reads this as text, write {digits if '.' in digits else digits + '.0'}e{exponent}" if exponent else ""
+    )
+
+
+def _nearest(key: str, known: Any) -> str:
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else f"; known keys are {', '.join(known)}"
+
+
+def _one_of(choices: Any) -> str:
+    return "one of " + ", ".join(map(str, choices))
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)

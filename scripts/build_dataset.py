@@ -1,0 +1,53 @@
+"""Builds a dataset on disk and prints its counts and fingerprint as one JSON line.
+
+python scripts/build_dataset.py online_retail --config jepa4rec --data_files OnlineRetail.csv.gz --out data/retail
+python scripts/build_dataset.py table --data_files sales.csv products.csv --out data/shop --option rating=stars
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from jepa4rec.datasets_builders import DATASETS, build, save_dataset
+from jepa4rec.datasets_builders.contract import check_output
+
+PRINTED = ("users", "items", "interactions", "average_length", "density", "fingerprint")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    try:
+        check_output(arguments.out, arguments.overwrite)
+        options = dict(map(parse_option, arguments.option))
+        dataset = build(arguments.name, arguments.config, arguments.data_files, **options)
+        save_dataset(dataset, arguments.out, arguments.overwrite)
+    except (ValueError, OSError) as error:
+        sys.exit(f"build_dataset: {error}")
+    print(json.dumps({key: dataset.info[key] for key in PRINTED}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--config", help="a config of the dataset (default: its first)")
+    parser.add_argument("--data_files", nargs="+", help="files, folders or URLs (default: the publisher's address)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--overwrite", action="store_true", help="replace the dataset that --out holds")
+    return parser.parse_args()
+
+
+def parse_option(text: str) -> tuple[str, object]:
+    """``key=value``, the value in YAML: 5 is a number, [a, b] a list, anything else a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--option takes KEY=VALUE, not {text!r}")
+    return key, yaml.safe_load(value)
+
+
+if __name__ == "__main__":
+    main()

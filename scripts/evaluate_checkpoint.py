@@ -1,0 +1,261 @@
+"""Rank the whole catalogue of a built dataset with a checkpoint: metrics.json and ranks.parquet.
+
+    python scripts/evaluate_checkpoint.py runs/quickstart/checkpoint data/retail
+    python scripts/evaluate_checkpoint.py runs/quickstart data/retail --split validation --exclude_history
+
+Zero-shot: items and histories are read as texts, so any checkpoint ranks any catalogue. Only a checkpoint that was
+fine-tuned on this very dataset (same fingerprint) ranks with its own item matrix. Popularity and item-transition stand
+beside it.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+from transformers import logging as transformers_logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.baselines import BASELINES, fit_baseline
+from jepa4rec.datasets_builders.contract import (
+    SeqRecDataset,
+    Split,
+    Splits,
+    absolute_timestamp,
+    leave_one_out,
+    load_dataset_dir,
+)
+from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
+from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.ranking_seqrec import (
+    BATCH_TOKENS,
+    DualEncoderScorer,
+    check_histories,
+    check_k,
+    describe_run,
+    portable_path,
+    rank_split,
+    write_evaluation,
+)
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+
+PROTOCOLS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+# Checkpoints
+
+
+def find_checkpoint(place: str) -> str:
+    """The checkpoint inside a run's folder; a checkpoint's folder or Hub id stays as it is.
+
+    Raises FileNotFoundError for what is neither a folder nor can be a Hub id.
+    """
+    folder = Path(place)
+    if (folder / "checkpoint" / "config.json").is_file():
+        return str(folder / "checkpoint")
+    if not folder.is_dir() and not HUB_ID.fullmatch(place):
+        raise FileNotFoundError(f"{place} is neither a folder nor the id of a checkpoint on the Hub.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{place} has no config.json: it is no checkpoint, nor the folder of a finished run.")
+    return place
+
+
+def load_model(checkpoint: str, fingerprint: str) -> torch.nn.Module:
+    """The fine-tuned model where its item matrix is for the dataset of this fingerprint, else the encoder.
+
+    Raises:
+        ValueError: another kind of checkpoint, a broken file, missing weights, or weights that are no numbers.
+    """
+    config = read_config(checkpoint)
+    fine_tuned = Jepa4RecForSequentialRecommendation.__name__ in (config.get("architectures") or [])
+    fits = fine_tuned and config.get("catalogue_fingerprint") == fingerprint
+    model_class = Jepa4RecForSequentialRecommendation if fits else Jepa4RecModel
+    try:
+        model, info = model_class.from_pretrained(checkpoint, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint}: the weights do not load ({error}); save the checkpoint again.") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{checkpoint} lacks the weights {sorted(info['missing_keys'])[0]}; save the checkpoint again."
+        )
+    check_weights(checkpoint, model)
+    return model.eval()
+
+
+def read_config(checkpoint: str) -> dict:
+    """The content of config.json. Raises OSError when it is broken or cannot be fetched from the Hub."""
+    try:
+        return PreTrainedConfig.get_config_dict(checkpoint)[0]
+    except OSError as error:
+        if Path(checkpoint).is_dir():
+            raise
+        raise OSError(f"{checkpoint} is no folder here and cannot be fetched from the Hub: {error}") from error
+
+
+def check_weights(checkpoint: str, model: torch.nn.Module) -> None:
+    """Raises ValueError naming the first weights that are NaN or infinite."""
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise ValueError(
+                f"{checkpoint}: the weights {name} hold NaN or infinity; training went wrong before saving."
+            )
+
+
+def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Module) -> ItemSentTokenizer:
+    """The checkpoint's tokenizer, reading `max_items` of a history where given.
+
+    Raises ValueError when there is no tokenizer, or the model has no item positions for so many.
+    """
+    try:
+        tokenizer = ItemSentTokenizer.from_pretrained(checkpoint)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{checkpoint} has no tokenizer that loads: tokenizer.json and tokenizer_config.json belong beside the "
+            "weights."
+        ) from error
+    if max_items is None:
+        return tokenizer
+    most = model.config.max_item_embeddings - 1
+    if max_items > most:
+        raise ValueError(f"--max_items is {max_items}, but the model reads at most {most} items of a history.")
+    return ItemSentTokenizer.wrap(tokenizer, max_items=max_items)
+
+
+def make_scorer(model, tokenizer, dataset: SeqRecDataset, batch_tokens: int) -> DualEncoderScorer:
+    """A scorer for the dataset's catalogue: with the item matrix of a fine-tuned model, else with encoded texts."""
+    item_tokens = tokenizer.encode_items(dataset.item_texts(), dataset.items["item_id"].to_pylist())
+    vectors = model.item_vectors() if is_fine_tuned(model) else None
+    return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens)
+
+
+def is_fine_tuned(model: torch.nn.Module) -> bool:
+    return isinstance(model, Jepa4RecForSequentialRecommendation)
+
+
+# Evaluation
+
+
+def choose_split(dataset: SeqRecDataset, options: argparse.Namespace) -> tuple[Splits, Split]:
+    """All splits and the one to rank. Raises ValueError for a split without users or with unknown items."""
+    splits = PROTOCOLS[options.protocol](dataset.sequences)
+    split = splits.test if options.split == "test" else splits.validation
+    if not len(split.targets):
+        raise ValueError(
+            f"{options.dataset}: no user is left in the {options.split} split; users need three interactions."
+        )
+    check_histories(split.histories, dataset.num_items)
+    return splits, split
+
+
+def evaluate(options: argparse.Namespace) -> dict:
+    """Rank, write both files, and return what metrics.json says."""
+    check_places(options.out, options.device)
+    dataset = load_dataset_dir(options.dataset)
+    for cutoff in options.cutoffs:
+        check_k(cutoff, dataset.num_items)
+    splits, split = choose_split(dataset, options)
+    checkpoint = find_checkpoint(options.checkpoint)
+    model = load_model(checkpoint, dataset.fingerprint).to(options.device)
+    tokenizer = load_tokenizer(checkpoint, options.max_items, model)
+    scorer = make_scorer(model, tokenizer, dataset, options.batch_tokens)
+    ranks = rank_split(scorer, split, options.exclude_history, options.ties)
+    record = {
+        **describe_evaluation(checkpoint, dataset, options),
+        "item_vectors": "matrix" if is_fine_tuned(model) else "text",
+        "tokenizer": tokenizer.settings,
+        "users": len(ranks),
+        "items": dataset.num_items,
+        **describe_run(),
+        "metrics": ranking_metrics(ranks, options.cutoffs),
+        "baselines": evaluate_baselines(splits, split, dataset.num_items, options),
+    }
+    write_evaluation(options.out, record, ranks, split.user_ids, split.targets)
+    return record
+
+
+def evaluate_baselines(splits: Splits, split: Split, num_items: int, options: argparse.Namespace) -> dict:
+    """Metrics of every baseline on the same users, by the same rules."""
+    metrics = {}
+    for name in BASELINES:
+        scorer = fit_baseline(name, splits, options.split, num_items)
+        ranks = rank_split(scorer, split, options.exclude_history, options.ties, progress=False)
+        metrics[name] = ranking_metrics(ranks, options.cutoffs)
+    return metrics
+
+
+def check_places(out: Path, device: str) -> None:
+    """Raises ValueError or NotADirectoryError for an `out` or a device that cannot be used, before an hour of work."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file; name a folder.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
+
+
+def describe_evaluation(checkpoint: str, dataset: SeqRecDataset, options: argparse.Namespace) -> dict:
+    """What was ranked, and by which rules."""
+    return {
+        "model": portable_path(checkpoint),
+        "system": "JEPA4Rec",
+        "dataset": dataset.info.get("name"),
+        "config": dataset.info.get("config"),
+        "fingerprint": dataset.fingerprint,
+        "split": options.split,
+        "protocol": options.protocol,
+        "exclude_history": options.exclude_history,
+        "ties": options.ties,
+        "seed": None,  # nothing here is random
+    }
+
+
+def markdown_table(record: dict) -> str:
+    """The metrics beside the baselines."""
+    rows = {record["model"]: record["metrics"], **record["baselines"]}
+    lines = [
+        "| " + " | ".join(["", *record["metrics"]]) + " |",
+        "| --- |" + " --- |" * len(record["metrics"]),
+        *("| " + " | ".join([name, *(f"{value:.4f}" for value in row.values())]) + " |" for name, row in rows.items()),
+    ]
+    return "\n".join(lines)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint's folder, a run's folder, or a Hub id")
+    parser.add_argument("dataset", metavar="DATASET_DIR", help="folder of a built dataset (scripts/build_dataset.py)")
+    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--protocol", choices=list(PROTOCOLS), default="leave_one_out")
+    parser.add_argument("--exclude_history", action="store_true", help="take history items out of the candidates")
+    parser.add_argument(
+        "--ties", choices=["mean", "official"], default="mean", help="official: RecFormer's, optimistic"
+    )
+    parser.add_argument("--cutoffs", type=int, nargs="+", default=list(CUTOFFS), metavar="K", help="default: 10 50")
+    parser.add_argument("--max_items", type=int, help="newest items of a history to read (default: the tokenizer's)")
+    parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS, help=f"default: {BATCH_TOKENS}")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="folder for both files (default: runs/evaluate-CKPT-DATASET-SPLIT)")
+    options = parser.parse_args(arguments)
+    if options.out is None:
+        parts = [portable_path(str(Path(place))).replace("/", "-") for place in (options.checkpoint, options.dataset)]
+        options.out = Path("runs") / "-".join(["evaluate", *parts, options.split])
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        record = evaluate(options)
+    except (ValueError, OSError) as error:
+        sys.exit(f"evaluate_checkpoint: {' '.join(str(error).split())}")
+    print(f"{markdown_table(record)}\n\nwrote {options.out}/metrics.json and ranks.parquet")
+
+
+if __name__ == "__main__":
+    main()

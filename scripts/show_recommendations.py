@@ -1,0 +1,93 @@
+"""Show in words what a model recommends: a few users' newest items, five recommendations, and what came next in truth.
+
+python scripts/show_recommendations.py RUN_OR_CHECKPOINT DATASET_DIR --users 5
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from transformers import logging as transformers_logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.datasets_builders.contract import SeqRecDataset, Split, leave_one_out, load_dataset_dir
+from jepa4rec.ranking_seqrec import BATCH_TOKENS, DualEncoderScorer, rank_split, top_k
+from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint, load_model, load_tokenizer, make_scorer
+
+RECENT_ITEMS = 5
+TEXT_WIDTH = 90
+
+
+def open_scorer(place: str, dataset: SeqRecDataset) -> DualEncoderScorer:
+    """A checkpoint fine-tuned on this very dataset ranks with its item matrix, any other zero-shot with the texts.
+
+    Raises FileNotFoundError or ValueError when there is no usable checkpoint.
+    """
+    checkpoint = find_checkpoint(place)
+    model = load_model(checkpoint, dataset.fingerprint)
+    return make_scorer(model, load_tokenizer(checkpoint, None, model), dataset, BATCH_TOKENS)
+
+
+def choose_users(split: Split, users: int, seed: int) -> Split:
+    """A seeded sample of test users, in the dataset's order."""
+    if not 1 <= users <= len(split.targets):
+        raise ValueError(f"--users {users}: the dataset has {len(split.targets)} users to test on")
+    rows = np.sort(np.random.default_rng(seed).choice(len(split.targets), users, replace=False))
+    return Split(split.user_ids[rows], [split.histories[row] for row in rows], split.targets[rows])
+
+
+def in_words(item: dict[str, str]) -> str:
+    """The item's values in a line that fits a terminal; a value that was said already (brand in title) is left out."""
+    text = ""
+    for value in item.values():
+        words = " ".join(value.split())
+        if words.lower() not in text.lower():
+            text += f" · {words}" if text else words
+    return text if len(text) <= TEXT_WIDTH else text[: TEXT_WIDTH - 1].rstrip() + "…"
+
+
+def describe_user(user: str, history: np.ndarray, target: int, rank: float, best: np.ndarray, scores, texts) -> str:
+    """One user's page: history oldest first, recommendations best first, the true next item marked with an arrow."""
+    shown = history[-RECENT_ITEMS:]
+    lines = [f"User {user}, {len(history)} items so far" + (", the newest:" if len(shown) < len(history) else ":")]
+    lines += [f"        {in_words(texts[item])}" for item in shown]
+    lines.append("    would be shown:")
+    for place, (item, score) in enumerate(zip(best, scores, strict=True), start=1):
+        mark = "->" if item == target else "  "
+        lines.append(f"  {mark} {place}.  {in_words(texts[item])}  ({score:.2f})")
+    lines.append(f"    and chose: {in_words(texts[target])}  (rank {rank:,.0f} of {len(texts):,})")
+    return "\n".join(lines)
+
+
+def show(model: str, dataset_dir: str, users: int, k: int, seed: int) -> str:
+    """The pages of some test users, one below the other."""
+    dataset = load_dataset_dir(dataset_dir)
+    split = choose_users(leave_one_out(dataset.sequences).test, users, seed)
+    scorer = open_scorer(model, dataset)
+    items, scores = top_k(scorer, split.histories, k)
+    ranks = rank_split(scorer, split, progress=False)
+    texts = dataset.item_texts()
+    columns = zip(*split, ranks, items, scores, strict=True)
+    return "\n\n".join(describe_user(*row, texts) for row in columns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Show in words what a model recommends.")
+    parser.add_argument("model", help="a run's output_dir, a checkpoint's folder, or its id on the Hub")
+    parser.add_argument("dataset", help="folder of a built dataset (scripts/build_dataset.py)")
+    parser.add_argument("--users", type=int, default=5, help="how many users (default 5)")
+    parser.add_argument("--top-k", type=int, default=5, help="how many recommendations each (default 5)")
+    parser.add_argument("--seed", type=int, default=0, help="which users")
+    args = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        print(show(args.model, args.dataset, args.users, args.top_k, args.seed))
+    except (ValueError, OSError) as error:
+        sys.exit(f"{parser.prog}: {error}")
+
+
+if __name__ == "__main__":
+    main()

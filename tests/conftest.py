@@ -1,0 +1,112 @@
+"""What every test shares: no network, few threads, one tiny tokenizer and model, and the way to real data."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Libraries read these at import, so they are set before any of them is loaded.
+os.environ.update(
+    HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="0"
+)
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+_HF_HOME = tempfile.TemporaryDirectory(prefix="jepa4rec-tests-", ignore_cleanup_errors=True)
+os.environ["HF_HOME"] = _HF_HOME.name
+os.environ["HF_MODULES_CACHE"] = str(Path(_HF_HOME.name) / "modules")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY_ITEMS = [
+    {"title": "Ceramic teapot", "brand": "Hearth & Vale", "category": "Kitchen"},
+    {"title": "Cast iron teapot", "brand": "Hearth & Vale", "category": "Kitchen"},
+    {"title": "Green tea, loose leaf", "brand": "Leafwell", "category": "Grocery"},
+    {"title": "Black tea, 50 bags", "brand": "Leafwell", "category": "Grocery"},
+    {"title": "Honey dipper", "brand": "Oak & Ash", "category": "Kitchen"},
+    {"title": "Trail running shoes", "brand": "Northpath", "category": "Sport"},
+    {"title": "Running socks, pair", "brand": "Northpath", "category": "Sport"},
+    {"title": "Head torch, rechargeable", "brand": "Lumo", "category": "Outdoor"},
+    {"title": "Two-person tent", "brand": "Northpath", "category": "Outdoor"},
+    {"title": "Camping stove", "brand": "Lumo", "category": "Outdoor"},
+    {"title": "Watercolour paint set", "brand": "Quill", "category": "Art"},
+    {"title": "Sketch book A5", "brand": "Quill", "category": "Art"},
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads():
+    """Tests share the machine with others; results must not depend on how many cores it has."""
+    import torch
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real files: $SEQREC_DATA, else ``shared/data`` beside the checkout; skips where there is none."""
+    folder = Path(os.environ.get("SEQREC_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is missing (name the folder in SEQREC_DATA)")
+    return folder
+
+
+@pytest.fixture
+def real_file(real_data):
+    """``real_file("online_retail/online_retail.csv")`` -> its path; skips naming the file that is missing."""
+
+    def find(name: str) -> Path:
+        path = real_data / name
+        if not path.exists():
+            pytest.skip(f"no real data: {path} is missing")
+        return path
+
+    return find
+
+
+@pytest.fixture
+def tiny_items() -> list[dict[str, str]]:
+    """Twelve items of a little shop, three attributes each."""
+    return [dict(item) for item in TINY_ITEMS]
+
+
+@pytest.fixture(scope="session")
+def tiny_backend():
+    """A WordPiece tokenizer trained on the twelve items' texts: a plain transformers fast tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["mask_token"] = "[MASK]"
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    texts = [text for item in TINY_ITEMS for pair in item.items() for text in pair]
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=list(special.values()), show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_backend):
+    """The twelve items' WordPiece as an ItemSentTokenizer with the default limits."""
+    from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+
+    return ItemSentTokenizer.wrap(tiny_backend)
+
+
+@pytest.fixture
+def tiny_config(tiny_backend):
+    """A new BERT-like configuration, two layers of width 32, that fits ``tiny_tokenizer``."""
+    from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
+
+    return Jepa4RecConfig(
+        vocab_size=len(tiny_backend),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=256,
+        pad_token_id=tiny_backend.pad_token_id,
+    )

@@ -1,0 +1,99 @@
+"""Packed, block-wise attention equals the attention one would write down from the definition."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from jepa4rec import attention_jepa4rec as attention
+from jepa4rec.attention_jepa4rec import PackedRows, block_attention, cls_attention, gather_tokens, plan_attention
+
+HEADS, WIDTH = 2, 8
+
+
+def packed(lengths: list[int]) -> PackedRows:
+    return PackedRows.from_lengths(torch.tensor(lengths), lengths)
+
+
+def random_heads(tokens: int, count: int = 3) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (tokens, HEADS, WIDTH)
+    return [torch.randn(shape, generator=generator, requires_grad=True) for _ in range(count)]
+
+
+def attention_by_definition(query, key, value, lengths: list[int], window: int | None) -> torch.Tensor:
+    """Row by row, one full score matrix: all keys, or those within the window and the first."""
+    out, start = [], 0
+    for length in lengths:
+        q, k, v = (x[start : start + length].transpose(0, 1) for x in (query, key, value))
+        scores = q @ k.transpose(1, 2) / math.sqrt(WIDTH)
+        if window is not None:
+            i = torch.arange(length)
+            sees = ((i[:, None] - i).abs() <= window // 2) | (i == 0)
+            scores = scores.masked_fill(~sees, -math.inf)
+        out.append((scores.softmax(-1) @ v).transpose(0, 1))
+        start += length
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("window", [None, 8, 16])
+@pytest.mark.parametrize("lengths", [[1], [5], [1, 5, 3], [8, 8], [24, 24], [48], [49, 1, 17], [64, 32], [7, 100, 33]])
+def test_block_attention_is_attention(lengths, window):
+    heads = random_heads(sum(lengths))
+    out = block_attention(*heads, plan_attention(packed(lengths), window), dropout=0.0)
+    expected = attention_by_definition(*heads, lengths, window)
+    torch.testing.assert_close(out, expected, rtol=0, atol=2e-6)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad((out * weights).sum(), heads)
+    theirs = torch.autograd.grad((expected * weights).sum(), heads)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-6)
+
+
+def test_short_rows_are_one_block_and_long_rows_are_cut():
+    assert plan_attention(packed([20, 24]), 8).grid == (2, 24)
+    assert plan_attention(packed([20, 25]), 8).grid == (3 + 4, 8)
+    assert plan_attention(packed([20, 25]), None).grid == (2, 25)
+
+
+def test_no_mask_where_nothing_is_hidden():
+    assert plan_attention(packed([5, 5]), None).mask is None
+    assert plan_attention(packed([5, 5]), 8).mask is None
+    assert plan_attention(packed([6, 6]), 8).mask is not None
+
+
+@pytest.mark.parametrize("lengths", [[4, 4], [1, 6, 3]])
+def test_scatter_and_gather_are_inverse(lengths):
+    rows = packed(lengths)
+    tokens = torch.randn(sum(lengths), 3)
+    padded = attention.scatter_tokens(tokens, rows.slots, (len(lengths), rows.longest))
+    assert torch.equal(gather_tokens(padded, rows.slots), tokens)
+    assert padded.abs().sum() == pytest.approx(tokens.abs().sum().item(), rel=1e-5), "padding is zero"
+
+
+def test_cls_attention_equals_projecting_every_token():
+    torch.manual_seed(0)
+    batch, length, width = 3, 7, HEADS * WIDTH
+    key, value = nn.Linear(width, width), nn.Linear(width, width)
+    query, hidden = torch.randn(batch, HEADS, WIDTH), torch.randn(batch, length, width)
+    valid = torch.arange(length) < torch.tensor([7, 1, 4])[:, None]
+    keys, values = (project(hidden).view(batch, length, HEADS, WIDTH) for project in (key, value))
+    scores = torch.einsum("bhe,blhe->bhl", query, keys) / math.sqrt(WIDTH)
+    weights = scores.masked_fill(~valid[:, None], -math.inf).softmax(-1)
+    expected = torch.einsum("bhl,blhe->bhe", weights, values).flatten(1)
+    out = cls_attention(query, hidden, key, value, valid, dropout=0.0)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-6)
+
+
+def test_dropout_drops_attention_weights_bias_included():
+    """With values that are all bias, what is left is the share of weights that were kept."""
+    torch.manual_seed(0)
+    width = HEADS * WIDTH
+    value = nn.Linear(width, width)
+    nn.init.zeros_(value.weight)
+    nn.init.ones_(value.bias)
+    query, hidden = torch.zeros(4000, HEADS, WIDTH), torch.randn(4000, 2, width)
+    out = cls_attention(query, hidden, nn.Linear(width, width), value, None, dropout=0.5)
+    assert set(out.unique().tolist()) == {0.0, 1.0, 2.0}, "each of two weights 1/2 is dropped or doubled"
+    assert out.mean().item() == pytest.approx(1.0, abs=0.05)

@@ -1,0 +1,187 @@
+"""Cards and tables: every number comes from a record, tables never mix fingerprints, baselines are always there."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT
+from huggingface_hub import ModelCard
+
+from jepa4rec.model_cards import results_table
+from jepa4rec.model_cards.render import render_card
+from jepa4rec.model_cards.results_table import BEGIN, END, METRICS, read_records, results_block, rewrite_block
+from jepa4rec.recipe_seqrec import read_recipe, write_recipe
+
+FINGERPRINT = "0123456789abcdef" * 4
+
+
+def metrics(base: float) -> dict[str, float]:
+    return {name: base + 0.001 * place for place, name in enumerate(METRICS)}
+
+
+def record(model="fine-tuned", seed=0, base=0.2, **changes) -> dict:
+    values = {
+        "model": model,
+        "system": "JEPA4Rec",
+        "dataset": "toy_shop",
+        "config": "default",
+        "fingerprint": FINGERPRINT,
+        "split": "test",
+        "seed": seed,
+        "commit": "abc1234",
+        "command": "python train_accelerate.py --recipe recipes/quickstart.yaml",
+        "hardware": "a processor, 2 cores",
+        "metrics": metrics(base),
+        "baselines": {"popularity": metrics(0.03), "item_transition": metrics(0.15)},
+    }
+    return {**values, **changes}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished run's folder, without the checkpoint."""
+    (tmp_path / "metrics.json").write_text(json.dumps(record(base=0.2345678)), encoding="utf-8")
+    write_recipe(read_recipe(ROOT / "recipes" / "quickstart.yaml"), tmp_path / "recipe.yaml")
+    lines = [{"kind": "pretrain", "step": step, "loss": 1.0, "effective_rank": 60.0 - step} for step in (10, 20)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+# Cards
+
+
+def test_card_header_is_a_valid_model_index_with_the_records_numbers(run):
+    card = ModelCard(render_card(run))
+    assert card.data.model_name == "fine-tuned"
+    assert [result.metric_type for result in card.data.eval_results] == list(METRICS)
+    assert [result.metric_value for result in card.data.eval_results] == [
+        round(value, 6) for value in metrics(0.2345678).values()
+    ]
+    assert {result.dataset_revision for result in card.data.eval_results} == {FINGERPRINT}
+
+
+def test_card_says_how_it_was_made_and_what_stands_beside_it(run):
+    card = render_card(run)
+    for expected in (FINGERPRINT, "abc1234", "a processor, 2 cores", "Seed 0", "popularity", "item-transition"):
+        assert expected in card
+    assert "**pretrain**" in card and "**finetune**" in card
+    assert ".2346" in card and ".1500" in card
+
+
+def test_card_shows_collapse_gauges_from_first_to_last(run):
+    assert "| effective rank of the target vectors (1 = collapsed) | 50 | 40 |" in render_card(run)
+    (run / "log.jsonl").write_text('{"kind": "finetune", "loss": 1.0}\n', encoding="utf-8")
+    assert "Did it collapse?" not in render_card(run)
+
+
+def test_card_names_a_hub_start_but_no_folder_of_this_machine(run):
+    for init, expected in (("sentence-transformers/all-MiniLM-L6-v2", True), (str(run / "start"), False)):
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe["model"]["init"] = init
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        card = render_card(run)
+        assert (ModelCard(card).data.base_model == init) is expected
+        assert (str(run) in card) is False
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "metrics.json").unlink(), "metrics.json is missing"),
+        (lambda run: (run / "metrics.json").write_text("{"), "metrics.json is damaged"),
+        (lambda run: (run / "metrics.json").write_text("{}"), "no model"),
+        (lambda run: (run / "recipe.yaml").unlink(), "recipe.yaml is missing"),
+    ],
+)
+def test_card_of_a_damaged_run_is_one_sentence(run, damage, message):
+    damage(run)
+    with pytest.raises((ValueError, OSError), match=message):
+        render_card(run)
+
+
+def test_card_compares_with_the_start_where_that_was_measured(run):
+    assert "before training" not in render_card(run)
+    (run / "metrics.json").write_text(json.dumps(record(zero_shot=metrics(0.0123))), encoding="utf-8")
+    assert "| before training | 1 | .0123 |" in render_card(run)
+
+
+# Tables
+
+
+def test_seeds_become_mean_and_standard_deviation():
+    block = results_block([record(seed=0, base=0.2), record(seed=1, base=0.3)])
+    assert "| fine-tuned | 2 | **.2500** ± .0707 |" in block
+
+
+def test_fingerprints_and_splits_never_share_a_table():
+    block = results_block([record(), record(fingerprint="f" * 64), record(split="validation")])
+    assert block.count("| model | seeds |") == 3
+    assert block.count("item-transition, first order") == 3
+
+
+def test_the_best_of_a_column_is_bold_even_when_it_is_a_baseline():
+    block = results_block([record(base=0.1)])
+    assert "| item-transition, first order | – | **.1500**" in block
+    assert "| fine-tuned | 1 | .1000 |" in block
+
+
+def test_rows_rise_from_worst_to_best():
+    lines = results_block([record("b", base=0.3), record("a", base=0.2)]).splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("| ")][2:]
+    assert names == ["popularity", "item-transition, first order", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([record(), record()], "two records with seed 0"),
+        ([record(baselines={"popularity": metrics(0.03)})], "item_transition"),
+        (
+            [record(), record(seed=1, baselines={"popularity": metrics(0.04)})],
+            "disagree about the baseline popularity",
+        ),
+    ],
+)
+def test_tables_that_would_mislead_are_refused(records, message):
+    with pytest.raises(ValueError, match=message):
+        results_block(records)
+
+
+def test_records_name_the_file_and_the_field_that_is_wrong(tmp_path):
+    for broken, message in (
+        ("{", "not valid JSON"),
+        (json.dumps({"model": "m"}), "no system"),
+        (json.dumps(record(metrics={**metrics(0.2), "mrr": None})), "metrics.mrr is None"),
+    ):
+        (tmp_path / "run.json").write_text(broken, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"run.json.*{message}"):
+            read_records(tmp_path)
+
+
+def test_only_the_block_between_the_markers_changes(tmp_path, monkeypatch):
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    results.mkdir()
+    page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
+    (results / "run.json").write_text(json.dumps(record()), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["results_table", str(page), str(results)])
+    for _ in range(2):
+        results_table.main()
+        text = page.read_text(encoding="utf-8")
+        assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "old" not in text
+        assert text == rewrite_block(text, results_block([record()]), page)
+
+
+def test_a_page_without_markers_is_left_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing to see", encoding="utf-8")
+    command = [sys.executable, "-m", "jepa4rec.model_cards.results_table", str(page), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "it needs the line" in done.stderr and "Traceback" not in done.stderr
+    assert page.read_text(encoding="utf-8") == "nothing to see"
+
+
+def test_the_readmes_results_are_those_of_the_records():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == rewrite_block(readme, results_block(read_records(ROOT / "results")), "README.md")

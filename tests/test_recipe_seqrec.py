@@ -1,0 +1,113 @@
+"""Recipes: every key is known and typed, settings reach any depth, and what is shipped can be read."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jepa4rec.recipe_seqrec import FinetunePhase, PretrainPhase, read_recipe, write_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+MINIMAL = {
+    "run": {"output_dir": "runs/x"},
+    "data": {"name": "toy_shop"},
+    "phases": [{"kind": "pretrain"}, {"kind": "finetune", "lr": 1e-4, "objective": {"temperature": 0.07}}],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_tree(tree) -> Path:
+        path = tmp_path / "r.yaml"
+        path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+        return path
+
+    return write_tree
+
+
+@pytest.fixture
+def minimal(write):
+    return write(MINIMAL)
+
+
+def test_sections_become_typed_dataclasses_with_defaults(minimal):
+    recipe = read_recipe(minimal)
+    assert isinstance(recipe.phases[0], PretrainPhase) and isinstance(recipe.phases[1], FinetunePhase)
+    assert recipe.phases[1].lr == 1e-4 and recipe.phases[1].objective.temperature == 0.07
+    assert recipe.phases[0].objective.mlm_weight == 0.1 and recipe.run.seed == 0
+
+
+def test_settings_reach_sections_list_entries_and_absent_sections(minimal):
+    recipe = read_recipe(
+        minimal,
+        ["phases.0.lr=1.0e-3", "run.resume=true", "evaluation.exclude_history=true", "phases.1.objective.temperature=1",
+         "data.data_files=[a.csv, b.csv]", "run.mixed_precision=no"],
+    )  # fmt: skip
+    assert recipe.phases[0].lr == 1e-3 and recipe.run.resume and recipe.evaluation.exclude_history
+    assert recipe.phases[1].objective.temperature == 1.0 and isinstance(recipe.phases[1].objective.temperature, float)
+    assert recipe.data.data_files == ["a.csv", "b.csv"] and recipe.run.mixed_precision == "no"
+
+
+def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
+    recipe = read_recipe(minimal, ["phases.0.lr=3.0e-5"])
+    write_recipe(recipe, tmp_path / "out.yaml")
+    assert read_recipe(tmp_path / "out.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("run.ouput_dir=x", r"--set: run.ouput_dir: unknown key; did you mean output_dir\?"),
+        ("phases.1.history_itmes=5", r"phases.1.history_itmes: unknown key; did you mean history_items\?"),
+        ("phases.0.lr_items=1.0", "phases.0.lr_items: unknown key"),
+        ("phases.0.objective.temprature=1.0", r"did you mean temperature\?"),
+        ("phases.0.lr=5e-5", "phases.0.lr: expected a number, found text .*write 5.0e-5"),
+        ("phases.0.batch_size=1.5", "phases.0.batch_size: expected a whole number, found a number"),
+        ("phases.0.batch_size=true", "phases.0.batch_size: expected a whole number, found true or false"),
+        ("run.resume=1", "run.resume: expected true or false, found a whole number"),
+        ("run.tracker=wandb", "run.tracker: expected one of none, tensorboard, trackio"),
+        ("phases.0.kind=train", "phases.0.kind: expected one of pretrain, finetune"),
+        ("phases.2.lr=1.0", "2 is not a position in a list of 2"),
+        ("phases.0.lr.x=1.0", "phases.0.lr: expected a number, found keys with values"),
+        ("run.seed.x=1", "run.seed: expected a whole number"),
+        ("phases.0.objective.temperature=0", "temperature is 0"),
+        ("phases.0.gradient_accumulation=3", "batch_size 256 does not divide"),
+        ("data.dir=x", "either by name .* or by dir"),
+        ("run=3", "run: expected a section with keys"),
+        ("seed", "write section.key=value"),
+        ("phases=[]", "phases is empty"),
+        ("phases.1.item_vectors=keep", "no item matrix to keep"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_sentence(minimal, setting, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_recipe(minimal, [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_key_in_the_file_names_the_file(write):
+    path = write({**MINIMAL, "modle": {}})
+    with pytest.raises(ValueError, match=r"r\.yaml: modle: unknown key; did you mean model\?"):
+        read_recipe(path)
+
+
+def test_a_missing_required_key_is_named(write):
+    with pytest.raises(ValueError, match="run.output_dir: this key is required"):
+        read_recipe(write({**MINIMAL, "run": {}}))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
+def test_a_file_that_is_no_recipe_is_named(write, text):
+    with pytest.raises(ValueError, match=r"r\.yaml"):
+        read_recipe(write(text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml does not exist"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path):
+    recipe = read_recipe(path)
+    assert recipe.run.output_dir.startswith("runs/")

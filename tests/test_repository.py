@@ -1,0 +1,119 @@
+"""Claims about the repository itself: what must be there, what may not, which imports and versions are allowed."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from jepa4rec.recipe_seqrec import read_recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REQUIRED = (
+    "modeling_jepa4rec.py configuration_jepa4rec.py tokenization_itemsent.py train_accelerate.py datasets_builders "
+    "model_cards tests README.md jepa4rec.py pyproject.toml constraints.txt Makefile .ci/run LICENSE CITATION.cff "
+    "CHANGELOG.md CONTRIBUTING.md"
+).split()
+# A root file or folder of these names would shadow the library it is named after.
+SHADOWING = ("evaluate", "datasets", "accelerate", "tokenizers", "transformers", "torch", "huggingface_hub")
+JUNK_DRAWERS = ("utils", "helpers", "common", "misc")
+TRAVELLING = sorted(
+    path.name
+    for pattern in ("configuration_*.py", "modeling_*.py", "attention_*.py", "losses_*.py", "tokenization_*.py")
+    for path in ROOT.glob(pattern)
+)
+TRAVELLING_MAY_IMPORT = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors"}
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def source_files() -> list[Path]:
+    folders = ("", "baselines", "benchmarks", "datasets_builders", "metrics", "model_cards", "scripts", "tests")
+    return [path for folder in folders for path in sorted((ROOT / folder).glob("**/*.py" if folder else "*.py"))]
+
+
+def imported(path: Path) -> list[tuple[int, str]]:
+    """(level, module) of every import in a file, in functions too; level 0 is absolute."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or ""))
+    return found
+
+
+def test_required_names_are_there():
+    assert not [name for name in REQUIRED if not (ROOT / name).exists()]
+
+
+def test_no_name_shadows_a_library_or_says_nothing():
+    names = {path.stem for path in ROOT.iterdir()} | {path.stem for path in source_files()}
+    assert not names & {*SHADOWING, *JUNK_DRAWERS}
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_travelling_files_import_only_what_a_stranger_has(name):
+    for level, module in imported(ROOT / name):
+        if level:
+            assert level == 1 and "." not in module and f"{module}.py" in TRAVELLING, f"{name} imports .{module}"
+        else:
+            top = module.partition(".")[0]
+            assert top in TRAVELLING_MAY_IMPORT or top in sys.stdlib_module_names, f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("name", TRAVELLING)
+def test_travelling_files_have_no_line_that_only_looks_like_an_import(name):
+    """transformers finds relative imports by this expression, in docstrings too, and then misses the file."""
+    seen = re.findall(r"^\s*from\s+\.(\S+)\s+import", (ROOT / name).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(seen) == sorted(module for level, module in imported(ROOT / name) if level)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_is_python_310(path):
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_parses(path):
+    assert read_recipe(path).phases
+
+
+def requirement_name(line: str) -> str:
+    return re.match(r"[\w.-]+", line).group().lower().replace("_", "-")
+
+
+def test_constraints_pin_every_dependency_exactly_and_by_public_version():
+    project = PYPROJECT["project"]
+    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r'[\w.-]+==[\w.]+(; python_version (<|>=) "3\.11")?', pin) for pin in pins)
+    assert {requirement_name(line) for line in wanted} <= {requirement_name(line) for line in pins}
+
+
+def test_every_folder_of_code_is_packaged():
+    """A folder that is imported as `jepa4rec.x` must be in the wheel as well."""
+    packages = PYPROJECT["tool"]["setuptools"]["packages"]
+    folders = {str(path.parent.relative_to(ROOT)) for path in source_files()} - {".", "scripts", "benchmarks", "tests"}
+    assert {f"jepa4rec.{folder.replace('/', '.')}" for folder in folders} <= set(packages)
+
+
+def test_version_is_said_the_same_everywhere():
+    import jepa4rec
+
+    version = PYPROJECT["project"]["version"]
+    assert jepa4rec.__version__ == version
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_continuous_integration_runs_the_readmes_target():
+    script = ROOT / ".ci" / "run"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text(encoding="utf-8").rstrip().endswith("make test")

@@ -1,0 +1,391 @@
+"""Train from a recipe: datasets -> starting model -> phases, all through one loop -> evaluation -> saved checkpoint.
+
+    accelerate launch train_accelerate.py --recipe recipes/quickstart.yaml --set phases.0.lr=1.0e-4
+
+`--recipe` and `--set section.key=value` are the only flags; without arguments it runs the quickstart. The loop is
+`train_phase` with `optimiser_step` below; pre-training and fine-tuning both go through it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
+from torch import nn
+from torch.optim import Optimizer
+from transformers import logging as transformers_logging
+
+from jepa4rec.checkpointing_seqrec import Progress, RunFolder, load_state, save_state, written_folder
+from jepa4rec.evaluation_seqrec import (
+    evaluate_baselines,
+    evaluate_validation,
+    make_record,
+    rank_test_split,
+)
+from jepa4rec.loading_seqrec import (
+    Batches,
+    RunData,
+    check_phases,
+    load_run_data,
+    make_batches,
+    make_starting_checkpoint,
+    open_phase_model,
+    open_phase_tokenizer,
+    open_start_model,
+)
+from jepa4rec.losses_seqrec import ema_momentum
+from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.model_cards.render import render_card
+from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
+from jepa4rec.ranking_seqrec import encode_items, write_evaluation
+from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, Recipe, read_recipe, write_recipe
+from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
+
+QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
+
+
+# ------------------------------------------------------------------------------------------------ the loop
+
+
+@dataclass
+class Training:
+    """One phase under way: everything the loop works with."""
+
+    accelerator: Accelerator
+    recipe: Recipe
+    phase: Phase
+    index: int
+    data: RunData
+    tokenizer: object
+    model: nn.Module
+    optimizer: Optimizer
+    batches: Batches
+    folder: RunFolder
+    log: RunLog
+    progress: Progress
+
+    @property
+    def total_steps(self) -> int:
+        return self.phase.steps or max(1, round(self.phase.epochs * len(self.batches)))
+
+    @property
+    def evaluate_every(self) -> int:
+        """Optimiser steps between two evaluations; the last step is always followed by one."""
+        steps = self.phase.evaluate_every_steps
+        if steps is None:
+            steps = round(self.phase.evaluate_every_epochs * len(self.batches))
+        return steps or self.total_steps
+
+    @property
+    def keeps_item_vectors(self) -> bool:
+        return isinstance(self.phase, FinetunePhase) and self.phase.item_vectors == "keep"
+
+    @property
+    def bare_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+
+def train_phase(training: Training) -> None:
+    """Train until the phase's last step, or until validation stops improving. The best weights end up on disk."""
+    progress, watch = training.progress, StepWatch()
+    training.log.start_phase(f"{training.index} {training.phase.kind}", training.total_steps, progress.step)
+    if progress.step == 0 and training.keeps_item_vectors:
+        keep_if_best(training)  # what the phase before left is the mark to beat
+    while progress.step < training.total_steps and not progress.stopped:
+        epoch, done = divmod(progress.step, len(training.batches))
+        if done == 0:
+            encode_item_matrix(training, epoch)
+        training.model.train()
+        for slices in training.batches.epoch(epoch, skip=done):
+            watch.add(*optimiser_step(training, slices))
+            progress.step += 1
+            training.log.advance()
+            watch = after_step(training, watch)
+            if progress.step >= training.total_steps or progress.stopped:
+                break
+    training.log.end_phase()
+
+
+def optimiser_step(training: Training, slices: list[dict]):
+    """Forward, backward, clip, optimiser, target update. Returns the slices' outputs and the gradient's length."""
+    step, total, phase = training.progress.step, training.total_steps, training.phase
+    set_learning_rates(training.optimizer, learning_rate_factor(step, total, phase.warmup, phase.schedule))
+    telemetry, outputs = (step + 1) % training.recipe.run.telemetry_every == 0, []
+    for number, batch in enumerate(slices, start=1):
+        batch = send_to_device(batch, training.accelerator.device, non_blocking=True)
+        # Gradients travel between processes once a step, with the last slice.
+        with nullcontext() if number == len(slices) else training.accelerator.no_sync(training.model):
+            output = training.model(**batch, telemetry=telemetry and number == len(slices))
+            training.accelerator.backward(output.loss / len(slices))
+        outputs.append(output)
+    grad_norm = training.accelerator.clip_grad_norm_(training.model.parameters(), phase.clip_norm)
+    training.optimizer.step()
+    training.optimizer.zero_grad()
+    if isinstance(phase, PretrainPhase):
+        momentum = ema_momentum(step, total, phase.objective.ema_start, phase.objective.ema_end)
+        training.bare_model.update_target_encoder(momentum)
+    return outputs, grad_norm
+
+
+def after_step(training: Training, watch: StepWatch) -> StepWatch:
+    """Log, evaluate and save where it is time to; returns the watch, or a new one when the old one was read."""
+    step, run = training.progress.step, training.recipe.run
+    last = step == training.total_steps
+    evaluate = last or step % training.evaluate_every == 0
+    save = bool(run.save_every) and step % run.save_every == 0 and not last
+    if not (evaluate or save or step % run.log_every == 0):
+        return watch
+    stop_if_diverged(training, watch)
+    log_step(training, watch)
+    if evaluate:
+        keep_if_best(training)
+    if save:
+        training.progress.log_bytes = training.log.length()
+        save_state(training.accelerator, training.folder, training.index, training.progress)
+    return StepWatch()
+
+
+def stop_if_diverged(training: Training, watch: StepWatch) -> None:
+    """Raise TrainingDiverged, naming step and batch, before anything that is no number is saved or evaluated."""
+    bad = watch.first_bad_step()
+    if bad is None:
+        return
+    step = training.progress.step - len(watch.losses) + bad + 1
+    epoch, batch = divmod(step - 1, len(training.batches))
+    saved = training.folder.latest_step(training.index)
+    best = training.progress.best_step
+    kept = [str(path) for path in (best is not None and training.folder.best(training.index, best), saved) if path]
+    raise TrainingDiverged(
+        f"the loss of phase {training.index} ({training.phase.kind}) became NaN or infinite at step {step} "
+        f"(epoch {epoch}, batch {batch}); kept: {', '.join(kept) or 'nothing of this phase'}; a lower lr may help"
+    )
+
+
+def log_step(training: Training, watch: StepWatch) -> None:
+    """One record of means since the last one: loss and parts, gradient length, learning rates, speed, telemetry."""
+    step, means = training.progress.step, watch.means()
+    rates = {group["kind"]: group["lr"] for group in training.optimizer.param_groups}
+    speed = training.phase.batch_size / means["seconds_per_step"]
+    place = {"phase": training.index, "kind": training.phase.kind, "step": step, "epoch": step / len(training.batches)}
+    training.log.write({**place, **means, **watch.telemetry(), "examples_per_second": speed, **rates}, step)
+    training.log.show({name: means[name] for name in ("loss", *watch.part_names())})
+
+
+def keep_if_best(training: Training) -> None:
+    """Evaluate on the validation split; better weights than before are written down, stale ones counted."""
+    progress, phase, accelerator = training.progress, training.phase, training.accelerator
+    metrics = evaluate_validation(accelerator, training.bare_model, training.tokenizer, training.data, training.recipe)
+    place = {"phase": training.index, "kind": phase.kind, "step": progress.step}
+    training.log.write({**place, **{f"validation_{name}": value for name, value in metrics.items()}}, progress.step)
+    if progress.best_score is None or metrics["ndcg@10"] > progress.best_score:
+        progress.best_score, progress.best_step, progress.stale = metrics["ndcg@10"], progress.step, 0
+        save_checkpoint(
+            accelerator, training.model, training.tokenizer, training.folder.best(training.index, progress.step)
+        )
+    else:
+        progress.stale += 1
+        progress.stopped = phase.patience is not None and progress.stale >= phase.patience
+    training.model.train()
+
+
+def encode_item_matrix(training: Training, epoch: int) -> None:
+    """Item vectors from the item texts: once at the start, or before each epoch (RecFormer, Algorithm 1, stage 1)."""
+    if not isinstance(training.phase, FinetunePhase) or training.keeps_item_vectors:
+        return
+    if epoch == 0 or training.phase.item_vectors == "epoch":
+        item_tokens = training.data.item_tokens(training.tokenizer, "finetune")
+        vectors = encode_items(
+            training.bare_model,
+            training.tokenizer,
+            item_tokens,
+            training.recipe.evaluation.batch_tokens,
+            progress=False,
+        )
+        training.bare_model.initialise_items(vectors)
+
+
+def save_checkpoint(accelerator: Accelerator, model: nn.Module, tokenizer, target: Path) -> None:
+    """Weights, configuration, code and tokenizer, as AutoModel and AutoTokenizer load them."""
+    weights = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        with written_folder(target) as fresh:
+            accelerator.unwrap_model(model).save_pretrained(fresh, state_dict=weights)
+            tokenizer.save_pretrained(fresh)
+    accelerator.wait_for_everyone()
+
+
+# ------------------------------------------------------------------------------------------------ the run
+
+
+def run(recipe: Recipe) -> dict:
+    """Carry out a recipe; returns what metrics.json says.
+
+    Raises:
+        ValueError, OSError: something is wrong with the recipe, the data, the folder or the disk; one sentence.
+    """
+    check_tracker(recipe.run.tracker)
+    accelerator = make_accelerator(recipe)
+    folder = RunFolder(recipe.run.output_dir)
+    if recipe.run.resume and folder.is_finished():
+        return show_finished(accelerator, folder)
+    with accelerator.main_process_first():
+        data = load_run_data(recipe.data)
+        check_phases(recipe, data, accelerator.num_processes)
+        if accelerator.is_main_process:
+            begin(recipe, data, folder)
+    log = RunLog(accelerator, folder.log)
+    for index in range(len(recipe.phases)):
+        if not folder.finished_phase(index).exists():
+            run_phase(accelerator, recipe, index, data, folder, log)
+    record = finish(accelerator, recipe, data, folder)
+    accelerator.end_training()
+    return record
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Devices, processes and precision, as `accelerate launch` and the recipe say.
+
+    Raises:
+        ValueError: processes were launched that would each train alone.
+    """
+    accelerator = Accelerator(
+        # Without this, several processes on a machine without a GPU do not find each other.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=recipe.run.mixed_precision,
+        log_with=None if recipe.run.tracker == "none" else recipe.run.tracker,
+        project_dir=recipe.run.output_dir,
+    )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != launched:
+        raise ValueError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: launch with "
+            "--config_file recipes/accelerate/two_processes_cpu.yaml or multi_gpu.yaml"
+        )
+    if recipe.run.tracker != "none":
+        accelerator.init_trackers("seqrec")
+    return accelerator
+
+
+def show_finished(accelerator: Accelerator, folder: RunFolder) -> dict:
+    """There is nothing left to resume: tell the result again."""
+    record = json.loads(folder.metrics.read_text(encoding="utf-8"))
+    accelerator.print(f"{folder.root} is finished.\n{result_table(record)}")
+    return record
+
+
+def begin(recipe: Recipe, data: RunData, folder: RunFolder) -> None:
+    """Open the run's folder, and write down the starting model unless an interrupted run has done so."""
+    folder.open(recipe)
+    if folder.start.exists():
+        return
+    set_seed(recipe.run.seed)
+    model, tokenizer = make_starting_checkpoint(recipe, data)
+    with written_folder(folder.start) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+
+
+def run_phase(
+    accelerator: Accelerator, recipe: Recipe, index: int, data: RunData, folder: RunFolder, log: RunLog
+) -> None:
+    """Set one phase up, from its last saved state where there is one, train it, and leave its best weights."""
+    training = set_up(accelerator, recipe, index, data, folder, log)
+    saved = folder.latest_step(index)
+    if saved is not None:
+        training.progress = load_state(accelerator, saved)
+    log.cut(training.progress.log_bytes)
+    train_phase(training)
+    if accelerator.is_main_process:
+        folder.finish_phase(index, folder.best(index, training.progress.best_step))
+    accelerator.free_memory()
+    accelerator.wait_for_everyone()
+
+
+def set_up(
+    accelerator: Accelerator, recipe: Recipe, index: int, data: RunData, folder: RunFolder, log: RunLog
+) -> Training:
+    """Model, optimiser and batches of one phase. The phase's seed makes it independent of how the last one ended."""
+    phase = recipe.phases[index]
+    set_seed(recipe.run.seed + index)
+    source = folder.finished_phase(index - 1) if index else folder.start
+    tokenizer = open_phase_tokenizer(folder.start, phase)
+    model = open_phase_model(source, phase, data)
+    freeze(model, phase.freeze_word_embeddings, phase.freeze_layers)
+    if recipe.run.activation_checkpointing:
+        model.jepa4rec.activation_checkpointing_enable()
+    lr_items = phase.lr_items if isinstance(phase, FinetunePhase) else phase.lr
+    optimizer = make_optimizer(model, phase.lr, lr_items, phase.weight_decay, phase.betas)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    place = (accelerator.process_index, accelerator.num_processes)
+    batches = make_batches(recipe, phase, data, tokenizer, *place)
+    progress = Progress(processes=accelerator.num_processes, log_bytes=log.length())
+    return Training(
+        accelerator, recipe, phase, index, data, tokenizer, model, optimizer, batches, folder, log, progress
+    )  # fmt: skip
+
+
+def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunFolder) -> dict:
+    """Measure the last phase's weights on the test split, beside start and baselines; write the result; tell it."""
+    phase, weights = recipe.phases[-1], folder.finished_phase(len(recipe.phases) - 1)
+    tokenizer = open_phase_tokenizer(folder.start, phase)
+    model = open_phase_model(weights, phase, data).to(accelerator.device)
+    ranks = rank_test_split(accelerator, model, tokenizer, data, recipe)
+    results = {"metrics": ranking_metrics(ranks)}
+    results["validation_metrics"] = evaluate_validation(accelerator, model, tokenizer, data, recipe)
+    if recipe.evaluation.zero_shot:
+        start = open_start_model(folder.start).to(accelerator.device)
+        results["zero_shot"] = ranking_metrics(rank_test_split(accelerator, start, tokenizer, data, recipe))
+    if not accelerator.is_main_process:
+        return results
+    results["baselines"] = evaluate_baselines(data, recipe.evaluation)
+    record = make_record(recipe, data, accelerator.num_processes, results)
+    publish(recipe, record, ranks, data, weights, folder)
+    print(result_table(record))
+    return record
+
+
+def publish(recipe: Recipe, record: dict, ranks, data: RunData, weights: Path, folder: RunFolder) -> None:
+    """Put the result into the run's folder, each file whole; metrics.json, a finished run's mark, comes last."""
+    staged, test = folder.state / "result", data.splits.test
+    write_evaluation(staged, record, ranks, test.user_ids, test.targets)
+    write_recipe(recipe, staged / folder.recipe.name)
+    shutil.copy(folder.log, staged)
+    with written_folder(folder.checkpoint) as fresh:
+        shutil.copytree(weights, fresh, dirs_exist_ok=True)
+        (fresh / "README.md").write_text(render_card(staged), encoding="utf-8")
+    for path in (folder.recipe, folder.ranks, folder.metrics):
+        os.replace(staged / path.name, path)
+    folder.close()
+
+
+def result_table(record: dict) -> str:
+    rows = {"this run": record["metrics"]}
+    if "zero_shot" in record:
+        rows["before training"] = record["zero_shot"]
+    size = f"{record['users']} users, {record['items']} items"
+    heading = f"{record['dataset']} {record['config'] or ''}: {size}, test split"
+    return f"\n{heading}\n{metrics_table({**rows, **record['baselines']})}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train a sequential recommender from a recipe.")
+    parser.add_argument("--recipe", default=QUICKSTART, help="YAML file (default: recipes/quickstart.yaml)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+    arguments = parser.parse_args()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        run(read_recipe(arguments.recipe, arguments.settings))
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_accelerate.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
