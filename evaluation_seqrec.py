@@ -66,6 +66,8 @@ def make_record(recipe: Recipe, data: RunData, processes: int, results: dict[str
         "dataset": info.get("name"),
         "config": info.get("config"),
         "fingerprint": data.dataset.fingerprint,
+        "source": info.get("source"),
+        "licence": info.get("licence"),
         "split": "test",
         "protocol": recipe.data.split,
         "exclude_history": recipe.evaluation.exclude_history,

@@ -198,7 +198,7 @@ def _from_scratch(recipe: Recipe, data: RunData) -> tuple[Jepa4RecModel, ItemSen
 
 
 def train_wordpiece(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece vocabulary learned from texts, with BERT's special tokens; the same for the same texts."""
+    """A lower-casing WordPiece vocabulary learned from texts, with BERT's special tokens. Same texts, same ids."""
     special, normalizer = list(SCRATCH_SPECIAL_TOKENS.values()), normalizers.BertNormalizer()
     # The trainer numbers the "##x" pieces in the order in which it meets them, which differs from run to run, and ties
     # are broken by number. Handing them over first, in a fixed order, makes the vocabulary reproducible.
@@ -228,8 +228,8 @@ def _settings(recipe: Recipe) -> dict:
 def _from_checkpoint(recipe: Recipe) -> tuple[torch.nn.Module, ItemSentTokenizer]:
     """A checkpoint of ours as it is (of a fine-tuned one the encoder), any other encoder converted in memory."""
     init, overrides = recipe.model.init, recipe.model.config
-    if not init.startswith("package:") and PretrainedConfig.get_config_dict(init)[0].get("model_type") == "jepa4rec":
-        config = PretrainedConfig.get_config_dict(init)[0]
+    config = _read_config(init)
+    if config.get("model_type") == Jepa4RecConfig.model_type:
         pretraining = "Jepa4RecForPreTraining" in (config.get("architectures") or [])
         model = (Jepa4RecForPreTraining if pretraining else Jepa4RecModel).from_pretrained(init, **overrides)
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
@@ -237,6 +237,14 @@ def _from_checkpoint(recipe: Recipe) -> tuple[torch.nn.Module, ItemSentTokenizer
 
     model, tokenizer = import_checkpoint(init, **overrides)
     return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
+
+
+def _read_config(init: str) -> dict:
+    """The checkpoint's config.json; empty where there is none, which the importer knows to explain."""
+    try:
+        return PretrainedConfig.get_config_dict(init)[0]
+    except (OSError, ValueError):
+        return {}
 
 
 def open_phase_tokenizer(start: Path, phase: Phase) -> ItemSentTokenizer:

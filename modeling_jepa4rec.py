@@ -222,8 +222,9 @@ class Jepa4RecPreTrainedModel(PreTrainedModel):
         """As in transformers, but a checkpoint of another kind or with broken or missing weights is an error.
 
         Raises:
-            ValueError: not a JEPA4Rec checkpoint, an unreadable weights file, or encoder weights that are not there
-                (transformers would go on with random ones).
+            ValueError: not a JEPA4Rec checkpoint, an unreadable weights file, weights of another shape, or encoder
+                weights that are not there (transformers would go on with random ones).
+            OSError: no such checkpoint.
         """
         name, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         if kwargs.get("config") is None:
@@ -234,6 +235,13 @@ class Jepa4RecPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"{name}: the safetensors file is truncated or corrupt ({error}); fetch or save the checkpoint again."
             ) from error
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"{name}: weights have other shapes than its config.json (and what was changed in it) says; "
+                "the report above lists them."
+            ) from error
         _check_encoder_is_complete(name, model, info["missing_keys"])
         return (model, info) if wants_info else model
 
@@ -242,7 +250,11 @@ def _check_model_type(name, kwargs: dict) -> None:
     """Transformers only warns about another model's config, then starts from random weights."""
     hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     options = {key: kwargs[key] for key in hub_options if key in kwargs}
-    model_type = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
+    try:
+        model_type = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(f"{name} is no checkpoint folder, and the Hub does not give it: {reason}") from error
     if model_type != Jepa4RecConfig.model_type:
         raise ValueError(
             f'{name} is a "{model_type}" checkpoint, not a "{Jepa4RecConfig.model_type}" one; '

@@ -111,7 +111,9 @@ class EvaluationRecipe:
     exclude_history: bool = False
     validation_users: int | None = None
     zero_shot: bool = True
-    baselines: list[str] = field(default_factory=lambda: ["popularity", "item_transition"])
+    baselines: list[Literal["popularity", "item_transition", "item_transition_decayed"]] = field(
+        default_factory=lambda: ["popularity", "item_transition"]
+    )
     batch_tokens: int = 16384
 
 

@@ -385,6 +385,8 @@ def main() -> None:
         run(read_recipe(arguments.recipe, arguments.settings))
     except (ValueError, OSError) as error:
         sys.exit(f"train_accelerate.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("train_accelerate.py: interrupted; the same command with --set run.resume=true goes on from here")
 
 
 if __name__ == "__main__":

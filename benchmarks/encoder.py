@@ -5,8 +5,9 @@
 The peer is used as RecFormer uses it: batches in file order, padded to the longest row and to a multiple of the
 window, hidden states of all tokens, fp32. Ours is measured in the same batches, then with what the project does by
 itself (sorted by length, batches of a token budget), then in reduced precision: bfloat16 on a GPU or a processor that
-has it, elsewhere int8 linear layers, which is a measurement and no offer (see `cosine`). Random ids; lengths are drawn
-from the quantiles of real data, or from --lengths, a JSON list.
+has it, elsewhere int8 linear layers. Int8 is a measurement and no offer: the cosine printed here is that of random
+weights, while trained MiniLM falls to 0.976 and changes 15 % of the ten nearest items (Scientific, 200 items).
+Random ids; lengths are drawn from the quantiles of real data, or from --lengths, a JSON list.
 """
 
 import argparse
@@ -201,31 +202,28 @@ def training(model: nn.Module) -> Iterator[None]:
     model.eval()
 
 
-def measure(layers: int, args: argparse.Namespace) -> dict:
-    """All comparisons at one depth."""
+def measure(layers: int, args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+    """All comparisons at one depth, each as soon as it is done."""
     peer, ours = make_models(layers, args.width, args.device)
     rng = np.random.default_rng(args.seed)
-    results = {}
     for name, deciles in args.item_lengths.items():
         rows = [make_batch([length], args.device) for length in draw_lengths(deciles, args.items, rng)]
-        results[name] = measure_embedding(peer, ours, rows, args.batch_size, args)
+        yield name, measure_embedding(peer, ours, rows, args.batch_size, args)
     histories = [make_batch([1024], args.device) for _ in range(args.histories)]
-    results["histories of 1,024 tokens"] = measure_embedding(peer, ours, histories, args.histories, args)
+    yield "histories of 1,024 tokens", measure_embedding(peer, ours, histories, args.histories, args)
     mixed = make_batch(draw_lengths(HISTORY_LENGTHS, args.batch_size, rng), args.device)
-    results["training step, mixed lengths"] = measure_training(peer, ours, mixed, args)
-    return results
+    yield "training step, mixed lengths", measure_training(peer, ours, mixed, args)
 
 
 # ---------------------------------------------------------------------------------------------- command line
 
 
-def show(layers: int, results: dict) -> None:
-    for name, result in results.items():
-        facts = {key: value for key, value in result.items() if key not in ("seconds", "speedup")}
-        print(f"\n{layers} layers, {name}: " + ", ".join(f"{key} {value:.6g}" for key, value in facts.items()))
-        for run, seconds in result["seconds"].items():
-            ratio = result["speedup"].get(run, 1.0)
-            print(f"  {run:34s} {seconds:9.4f} s  {result['rows'] / seconds:9.1f} rows/s  {ratio:6.2f}x")
+def show(title: str, result: dict) -> None:
+    facts = {key: value for key, value in result.items() if key not in ("seconds", "speedup")}
+    print(f"\n{title}: " + ", ".join(f"{key} {value:.6g}" for key, value in facts.items()))
+    for run, seconds in result["seconds"].items():
+        ratio = result["speedup"].get(run, 1.0)
+        print(f"  {run:34s} {seconds:9.4f} s  {result['rows'] / seconds:9.1f} rows/s  {ratio:6.2f}x", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -261,16 +259,12 @@ def main() -> None:
             torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
         )
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        report = {
-            "hardware": hardware,
-            "threads": torch.get_num_threads(),
-            "cpus": os.cpu_count(),
-            **versions,
-            "layers": {},
-        }
-        for layers in args.layers:
-            report["layers"][layers] = measure(layers, args)
-            show(layers, report["layers"][layers])
+        report = {"hardware": hardware, "threads": torch.get_num_threads(), "cpus": os.cpu_count(), **versions}
+        report["layers"] = {layers: {} for layers in args.layers}
+        for layers, results in report["layers"].items():
+            for name, result in measure(layers, args):
+                results[name] = result
+                show(f"{layers} layers, {name}", result)
         if args.out:
             args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:

@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--broadcast_gib", type=float, default=1.0)
+    parser.add_argument("--out", type=Path, help="write the measurements here as JSON")
     parser.add_argument("--measure", choices=ROADS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -109,6 +110,8 @@ def main() -> None:
     ]:
         results[road] = _measure_apart(road, items, options)
         print(_row(results[road], options), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps({"torch": torch.__version__, **results}, indent=2) + "\n", encoding="utf-8")
     if not results["chunked"].get("peak_gib", LIMIT_GIB) < LIMIT_GIB:
         sys.exit(f"softmax_memory: the chunked loss does not stay under {LIMIT_GIB} GiB.")
 

@@ -98,16 +98,22 @@ def eval_result(record: dict, metric: str) -> EvalResult:
 
 
 def training_datasets(record: dict, recipe: dict) -> list[str]:
-    """One line per dataset that the phases read, the one the run is measured on first."""
+    """One line per dataset, the one the run is measured on first: which part of it was trained on."""
     data = recipe["data"]
-    split = data["split"].replace("_", "-")
-    lines = [
-        f"{_dataset_name(data, record)}: training part of the {split} split, fingerprint `{record['fingerprint']}`"
-    ]
-    for part in data["pretrain"]:
-        extent = "whole sequences" if part["part"] == "all" else f"training part of the {split} split"
-        lines.append(f"{_dataset_name(part)}: {extent}, for pre-training")
+    part = f"training part of the {data['split'].replace('_', '-')} split"
+    measured_only = data["pretrain"] and all(phase["kind"] == "pretrain" for phase in recipe["phases"])
+    use = "for evaluation only" if measured_only else part
+    lines = [f"{_dataset_name(data, record)}: {use}, fingerprint `{record['fingerprint']}`{_provenance(record)}"]
+    for source in data["pretrain"]:
+        extent = "whole sequences" if source["part"] == "all" else part
+        lines.append(f"{_dataset_name(source)}: {extent}, for pre-training")
     return lines
+
+
+def _provenance(record: dict) -> str:
+    """Where the data comes from and its licence, as the record tells them."""
+    source, licence = record.get("source"), record.get("licence")
+    return (f"; source: {source}" if source else "") + (f"; licence: {licence}" if licence else "")
 
 
 def _dataset_name(data: dict, record: dict | None = None) -> str:

@@ -200,7 +200,7 @@ def check_places(out: Path, device: str) -> None:
 def describe_evaluation(checkpoint: str, dataset: SeqRecDataset, options: argparse.Namespace) -> dict:
     """What was ranked, and by which rules."""
     return {
-        "model": portable_path(checkpoint),
+        "model": options.name or portable_path(checkpoint),
         "system": "JEPA4Rec",
         "dataset": dataset.info.get("name"),
         "config": dataset.info.get("config"),
@@ -238,6 +238,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max_items", type=int, help="newest items of a history to read (default: the tokenizer's)")
     parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS, help=f"default: {BATCH_TOKENS}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--name", help="what tables call it (default: the checkpoint's path)")
     parser.add_argument("--out", type=Path, help="folder for both files (default: runs/evaluate-CKPT-DATASET-SPLIT)")
     options = parser.parse_args(arguments)
     if options.out is None:

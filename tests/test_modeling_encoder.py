@@ -289,6 +289,17 @@ def test_a_checkpoint_of_another_kind_is_a_clear_error(tmp_path):
         Jepa4RecModel.from_pretrained(tmp_path)
 
 
+def test_weights_of_another_shape_are_a_clear_error(tmp_path):
+    new_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="weights have other shapes than its config.json"):
+        Jepa4RecModel.from_pretrained(tmp_path, max_item_embeddings=20)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(OSError, match="nowhere is no checkpoint folder"):
+        Jepa4RecModel.from_pretrained(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("model_class", [Jepa4RecModel, Jepa4RecForPreTraining])
 def test_missing_encoder_weights_are_an_error_not_random_numbers(model_class, tmp_path):
     from safetensors.torch import load_file, save_file

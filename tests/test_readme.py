@@ -106,6 +106,13 @@ def test_training_commands_name_a_recipe_and_keys_that_exist(command):
         assert (ROOT / launch[launch.index("--config_file") + 1]).is_file()
 
 
+def test_settings_given_to_make_quickstart_exist():
+    given = [re.search(r'SET="([^"]*)"', command) for command in commands() if command.startswith("make")]
+    settings = [setting for match in given if match for setting in match.group(1).split()]
+    assert settings
+    read_recipe(ROOT / "recipes/quickstart.yaml", settings)
+
+
 def test_make_targets_exist():
     named = set(re.findall(r"\bmake ([a-z]+)", README))
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))

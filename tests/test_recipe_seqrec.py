@@ -38,11 +38,9 @@ def test_sections_become_typed_dataclasses_with_defaults(minimal):
 
 
 def test_settings_reach_sections_list_entries_and_absent_sections(minimal):
-    recipe = read_recipe(
-        minimal,
-        ["phases.0.lr=1.0e-3", "run.resume=true", "evaluation.exclude_history=true", "phases.1.objective.temperature=1",
-         "data.data_files=[a.csv, b.csv]", "run.mixed_precision=no"],
-    )  # fmt: skip
+    settings = ["phases.0.lr=1.0e-3", "run.resume=true", "evaluation.exclude_history=true"]
+    settings += ["phases.1.objective.temperature=1", "data.data_files=[a.csv, b.csv]", "run.mixed_precision=no"]
+    recipe = read_recipe(minimal, settings)
     assert recipe.phases[0].lr == 1e-3 and recipe.run.resume and recipe.evaluation.exclude_history
     assert recipe.phases[1].objective.temperature == 1.0 and isinstance(recipe.phases[1].objective.temperature, float)
     assert recipe.data.data_files == ["a.csv", "b.csv"] and recipe.run.mixed_precision == "no"
@@ -65,6 +63,7 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("phases.0.batch_size=1.5", "phases.0.batch_size: expected a whole number, found a number"),
         ("phases.0.batch_size=true", "phases.0.batch_size: expected a whole number, found true or false"),
         ("run.resume=1", "run.resume: expected true or false, found a whole number"),
+        ("evaluation.baselines=[popularty]", "evaluation.baselines.0: expected one of popularity"),
         ("run.tracker=wandb", "run.tracker: expected one of none, tensorboard, trackio"),
         ("phases.0.kind=train", "phases.0.kind: expected one of pretrain, finetune"),
         ("phases.2.lr=1.0", "2 is not a position in a list of 2"),

@@ -1,4 +1,4 @@
-"""The training loop: it learns, survives being killed, means the same on two processes, and never leaves half a file."""
+"""Training: it learns, survives being killed, means the same on two processes, and never leaves half a file."""
 
 import errno
 import json
