@@ -23,6 +23,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+
 from .recipe_seqrec import Recipe, recipe_to_dict
 
 # Settings that may differ between the interrupted run and the one that resumes it: they do not change what is learned.
@@ -238,6 +242,17 @@ def _write_state(accelerator, folder: Path, progress: Progress) -> None:
     accelerator.save_state(str(folder))
     if accelerator.is_main_process:
         write_json(folder / "progress.json", asdict(progress))
+
+
+def whole_model(accelerator, model: nn.Module) -> nn.Module:
+    """The bare model, to evaluate and save; of a sharded one a copy with all its weights, on every process."""
+    bare = accelerator.unwrap_model(model)
+    if not isinstance(bare, FSDPModule):
+        return bare
+    plain_class = next(cls for cls in type(bare).__mro__ if not issubclass(cls, FSDPModule))
+    whole = plain_class(bare.config).to(accelerator.device)
+    whole.load_state_dict(get_model_state_dict(bare, options=StateDictOptions(full_state_dict=True)))
+    return whole
 
 
 def load_state(accelerator, saved: Path) -> Progress:

@@ -10,7 +10,7 @@ from torch import nn
 from .baselines import fit_baseline
 from .loading_seqrec import RunData, sample_users, take_rows
 from .metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
-from .ranking_seqrec import DualEncoderScorer, Scorer, describe_run, rank_split
+from .ranking_seqrec import DualEncoderScorer, Scorer, rank_split
 from .recipe_seqrec import EvaluationRecipe, Recipe, recipe_to_dict
 
 
@@ -56,8 +56,11 @@ def evaluate_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, d
     return metrics
 
 
-def make_record(recipe: Recipe, data: RunData, processes: int, results: dict[str, dict]) -> dict:
-    """What metrics.json says about a run; `results` holds metrics, validation_metrics, zero_shot and baselines."""
+def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, results: dict[str, dict]) -> dict:
+    """What metrics.json says about a run.
+
+    `origin` is `describe_run` from when it began; `results` holds metrics, validation_metrics, zero_shot, baselines.
+    """
     info = data.dataset.info
     return {
         "model": recipe.run.name or Path(recipe.run.output_dir).name,
@@ -75,7 +78,7 @@ def make_record(recipe: Recipe, data: RunData, processes: int, results: dict[str
         "items": data.num_items,
         "seed": recipe.run.seed,
         "processes": processes,
-        **describe_run(),
+        **origin,
         **results,
         "recipe": recipe_to_dict(recipe),
     }

@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import logging as transformers_logging
 
-from jepa4rec.checkpointing_seqrec import Progress, RunFolder, load_state, save_state, written_folder
+from jepa4rec.checkpointing_seqrec import Progress, RunFolder, load_state, save_state, whole_model, written_folder
 from jepa4rec.evaluation_seqrec import (
     evaluate_baselines,
     evaluate_validation,
@@ -44,7 +44,7 @@ from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.render import render_card
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
-from jepa4rec.ranking_seqrec import encode_items, write_evaluation
+from jepa4rec.ranking_seqrec import describe_run, encode_items, write_evaluation
 from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, Recipe, read_recipe, write_recipe
 from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
 
@@ -100,8 +100,8 @@ def train_phase(training: Training) -> None:
         keep_if_best(training)  # what the phase before left is the mark to beat
     while progress.step < training.total_steps and not progress.stopped:
         epoch, done = divmod(progress.step, len(training.batches))
-        if done == 0:
-            encode_item_matrix(training, epoch)
+        if done == 0 and epoch > 0 and getattr(training.phase, "item_vectors", None) == "epoch":
+            encode_item_matrix(training.bare_model, training.tokenizer, training.data, training.recipe)
         training.model.train()
         for slices in training.batches.epoch(epoch, skip=done):
             watch.add(*optimiser_step(training, slices))
@@ -181,42 +181,30 @@ def log_step(training: Training, watch: StepWatch) -> None:
 def keep_if_best(training: Training) -> None:
     """Evaluate on the validation split; better weights than before are written down, stale ones counted."""
     progress, phase, accelerator = training.progress, training.phase, training.accelerator
-    metrics = evaluate_validation(accelerator, training.bare_model, training.tokenizer, training.data, training.recipe)
+    model = whole_model(accelerator, training.model)
+    metrics = evaluate_validation(accelerator, model, training.tokenizer, training.data, training.recipe)
     place = {"phase": training.index, "kind": phase.kind, "step": progress.step}
     training.log.write({**place, **{f"validation_{name}": value for name, value in metrics.items()}}, progress.step)
     if progress.best_score is None or metrics["ndcg@10"] > progress.best_score:
         progress.best_score, progress.best_step, progress.stale = metrics["ndcg@10"], progress.step, 0
-        save_checkpoint(
-            accelerator, training.model, training.tokenizer, training.folder.best(training.index, progress.step)
-        )
+        save_checkpoint(accelerator, model, training.tokenizer, training.folder.best(training.index, progress.step))
     else:
         progress.stale += 1
         progress.stopped = phase.patience is not None and progress.stale >= phase.patience
     training.model.train()
 
 
-def encode_item_matrix(training: Training, epoch: int) -> None:
-    """Item vectors from the item texts: once at the start, or before each epoch (RecFormer, Algorithm 1, stage 1)."""
-    if not isinstance(training.phase, FinetunePhase) or training.keeps_item_vectors:
-        return
-    if epoch == 0 or training.phase.item_vectors == "epoch":
-        item_tokens = training.data.item_tokens(training.tokenizer, "finetune")
-        vectors = encode_items(
-            training.bare_model,
-            training.tokenizer,
-            item_tokens,
-            training.recipe.evaluation.batch_tokens,
-            progress=False,
-        )
-        training.bare_model.initialise_items(vectors)
+def encode_item_matrix(model: nn.Module, tokenizer, data: RunData, recipe: Recipe) -> None:
+    """Set the item vectors of a fine-tuning model to what its encoder makes of the item texts."""
+    item_tokens = data.item_tokens(tokenizer, "finetune")
+    model.initialise_items(encode_items(model, tokenizer, item_tokens, recipe.evaluation.batch_tokens, progress=False))
 
 
 def save_checkpoint(accelerator: Accelerator, model: nn.Module, tokenizer, target: Path) -> None:
     """Weights, configuration, code and tokenizer, as AutoModel and AutoTokenizer load them."""
-    weights = accelerator.get_state_dict(model)
     if accelerator.is_main_process:
         with written_folder(target) as fresh:
-            accelerator.unwrap_model(model).save_pretrained(fresh, state_dict=weights)
+            model.save_pretrained(fresh)
             tokenizer.save_pretrained(fresh)
     accelerator.wait_for_everyone()
 
@@ -231,6 +219,7 @@ def run(recipe: Recipe) -> dict:
         ValueError, OSError: something is wrong with the recipe, the data, the folder or the disk; one sentence.
     """
     check_tracker(recipe.run.tracker)
+    origin = describe_run()  # the commit that starts the run, whatever is committed while it goes on
     accelerator = make_accelerator(recipe)
     folder = RunFolder(recipe.run.output_dir)
     if recipe.run.resume and folder.is_finished():
@@ -244,7 +233,7 @@ def run(recipe: Recipe) -> dict:
     for index in range(len(recipe.phases)):
         if not folder.finished_phase(index).exists():
             run_phase(accelerator, recipe, index, data, folder, log)
-    record = finish(accelerator, recipe, data, folder)
+    record = finish(accelerator, recipe, data, folder, origin)
     accelerator.end_training()
     return record
 
@@ -316,7 +305,9 @@ def set_up(
     set_seed(recipe.run.seed + index)
     source = folder.finished_phase(index - 1) if index else folder.start
     tokenizer = open_phase_tokenizer(folder.start, phase)
-    model = open_phase_model(source, phase, data)
+    model = open_phase_model(source, phase, data).to(accelerator.device)
+    if isinstance(phase, FinetunePhase) and phase.item_vectors != "keep":
+        encode_item_matrix(model, tokenizer, data, recipe)
     freeze(model, phase.freeze_word_embeddings, phase.freeze_layers)
     if recipe.run.activation_checkpointing:
         model.jepa4rec.activation_checkpointing_enable()
@@ -331,7 +322,7 @@ def set_up(
     )  # fmt: skip
 
 
-def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunFolder) -> dict:
+def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunFolder, origin: dict) -> dict:
     """Measure the last phase's weights on the test split, beside start and baselines; write the result; tell it."""
     phase, weights = recipe.phases[-1], folder.finished_phase(len(recipe.phases) - 1)
     tokenizer = open_phase_tokenizer(folder.start, phase)
@@ -345,7 +336,7 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     if not accelerator.is_main_process:
         return results
     results["baselines"] = evaluate_baselines(data, recipe.evaluation)
-    record = make_record(recipe, data, accelerator.num_processes, results)
+    record = make_record(recipe, data, accelerator.num_processes, origin, results)
     publish(recipe, record, ranks, data, weights, folder)
     print(result_table(record))
     return record

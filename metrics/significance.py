@@ -21,27 +21,31 @@ class PairedDifference(NamedTuple):
 def paired_bootstrap(
     ranks_a: np.ndarray, ranks_b: np.ndarray, metric: str = "ndcg@10", resamples: int = 10_000, seed: int = 0
 ) -> PairedDifference:
-    """Compare two runs that ranked the same targets of the same users in the same order.
+    """Compare two runs, or two systems of several seeds, that ranked the same targets of the same users in order.
 
-    Users are drawn with replacement; the interval is the 2.5 % and 97.5 % quantile of the resampled differences. The
-    p-value asks how often differences around zero (the resampled ones less their mean) are at least as large as
-    the one seen; it is never below 1 / (resamples + 1) (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-    §16.4).
+    With several seeds a user's value is the mean over them, so the test is about the average run. Users are drawn with
+    replacement; the interval is the 2.5 % and 97.5 % quantile of the resampled differences. The p-value asks how often
+    differences around zero (the resampled ones less their mean) are at least as large as the one seen; it is never
+    below 1 / (resamples + 1) (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, §16.4).
 
     Args:
-        ranks_a, ranks_b: (U,) ranks, >= 1 or infinite.
+        ranks_a, ranks_b: (U,) ranks, or (seeds, U), >= 1 or infinite.
         metric: "recall@k", "ndcg@k" or "mrr".
 
     Raises:
         ValueError: different numbers of users, bad ranks, an unknown metric, fewer than one resample.
     """
-    if len(ranks_a) != len(ranks_b):
+    ranks_a, ranks_b = np.atleast_2d(ranks_a), np.atleast_2d(ranks_b)
+    if ranks_a.shape[1] != ranks_b.shape[1]:
         raise ValueError(
-            f"Run A ranks {len(ranks_a)} users and run B {len(ranks_b)}; a paired test needs the same users."
+            f"Run A ranks {ranks_a.shape[1]} users and run B {ranks_b.shape[1]}; a paired test needs the same users."
         )
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; at least 1 is needed.")
-    gains = user_values(ranks_a, metric) - user_values(ranks_b, metric)
+    values_a, values_b = (
+        np.mean([user_values(seed_ranks, metric) for seed_ranks in ranks], axis=0) for ranks in (ranks_a, ranks_b)
+    )
+    gains = values_a - values_b
     seen = float(gains.mean())
     drawn = _resampled_means(gains, resamples, np.random.default_rng(seed))
     low, high = np.quantile(drawn, [0.025, 0.975])

@@ -176,3 +176,19 @@ def test_compare_runs_names_what_is_missing_or_broken(tmp_path, compare_main):
     (tmp_path / "b" / "metrics.json").write_text(json.dumps({})[:1])
     with pytest.raises(SystemExit, match="metrics.json is not valid JSON"):
         compare_main([run, str(tmp_path / "b")])
+
+
+def test_several_seeds_are_one_system_and_the_comparison_is_kept(tmp_path, compare_main, capsys):
+    for seed, (better, worse) in enumerate(
+        [([1.0, 2.0, 1.0], [20.0, 30.0, 40.0]), ([1.0, 1.0, 3.0], [25.0, 50.0, 60.0])]
+    ):
+        write_run(tmp_path / f"a-seed{seed}", better)
+        write_run(tmp_path / f"b-seed{seed}", worse)
+    out = tmp_path / "comparisons" / "ab.json"
+    compare_main([str(tmp_path / "a-seed*"), str(tmp_path / "b-seed*"), "--resamples", "200", "--out", str(out)])
+    assert "2 and 2 runs, 3 users" in capsys.readouterr().out
+    comparison = json.loads(out.read_text(encoding="utf-8"))
+    # mean reciprocal rank of A: user by user (1 + 1) / 2, (1/2 + 1) / 2, (1 + 1/3) / 2
+    gain = (1 + 3 / 4 + 2 / 3) / 3 - ((1 / 20 + 1 / 25) / 2 + (1 / 30 + 1 / 50) / 2 + (1 / 40 + 1 / 60) / 2) / 3
+    assert comparison["metrics"]["mrr"]["difference"] == pytest.approx(gain)
+    assert comparison["metrics"]["mrr"]["low"] > 0
