@@ -44,8 +44,9 @@ from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.render import render_card
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
-from jepa4rec.ranking_seqrec import describe_run, encode_items, write_evaluation
+from jepa4rec.ranking_seqrec import encode_items
 from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, Recipe, read_recipe, write_recipe
+from jepa4rec.records_seqrec import describe_run, write_evaluation
 from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"

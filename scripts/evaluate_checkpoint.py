@@ -35,11 +35,9 @@ from jepa4rec.ranking_seqrec import (
     DualEncoderScorer,
     check_histories,
     check_k,
-    describe_run,
-    portable_path,
     rank_split,
-    write_evaluation,
 )
+from jepa4rec.records_seqrec import describe_run, portable_path, write_evaluation
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 PROTOCOLS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}

@@ -10,7 +10,7 @@ import pytest
 
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics, user_values
 from jepa4rec.metrics.significance import paired_bootstrap
-from jepa4rec.ranking_seqrec import write_evaluation
+from jepa4rec.records_seqrec import write_evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 INF = float("inf")

@@ -1,10 +1,8 @@
 """Ranks: the tie rule, the NaN rule and the history rule by hand, everything else against the slow, obvious way."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,6 @@ from jepa4rec import ranking_seqrec
 from jepa4rec.ranking_seqrec import (
     DualEncoderScorer,
     ItemIndex,
-    describe_run,
     encode_histories,
     encode_items,
     find_repeated_rows,
@@ -22,7 +19,6 @@ from jepa4rec.ranking_seqrec import (
     rank_targets,
     token_budget_batches,
     top_k,
-    write_evaluation,
 )
 
 INF = float("inf")
@@ -353,45 +349,3 @@ def test_a_fine_tuned_model_ranks_with_its_item_matrix(tiny_config, tiny_tokeniz
 def test_an_item_matrix_of_another_catalogue_is_an_error(encoder, tiny_tokenizer, item_tokens):
     with pytest.raises(ValueError, match="item matrix has 11 rows, the catalogue 12 items"):
         DualEncoderScorer(encoder, tiny_tokenizer, item_tokens, torch.zeros(11, 32))
-
-
-# Records
-
-
-def test_an_evaluation_is_two_files(tmp_path):
-    write_evaluation(tmp_path / "run", {"metrics": {"mrr": 0.5}}, np.array([1.5, INF]), ["a", "b"], np.array([3, 4]))
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == {"metrics": {"mrr": 0.5}}
-    rows = pq.read_table(tmp_path / "run" / "ranks.parquet").to_pydict()
-    assert rows == {"user_id": ["a", "b"], "target": [3, 4], "rank": [1.5, INF]}
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["metrics.json", "ranks.parquet"]
-
-
-def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
-    write_evaluation(tmp_path, {"old": True}, np.ones(1), ["a"], np.zeros(1))
-
-    def disk_full(table, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq, "write_table", disk_full)
-    with pytest.raises(OSError, match="No space left"):
-        write_evaluation(tmp_path, {"old": False}, np.ones(1), ["a"], np.zeros(1))
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"old": True}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "ranks.parquet"]
-
-
-def test_a_record_holds_no_nan_and_its_columns_fit(tmp_path):
-    with pytest.raises(ValueError):
-        write_evaluation(tmp_path / "run", {"mrr": float("nan")}, np.ones(1), ["a"], np.zeros(1))
-    with pytest.raises(ValueError, match="2 ranks, 1 users and 1 targets"):
-        write_evaluation(tmp_path / "run", {}, np.ones(2), ["a"], np.zeros(1))
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_command_of_a_run_names_no_machine_path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    words = [str(tmp_path / "scripts" / "x.py"), "/elsewhere/data", f"--out={tmp_path}/runs/1", "two words"]
-    monkeypatch.setattr("sys.argv", words)
-    run = describe_run()
-    assert run["command"] == "python scripts/x.py data --out=runs/1 'two words'"
-    assert run["hardware"] and set(run) == {"commit", "command", "hardware"}
