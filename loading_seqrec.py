@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -276,6 +277,8 @@ def open_phase_model(source: Path, phase: Phase, data: RunData) -> torch.nn.Modu
         if not phase.history_text:
             model.jepa4rec.requires_grad_(False)
             model.log_text_gate.requires_grad_(False)
+        if phase.text_gate is not None and phase.history_items:
+            torch.nn.init.constant_(model.log_text_gate, math.log(phase.text_gate))
     model.objective = phase.objective
     return model
 

@@ -179,7 +179,8 @@ class FinetunePhase(Phase):
     "epoch" (again before each epoch: RecFormer's stage 1) or "keep" (never: the matrix of the phase before, stage 2).
     Whether it also learns is `objective.item_matrix`. `history_items`: how many of the newest items add a learnable
     vector of their own to the user vector. `history_text` false leaves the text encoder out of the user vector: item
-    vectors alone learn, some fifty times faster, before a phase that adds the text. `lr_items` is for everything that
+    vectors alone learn, some fifty times faster, before a phase that adds the text. `text_gate`: the weight the text
+    begins with beside the items (None: where the phase before left it; 1 at first). `lr_items` is for everything that
     is not the text encoder.
     """
 
@@ -187,6 +188,7 @@ class FinetunePhase(Phase):
     lr_items: float = 3e-3
     history_items: int = 10
     history_text: bool = True
+    text_gate: float | None = None
     item_vectors: Literal["start", "epoch", "keep"] = "start"
     objective: FineTuningObjective = field(default_factory=FineTuningObjective)
 
@@ -208,6 +210,8 @@ class Recipe:
         finetuning = [phase for phase in self.phases if isinstance(phase, FinetunePhase)]
         if finetuning and finetuning[0].item_vectors == "keep":
             raise ValueError("the first finetune phase has item_vectors keep, but no item matrix to keep: use start")
+        if any(phase.text_gate is not None and phase.text_gate <= 0 for phase in finetuning):
+            raise ValueError("text_gate must be above 0; history_text: false leaves the text out")
         if any(not phase.history_text and not phase.history_items for phase in finetuning):
             raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
         if len({phase.history_items for phase in finetuning}) > 1:
