@@ -58,6 +58,15 @@ def test_without_history_items_a_user_is_the_text_alone(batch):
     assert not any("history" in name or "recency" in name for name in model.state_dict())
 
 
+def test_without_history_text_a_user_is_the_items_alone_and_the_encoder_learns_nothing(batch):
+    model = _model(history_text=False)
+    users = model.user_vectors(**_history(batch), history_item_ids=batch["history_item_ids"])
+    torch.testing.assert_close(users, model._remembered_items(batch["history_item_ids"]))
+    model(**batch).loss.backward()
+    assert all(parameter.grad is None for parameter in model.jepa4rec.parameters())
+    assert model.history_item_vectors.weight.grad.abs().sum() > 0
+
+
 def test_the_loss_is_cross_entropy_of_cosines_over_all_items(model, batch):
     users = model.user_vectors(**_history(batch), history_item_ids=batch["history_item_ids"])
     logits = F.cosine_similarity(users[:, None], model.item_matrix.weight[None], dim=-1) / 0.05

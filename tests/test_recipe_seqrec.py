@@ -76,6 +76,7 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("seed", "write section.key=value"),
         ("phases=[]", "phases is empty"),
         ("phases.1.item_vectors=keep", "no item matrix to keep"),
+        ("phases.1.text_gate=0", "text_gate must be above 0"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_sentence(minimal, setting, message):

@@ -146,6 +146,17 @@ def test_two_stages_encode_items_each_epoch_and_then_keep_them(write_recipe):
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
+def test_text_joins_items_that_learned_alone_at_the_weight_the_recipe_says(write_recipe):
+    items_alone = {**FINETUNE, "history_text": False, "steps": 10}
+    text_joins = {**FINETUNE, "item_vectors": "keep", "text_gate": 0.25, "steps": 2, "lr": 0.0, "lr_items": 0.0}
+    run = Path(train(write_recipe([items_alone, text_joins]))["recipe"]["run"]["output_dir"])
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(run / "checkpoint")
+    assert model.config.history_text and model.text_gate.item() == pytest.approx(0.25)
+    start = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    marks = [record["step"] for record in start if record["phase"] == 1 and "validation_ndcg@10" in record]
+    assert marks == [0, 2]  # what the items alone left is the mark to beat
+
+
 def test_a_tensorboard_tracker_writes_events_and_a_missing_one_is_an_error(write_recipe, tmp_path, monkeypatch):
     path = write_recipe([{**FINETUNE, "steps": 2}])
     train(path, "run.tracker=tensorboard")
