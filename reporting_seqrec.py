@@ -91,6 +91,7 @@ class RunLog:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if step is not None:
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+            numbers.pop("step", None)  # the trackers have a step of their own
             self.accelerator.log(numbers, step=step)
 
     def length(self) -> int:
