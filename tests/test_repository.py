@@ -3,17 +3,13 @@
 import ast
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from jepa4rec.recipe_seqrec import read_recipe
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 REQUIRED = (
     "modeling_jepa4rec.py configuration_jepa4rec.py tokenization_itemsent.py train_accelerate.py datasets_builders "
