@@ -41,6 +41,8 @@ class Jepa4RecConfig(PreTrainedConfig):
         attention_window: two-sided window in tokens (64 = 32 to each side). When set, `[CLS]` attends to all tokens
             through projections of its own and all tokens attend to it, as in Longformer with one global token.
             `None` is full attention.
+        token_types, item_positions: whether tokens are told apart by type and by item; without, all take the `[CLS]`
+            row of that table (an ablation).
         pooling: `"cls"` (the hidden state of `[CLS]`) or `"mean"` (over all tokens), what `pooler_output` holds.
         num_items: rows of the item matrix of a fine-tuned model; 0 for none.
         history_items: how many of the most recent items a fine-tuned model also looks up by id; 0 is text only.
@@ -65,6 +67,8 @@ class Jepa4RecConfig(PreTrainedConfig):
     position_offset: int = 0
     type_vocab_size: int = 4
     max_item_embeddings: int = 51
+    token_types: bool = True
+    item_positions: bool = True
     attention_window: int | None = None
     pooling: str = "cls"
     layer_norm_eps: float = 1e-12

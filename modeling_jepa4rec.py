@@ -125,9 +125,12 @@ class Jepa4RecEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.position_offset = config.position_offset
+        self.tells_types, self.tells_items = config.token_types, config.item_positions
 
     def forward(self, input_ids: Tensor, columns: Tensor, token_types: Tensor, item_positions: Tensor) -> Tensor:
         """Packed ids, (T,) each -> (T, d). `columns` count the tokens of a row from 0."""
+        token_types = token_types if self.tells_types else torch.zeros_like(token_types)
+        item_positions = item_positions if self.tells_items else torch.zeros_like(item_positions)
         embeddings = self.word_embeddings(input_ids) + self.position_embeddings(columns + self.position_offset)
         embeddings = embeddings + self.token_type_embeddings(token_types)
         embeddings = embeddings + self.item_position_embeddings(item_positions)

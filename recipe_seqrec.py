@@ -221,8 +221,8 @@ class Recipe:
 # ------------------------------------------------------------------------------------------------ reading
 
 
-def read_recipe(path: str | Path, settings: list[str] = ()) -> Recipe:
-    """Read a YAML recipe and apply `section.key=value` settings, whose values are parsed as YAML.
+def read_recipe(path: str | Path, settings: list[str] = (), kind: type = Recipe) -> Any:
+    """Read a YAML recipe (of a run, or another dataclass) and apply `section.key=value` settings, parsed as YAML.
 
     Raises FileNotFoundError for a missing file, ValueError (one sentence naming file or setting, and key) otherwise.
     """
@@ -236,7 +236,7 @@ def read_recipe(path: str | Path, settings: list[str] = ()) -> Recipe:
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold sections (run, data, phases, …), found {_name_of(tree)}")
     origins = [_apply_setting(tree, setting) for setting in settings]
-    return _Reader(str(path), origins).read(Recipe, tree, "")
+    return _Reader(str(path), origins).read(kind, tree, "")
 
 
 def recipe_to_dict(recipe: Recipe) -> dict:

@@ -62,3 +62,31 @@ def _resampled_means(values: np.ndarray, resamples: int, generator: np.random.Ge
         part = means[start : start + block]
         part[:] = values[generator.integers(len(values), size=(len(part), len(values)))].mean(axis=1)
     return means
+
+
+class MeanWithInterval(NamedTuple):
+    """A mean over users (and seeds) and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_with_interval(
+    ranks: np.ndarray, metric: str = "ndcg@10", resamples: int = 1_000, seed: int = 0
+) -> MeanWithInterval:
+    """Mean of a metric and its bootstrap interval; users are drawn with replacement, and so are seeds where several.
+
+    Args:
+        ranks: (U,) ranks, or (seeds, U), >= 1 or infinite.
+        metric: "recall@k", "ndcg@k" or "mrr".
+    """
+    values = np.array([user_values(seed_ranks, metric) for seed_ranks in np.atleast_2d(ranks)])
+    generator = np.random.default_rng(seed)
+    seeds, users = values.shape
+    means = np.empty(resamples)
+    for i in range(resamples):
+        of_users = values[:, generator.integers(users, size=users)].mean(axis=1)
+        means[i] = of_users[generator.integers(seeds, size=seeds)].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return MeanWithInterval(float(values.mean()), float(low), float(high))

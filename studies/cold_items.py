@@ -1,0 +1,87 @@
+"""Cold items against known ones: can an item be found that nobody has bought yet?
+
+    python studies/cold_items.py --data data/scientific
+
+A share of the items (`hold_out` percent, drawn by `items_seed`) is taken out of everybody's past: out of every
+sequence but its last place. The base recipe then learns without ever seeing them bought, and the test users whose last
+item is one of them show how cold items fare, beside the users whose last item is known. JEPA4Rec, section 4.5.
+"""
+
+import hashlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pyarrow as pa
+
+from jepa4rec.datasets_builders.contract import SeqRecDataset, make_dataset, save_dataset
+from jepa4rec.studies.measuring import baseline_ranks, group_points, open_encoder, rank_as_texts
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
+
+
+@dataclass(kw_only=True)
+class ColdItemsRecipe(StudyRecipe):
+    """`hold_out`: percent of the items that nobody has bought before."""
+
+    hold_out: float = 10.0
+    items_seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.hold_out < 100:
+            raise ValueError(f"hold_out is {self.hold_out}: it is a percentage between 0 and 100")
+
+
+def without_past(dataset: SeqRecDataset, cold: np.ndarray) -> SeqRecDataset:
+    """The dataset with the `cold` items (a mask over items) in last places only; users left with fewer than three
+    interactions go."""
+    rows = []
+    for row in dataset.sequences.to_pylist():
+        last = len(row["items"]) - 1
+        kept = [place for place, item in enumerate(row["items"]) if place == last or not cold[item]]
+        if len(kept) >= 3:
+            lists = {name: [value[p] for p in kept] for name, value in row.items() if isinstance(value, list)}
+            rows.append({**row, **lists})
+    sequences = pa.Table.from_pylist(rows, dataset.sequences.schema)
+    info = {key: dataset.info.get(key) for key in ("name", "config", "source", "licence")}
+    return make_dataset(dataset.items, sequences, {**info, "config": f"{info['config']}, cold items held out"})
+
+
+def held_out_study(study: Study) -> tuple[Study, np.ndarray]:
+    """The study on the dataset without a past for some items, and their mask."""
+    recipe, num_items = study.recipe, study.data.num_items
+    cold = np.zeros(num_items, bool)
+    count = max(1, round(num_items * recipe.hold_out / 100))
+    cold[np.random.default_rng(recipe.items_seed).choice(num_items, count, replace=False)] = True
+    name = hashlib.sha256(cold.tobytes() + study.data.dataset.fingerprint.encode()).hexdigest()[:16]
+    folder = Path(recipe.runs_dir) / f"cold-{name}"
+    if not folder.exists():
+        save_dataset(without_past(study.data.dataset, cold), folder)
+    data = ["data.name=null", "data.config=null", "data.data_files=null", f"data.dir={folder}"]
+    return Study(recipe, study.folder, data), cold
+
+
+def measure(study: Study) -> tuple[list[Point], dict]:
+    held_out, cold = held_out_study(study)
+    is_cold = cold[held_out.data.splits.test.targets]
+    groups = {"cold target": is_cold, "known target": ~is_cold}
+    for name, members in groups.items():
+        held_out.require_users(int(members.sum()), f"test users with a {name}")
+    trained = held_out.train_seeds(held_out.variant)
+    texts = np.stack([rank_as_texts(held_out, open_encoder(one)) for one in trained])
+    series = {"fine-tuned": stack(trained), "its text encoder alone": texts, **baseline_ranks(held_out)}
+    facts = {"trained_on": held_out.data.dataset.fingerprint, "held_out_items": int(cold.sum())}
+    return group_points(held_out, series, groups), facts
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    return study_main(
+        "cold_items", __doc__, ColdItemsRecipe, "Items nobody has bought before", "test target", measure, arguments
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Low resource: what is left when only a part of the users may be learned from?
+
+    python studies/low_resource.py --data data/scientific
+
+The base recipe is trained on the first 1, 5, 10, 50 and 100 % of the training users (`percents`), once a seed, and
+always measured on all test users; the baselines count the same users. RecFormer, section 3.6; JEPA4Rec, section 4.5.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.recipe_seqrec import Recipe
+from jepa4rec.studies.measuring import baseline_points
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
+
+
+@dataclass(kw_only=True)
+class LowResourceRecipe(StudyRecipe):
+    """`percents` of the training users; `min_training_users`: a percent that leaves fewer is an error."""
+
+    percents: list[float] = field(default_factory=lambda: [1.0, 5.0, 10.0, 50.0, 100.0])
+    min_training_users: int = 5
+
+
+def with_users(study: Study, users: int) -> Recipe:
+    """The base recipe on the first training users; a batch never exceeds the examples they give."""
+    recipe = study.variant([f"data.users={users}"])
+    examples = sum(max(0, len(sequence) - 1) for sequence in study.data.splits.train[:users])
+    for phase in recipe.phases:
+        slices = phase.gradient_accumulation
+        phase.batch_size = min(phase.batch_size, max(1, examples // slices) * slices)
+    return recipe
+
+
+def measure(study: Study) -> tuple[list[Point], dict]:
+    train, points = study.data.splits.train, []
+    counts = {percent: round(len(train) * percent / 100) for percent in study.recipe.percents}
+    least = min(counts.values())
+    if least < study.recipe.min_training_users:
+        raise ValueError(
+            f"{study.dataset_name} has {len(train)} training users, {min(counts)} % of them are {least}: the dataset "
+            f"is too small, set percents so that {study.recipe.min_training_users} users are left"
+        )
+    for percent, users in counts.items():
+        trained = study.train_seeds(lambda users=users: with_users(study, users))
+        points.append(Point("this recipe", percent, stack(trained)))
+        points += baseline_points(study, percent, train[:users])
+    return points, {"training_users": {str(percent): users for percent, users in counts.items()}}
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    return study_main(
+        "low_resource", __doc__, LowResourceRecipe, "Learning from few users", "training users (%)", measure, arguments
+    )
+
+
+if __name__ == "__main__":
+    main()

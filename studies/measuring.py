@@ -1,0 +1,72 @@
+"""Ranking the test users of a study in several ways: baselines, a checkpoint's texts, groups of users."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from accelerate.utils import set_seed
+
+from jepa4rec.baselines import ItemTransition, Popularity, fit_baseline
+from jepa4rec.loading_seqrec import make_starting_checkpoint
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.ranking_seqrec import DualEncoderScorer, rank_split
+from jepa4rec.studies.studying import Point, Study, Trained
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+
+BASELINES = {"popularity": "popularity", "item-transition": "item_transition"}
+
+
+def baseline_ranks(study: Study, train: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Ranks (U,) by each baseline; where a part of the training sequences is given, fitted on that alone."""
+    num_items, splits = study.data.num_items, study.data.splits
+    if train is None:
+        fitted = {title: fit_baseline(name, splits, "test", num_items) for title, name in BASELINES.items()}
+    else:
+        fitted = {
+            "popularity": Popularity.fit(train, num_items),
+            "item-transition": ItemTransition.fit(train, num_items),
+        }
+    return {title: rank_split(scorer, splits.test, progress=False) for title, scorer in fitted.items()}
+
+
+def baseline_points(study: Study, x: float | str, train: Sequence[np.ndarray] | None = None) -> list[Point]:
+    return [Point(name, x, ranks) for name, ranks in baseline_ranks(study, train).items()]
+
+
+def start_checkpoint(study: Study) -> tuple:
+    """The model and tokenizer the base recipe starts from, before any training."""
+    recipe = study.variant()
+    set_seed(study.recipe.seeds[0])
+    return make_starting_checkpoint(recipe, study.data)
+
+
+def open_encoder(trained: Trained) -> tuple:
+    """A run's text encoder and tokenizer."""
+    model = Jepa4RecModel.from_pretrained(trained.checkpoint).eval()
+    return model, ItemSentTokenizer.from_pretrained(trained.checkpoint)
+
+
+def rank_as_texts(study: Study, checkpoint: tuple, texts: list[dict[str, str]] | None = None) -> np.ndarray:
+    """Zero-shot ranks (U,): histories and catalogue are read as texts, those of the dataset or the ones given."""
+    model, tokenizer = checkpoint
+    item_tokens = tokenizer.encode_items(study.data.dataset.item_texts() if texts is None else texts)
+    scorer = DualEncoderScorer(model, tokenizer, item_tokens, progress=False)
+    return rank_split(scorer, study.data.splits.test, progress=False)
+
+
+def group_points(study: Study, series: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> list[Point]:
+    """One point per series, (seeds, U) or (U,) ranks, and group of users, a mask (U,).
+
+    Raises:
+        ValueError: a group of too few users.
+    """
+    for name, members in groups.items():
+        study.require_users(int(members.sum()), f"test users with {name}")
+    ranks = {name: np.atleast_2d(values) for name, values in series.items()}
+    return [Point(s, g, values[:, members]) for s, values in ranks.items() for g, members in groups.items()]
+
+
+def change_texts(
+    texts: list[dict[str, str]], change: Callable[[dict[str, str], np.random.Generator], dict[str, str]], seed: int
+) -> list[dict[str, str]]:
+    """Every item's attributes changed at random, the same way whenever the seed is the same."""
+    return [change(item, np.random.default_rng((seed, row))) for row, item in enumerate(texts)]

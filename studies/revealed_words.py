@@ -1,0 +1,116 @@
+"""Revealed words: how fast does the target rise when some of its words are told?
+
+    python studies/revealed_words.py --data data/scientific
+
+The base recipe's pre-training is run once a seed. For a growing share of the target's words, zero-shot, in two ways:
+the predictor is given the target with its other words masked and its prediction is compared with the target encoder's
+item vectors (equation of section 3.3: FFN2(h_CLS ⊕ h_{n+1,M})), or the words are read as one more, newest item of the
+history, which any text model can do. JEPA4Rec, Appendix D, Figure 7b.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
+from jepa4rec.ranking_seqrec import encode_histories, encode_items, rank_targets
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_main
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer, ItemTokens
+
+
+@dataclass(kw_only=True)
+class RevealedWordsRecipe(StudyRecipe):
+    """`percents` of the target's words that are revealed."""
+
+    percents: list[float] = field(default_factory=lambda: [0.0, 10.0, 25.0, 50.0, 75.0, 100.0])
+
+
+def revealed_tokens(tokenizer, item_tokens: ItemTokens, share: float, seed: int) -> np.ndarray:
+    """Which tokens are revealed (T,): those of a random `share` of each item's words, more of them with a larger one.
+
+    The same seed gives each word the same place in line, so what is revealed at 10 % stays revealed at 50 %.
+    """
+    words = np.cumsum(word_starts(tokenizer, item_tokens)) - 1
+    first_words = words[item_tokens.offsets[:-1]]
+    items = np.repeat(np.arange(item_tokens.num_items), item_tokens.lengths)
+    place = np.empty(words[-1] + 1)
+    draws = np.random.default_rng(seed).random(len(place))
+    ends = np.append(first_words[1:], len(place))
+    for start, end in zip(first_words, ends, strict=True):
+        place[start:end] = (np.argsort(np.argsort(draws[start:end])) + 0.5) / (end - start)
+    return place[words] < share if len(items) else np.empty(0, bool)
+
+
+def word_starts(tokenizer, item_tokens: ItemTokens) -> np.ndarray:
+    """Which tokens begin a word (T,); an item's first token always does."""
+    vocabulary = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    spaced = any(token.startswith(("Ġ", "▁")) for token in vocabulary)
+    begins = [token.startswith(("Ġ", "▁")) if spaced else not token.startswith("##") for token in vocabulary]
+    starts = np.array(begins)[item_tokens.input_ids]
+    starts[item_tokens.offsets[:-1]] = True
+    return starts
+
+
+def only(item_tokens: ItemTokens, kept: np.ndarray) -> ItemTokens:
+    """The items with their kept tokens (T,) alone; an item may be left with none."""
+    offsets = np.concatenate([[0], np.cumsum(kept)])[item_tokens.offsets]
+    return ItemTokens(item_tokens.input_ids[kept], item_tokens.token_type_ids[kept], offsets)
+
+
+def joined(first: ItemTokens, second: ItemTokens) -> ItemTokens:
+    """One catalogue after the other."""
+    ids, types = (np.concatenate([a, b]) for a, b in zip(first[:2], second[:2], strict=True))
+    return ItemTokens(ids, types, np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]))
+
+
+@torch.no_grad()
+def rank_by_predictor(model, tokenizer, item_tokens: ItemTokens, split, revealed: np.ndarray) -> np.ndarray:
+    """Ranks (U,) of the targets by the predictor, which sees the revealed tokens of each target."""
+    masked = item_tokens._replace(input_ids=np.where(revealed, item_tokens.input_ids, tokenizer.mask_token_id))
+    users = encode_histories(model, tokenizer, item_tokens, split.histories, progress=False)
+    seen = encode_items(model, tokenizer, masked, progress=False)[torch.from_numpy(split.targets)]
+    items = encode_items(model.target_encoder, tokenizer, item_tokens, progress=False)
+    return rank_targets(model.predictor.next_item(users, seen), items, split.targets)
+
+
+def rank_as_newest_item(model, tokenizer, item_tokens: ItemTokens, split, revealed: np.ndarray) -> np.ndarray:
+    """Ranks (U,) of the targets when their revealed words are the newest item of the history."""
+    parts = only(item_tokens, revealed)
+    told = parts.lengths[split.targets] > 0
+    rows = zip(split.histories, split.targets + item_tokens.num_items, told, strict=True)
+    histories = [np.append(history, target) if some else history for history, target, some in rows]
+    users = encode_histories(model, tokenizer, joined(item_tokens, parts), histories, progress=False)
+    return rank_targets(users, encode_items(model, tokenizer, item_tokens, progress=False), split.targets)
+
+
+WAYS = {"JEPA predictor": rank_by_predictor, "words as the newest item": rank_as_newest_item}
+
+
+def measure(study: Study) -> tuple[list[Point], dict]:
+    study.phases("pretrain")
+    trained = study.train_seeds(lambda: study.variant(["evaluation.zero_shot=false"], ("pretrain",)))
+    ranks = {(way, percent): [] for way in WAYS for percent in study.recipe.percents}
+    for one, seed in zip(trained, study.recipe.seeds, strict=True):
+        model = Jepa4RecForPreTraining.from_pretrained(one.checkpoint).eval()
+        tokenizer = ItemSentTokenizer.from_pretrained(one.checkpoint)
+        item_tokens = tokenizer.encode_items(study.data.dataset.item_texts())
+        for (way, percent), rows in ranks.items():
+            revealed = revealed_tokens(tokenizer, item_tokens, percent / 100, seed)
+            rows.append(WAYS[way](model, tokenizer, item_tokens, study.data.splits.test, revealed))
+    return [Point(way, percent, np.stack(rows)) for (way, percent), rows in ranks.items()], {}
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    return study_main(
+        "revealed_words", __doc__, RevealedWordsRecipe, "Revealing the target's words",
+        "revealed words of the target (%)", measure, arguments,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What all studies share: a study's recipe, its training runs, figures with intervals, one JSON and one plot.
+
+A study is a base recipe (any recipe of `train_accelerate.py`) trained in several variants and seeds, or one trained
+model measured in several ways. Trained runs are kept in `runs_dir` under a hash of their whole recipe, so studies
+share them, an interrupted study goes on where it was, and changed settings never meet old results.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from transformers import logging as transformers_logging
+
+from jepa4rec.checkpointing_seqrec import RunFolder
+from jepa4rec.loading_seqrec import RunData, load_run_data
+from jepa4rec.metrics.significance import mean_with_interval
+from jepa4rec.recipe_seqrec import Recipe, read_recipe, recipe_to_dict
+from jepa4rec.records_seqrec import describe_run
+from jepa4rec.train_accelerate import run
+
+METRICS = ("ndcg@10", "recall@10", "mrr")
+RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "studies"
+
+
+@dataclass(kw_only=True)
+class StudyRecipe:
+    """What every study's recipe may say. `base`: the training recipe, beside this file; `settings`: section.key=value
+    changes to it; `seeds`: one run each."""
+
+    base: str
+    settings: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    runs_dir: str = "runs/studies"
+    min_users: int = 30  # fewer make no figure: its interval would be all there is to see
+
+    def __post_init__(self):
+        if not self.seeds:
+            raise ValueError("seeds is empty: name at least one")
+
+
+class Trained(NamedTuple):
+    """A finished run: its record, the ranks of the test users, and where its checkpoint lies."""
+
+    record: dict
+    ranks: np.ndarray  # (U,)
+    checkpoint: Path
+
+
+class Point(NamedTuple):
+    """One figure of a study: ranks (seeds, U) of one series at one x."""
+
+    series: str
+    x: float | str
+    ranks: np.ndarray
+
+
+class Study:
+    """A study under way: reads base recipes, trains them, and knows the data they are measured on."""
+
+    def __init__(self, recipe: StudyRecipe, folder: Path, extra: Sequence[str] = ()):
+        self.recipe, self.folder, self.extra = recipe, folder, list(extra)
+        self.data: RunData = load_run_data(self.variant().data)
+        if len(self.data.splits.test.targets) < recipe.min_users:
+            raise ValueError(
+                f"{self.dataset_name} has {len(self.data.splits.test.targets)} test users; a study needs at least "
+                f"{recipe.min_users} (min_users) for its intervals to mean anything"
+            )
+
+    @property
+    def dataset_name(self) -> str:
+        info = self.data.dataset.info
+        return " ".join(filter(None, (info.get("name"), info.get("config"))))
+
+    def variant(self, settings: Sequence[str] = (), kinds: Sequence[str] = ("pretrain", "finetune")) -> Recipe:
+        """The base recipe with changes, and only its phases of these kinds.
+
+        Raises:
+            ValueError: no phase is left.
+        """
+        path = self.folder / self.recipe.base
+        recipe = read_recipe(path, [*self.recipe.settings, *self.extra, *settings])
+        recipe.phases = [phase for phase in recipe.phases if phase.kind in kinds]
+        if not recipe.phases:
+            raise ValueError(f"{path} has no phase of kind {' or '.join(kinds)}, which this study trains")
+        return recipe
+
+    def phases(self, kind: str) -> list[int]:
+        """Places of the base recipe's phases of a kind. Raises ValueError when there is none."""
+        places = [place for place, phase in enumerate(self.variant().phases) if phase.kind == kind]
+        if not places:
+            raise ValueError(f"{self.folder / self.recipe.base} has no {kind} phase, which this study changes")
+        return places
+
+    def train(self, recipe: Recipe, seed: int) -> Trained:
+        """Run a recipe, or find it finished."""
+        recipe.run.seed, recipe.run.name, recipe.run.resume = seed, None, True
+        recipe.run.output_dir = str(Path(self.recipe.runs_dir) / recipe_hash(recipe))
+        folder = RunFolder(recipe.run.output_dir)
+        record = json.loads(folder.metrics.read_text(encoding="utf-8")) if folder.is_finished() else run(recipe)
+        ranks = pq.read_table(folder.ranks, columns=["rank"])["rank"].to_numpy()
+        return Trained(record, ranks, folder.checkpoint)
+
+    def train_seeds(self, make: Callable[[], Recipe]) -> list[Trained]:
+        return [self.train(make(), seed) for seed in self.recipe.seeds]
+
+    def require_users(self, users: int, what: str) -> None:
+        """Raises ValueError when a figure would rest on too few users."""
+        if users < self.recipe.min_users:
+            raise ValueError(
+                f"{self.dataset_name} has {users} {what}, fewer than min_users = {self.recipe.min_users}: the dataset "
+                "is too small for this study"
+            )
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Of everything that shapes the result: the recipe without its output folder."""
+    tree = recipe_to_dict(recipe)
+    tree["run"].pop("output_dir")
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stack(trained: Iterable[Trained]) -> np.ndarray:
+    """Ranks of several seeds, (seeds, U)."""
+    return np.stack([one.ranks for one in trained])
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def figures(points: Sequence[Point]) -> list[dict]:
+    """Each point's users, seeds, and mean with 95 % interval per metric."""
+    rows = []
+    for point in points:
+        ranks = np.atleast_2d(point.ranks)
+        values = {metric: mean_with_interval(ranks, metric)._asdict() for metric in METRICS}
+        rows.append({"series": point.series, "x": point.x, "users": ranks.shape[1], "seeds": len(ranks), **values})
+    return rows
+
+
+def table(rows: list[dict], x_label: str) -> str:
+    """The figures as Markdown."""
+    lines = [f"| series | {x_label} | users | seeds | " + " | ".join(METRICS) + " |", "| --- " * 7 + "|"]
+    for row in rows:
+        values = " | ".join(f"{row[m]['mean']:.4f} [{row[m]['low']:.4f}, {row[m]['high']:.4f}]" for m in METRICS)
+        lines.append(f"| {row['series']} | {row['x']} | {row['users']} | {row['seeds']} | {values} |")
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict], title: str, x_label: str, path: Path, metric: str = "ndcg@10") -> None:
+    """A picture of one metric: curves with bands where x is a number, points with bars where it is a name."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    numeric = all(isinstance(row["x"], int | float) for row in rows)
+    names = list(dict.fromkeys(str(row["x"]) for row in rows))
+    figure, axes = plt.subplots(figsize=(7.0, 4.2 if numeric else 1.6 + 0.42 * len(names)), layout="constrained")
+    series = list(dict.fromkeys(row["series"] for row in rows))
+    for number, name in enumerate(series):
+        own = [row for row in rows if row["series"] == name]
+        mean, low, high = ([row[metric][key] for row in own] for key in ("mean", "low", "high"))
+        if numeric:
+            x = [row["x"] for row in own]
+            axes.plot(x, mean, marker="o", label=name)
+            axes.fill_between(x, low, high, alpha=0.2)
+        else:
+            places = [names.index(str(row["x"])) + 0.16 * (number - (len(series) - 1) / 2) for row in own]
+            bars = [np.subtract(mean, low).clip(0), np.subtract(high, mean).clip(0)]
+            axes.errorbar(mean, places, xerr=bars, fmt="o", capsize=3, label=name)
+    label = f"{metric.upper()} (mean, 95 % interval)"
+    if numeric:
+        axes.set(xlabel=x_label, ylabel=label, title=title, ylim=(0, None))
+    else:
+        axes.set(xlabel=label, ylabel=x_label, title=title, yticks=range(len(names)), yticklabels=names)
+        axes.invert_yaxis()
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write(study: Study, name: str, title: str, x_label: str, points: Sequence[Point], out: Path, facts: dict) -> dict:
+    """`out`/NAME-DATASET.json and .png, each whole; prints the table."""
+    rows, info = figures(points), study.data.dataset.info
+    result = {
+        "study": name, "title": title, "dataset": info.get("name"), "config": info.get("config"),
+        "fingerprint": study.data.dataset.fingerprint, "split": "test", "seeds": study.recipe.seeds, **describe_run(),
+        "recipe": recipe_to_dict(study.variant()), "settings": vars(study.recipe), **facts, "x": x_label,
+        "figures": rows,
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    stem = "-".join([name, *study.dataset_name.split()])
+    partial = {end: out / f".{stem}.{os.getpid()}{end}" for end in (".png", ".json")}
+    try:
+        draw(rows, f"{title}\n{study.dataset_name}", x_label, partial[".png"])
+        partial[".json"].write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for end, path in partial.items():
+            os.replace(path, out / f"{stem}{end}")
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+    print(f"\n{title}: {study.dataset_name}\n\n{table(rows, x_label)}\n\nwrote {out / stem}.json and .png")
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+def require_plots() -> None:
+    """Raise ValueError before an hour of training, not after it, where nothing could be drawn."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("matplotlib draws the plots and is not installed: pip install 'jepa4rec[plots]'")
+
+
+def study_main(
+    name: str,
+    document: str,
+    kind: type[StudyRecipe],
+    title: str,
+    x_label: str,
+    measure: Callable[[Study], tuple[list[Point], dict]],
+    arguments: list[str] | None = None,
+) -> dict:
+    """The command line of a study: read its recipe, measure, write."""
+    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=RECIPES / f"{name}.yaml", help="default: recipes/studies")
+    parser.add_argument("--data", metavar="DATASET_DIR", help="a built dataset, instead of the base recipe's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--out", type=Path, default=Path("results/studies"), help="folder for the JSON and the plot")
+    options = parser.parse_args(arguments)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    data = ["data.name=null", "data.config=null", "data.data_files=null", f"data.dir={options.data}"]
+    try:
+        require_plots()
+        study = Study(
+            read_recipe(options.recipe, options.settings, kind), options.recipe.parent, data if options.data else ()
+        )
+        points, facts = measure(study)
+        return write(study, name, title, x_label, points, options.out, facts)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{name}: {' '.join(str(error).split())}")
