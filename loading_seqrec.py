@@ -101,6 +101,12 @@ class RunData:
     def num_items(self) -> int:
         return self.dataset.num_items
 
+    def seen_items(self) -> torch.Tensor:
+        """Which items occur in a training sequence, bool (num_items,)."""
+        seen = torch.zeros(self.num_items, dtype=torch.bool)
+        seen[torch.from_numpy(np.concatenate(self.corpora["finetune"].sequences).astype(np.int64))] = True
+        return seen
+
     def item_tokens(self, tokenizer: ItemSentTokenizer, kind: str) -> ItemTokens:
         """The catalogue of a kind of phase as tokens; encoded once for all tokenizers that cut items alike."""
         texts = self.corpora[kind].texts
@@ -274,6 +280,7 @@ def open_phase_model(source: Path, phase: Phase, data: RunData) -> torch.nn.Modu
             "catalogue_fingerprint": data.dataset.fingerprint,
         }
         model = Jepa4RecForSequentialRecommendation.from_pretrained(source, **shape)
+        model.mark_seen_items(data.seen_items())
         if not phase.history_text:
             model.jepa4rec.requires_grad_(False)
             model.log_text_gate.requires_grad_(False)

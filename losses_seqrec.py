@@ -95,6 +95,9 @@ class FineTuningObjective:
         temperature: where the temperature starts, or stays when `learn_temperature` is false.
         learn_temperature: train log(1 / temperature) with the rest.
         item_matrix: "learnable" trains the item vectors; "frozen" leaves them as encoded (RecFormer, Algorithm 1).
+        unseen_items: what items are in the softmax that nobody bought in training: "negatives" as all others, which
+            drives them away from every user; "fixed" keeps them where their text put them; "left_out" takes them out
+            of the softmax, so that users do not learn to avoid them either.
         user_dropout: dropout on the user vector.
         chunk_items: items per step of the chunked softmax; null chooses by the size of the catalogue.
     """
@@ -102,6 +105,7 @@ class FineTuningObjective:
     temperature: float = 0.05
     learn_temperature: bool = True
     item_matrix: str = "learnable"
+    unseen_items: str = "negatives"
     user_dropout: float = 0.0
     chunk_items: int | None = None
 
@@ -109,6 +113,7 @@ class FineTuningObjective:
         _check_range(self, "temperature", 0, above=True)
         _check_flag(self, "learn_temperature")
         _check_choice(self, "item_matrix", ("learnable", "frozen"))
+        _check_choice(self, "unseen_items", ("negatives", "fixed", "left_out"))
         _check_range(self, "user_dropout", 0, 0.999)
         if self.chunk_items is not None:
             _check_range(self, "chunk_items", 1)

@@ -635,6 +635,7 @@ class Jepa4RecForSequentialRecommendation(Jepa4RecModelWithHead):
             self.log_recency = nn.Parameter(torch.zeros(config.history_items))
             self.log_text_gate = nn.Parameter(torch.zeros(1))
         self._objective = FineTuningObjective()
+        self._seen_items = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -693,6 +694,10 @@ class Jepa4RecForSequentialRecommendation(Jepa4RecModelWithHead):
         self.item_matrix.weight.copy_(normalise(item_vectors))
         if self.config.history_items:
             self.history_item_vectors.weight[: self.config.num_items].copy_(self.item_matrix.weight)
+
+    def mark_seen_items(self, seen: Tensor) -> None:
+        """Say which items (num_items,) bool occur in training, for `objective.unseen_items`; no part of the weights."""
+        self._seen_items = seen
 
     def item_vectors(self) -> Tensor:
         """The item matrix (num_items, d), each row one long."""
@@ -753,10 +758,20 @@ class Jepa4RecForSequentialRecommendation(Jepa4RecModelWithHead):
             raise ValueError("The loss needs target_item_ids (batch,); to rank, use user_vectors and item_vectors.")
         users = self.user_vectors(input_ids, attention_mask, token_type_ids, item_position_ids, history_item_ids)
         users = nn.functional.dropout(users, self.objective.user_dropout, self.training)
-        items, chunk = self.item_matrix.weight, self.objective.chunk_items
-        parts = {"softmax": full_softmax_loss(users, items, target_item_ids, self.scale, chunk)}
+        items, targets = self._softmax_items(target_item_ids)
+        parts = {"softmax": full_softmax_loss(users, items, targets, self.scale, self.objective.chunk_items)}
         loss, reported = weighted_total(parts, {})
         return Jepa4RecTrainingOutput(loss=loss, loss_parts=reported, telemetry=self._telemetry() if telemetry else {})
+
+    def _softmax_items(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The item vectors in the softmax, and the rows of the targets in them."""
+        items, way = self.item_matrix.weight, self.objective.unseen_items
+        if way == "negatives" or self._seen_items is None:
+            return items, targets
+        seen = self._seen_items.to(items.device)
+        if way == "fixed":
+            return torch.where(seen[:, None], items, items.detach()), targets
+        return items[seen], (seen.cumsum(0) - 1)[targets]
 
     @torch.no_grad()
     def _telemetry(self) -> dict[str, Tensor]:

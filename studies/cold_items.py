@@ -9,8 +9,9 @@ item is one of them show how cold items fare, beside the users whose last item i
 
 import hashlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -21,13 +22,19 @@ from jepa4rec.datasets_builders.contract import SeqRecDataset, make_dataset, sav
 from jepa4rec.studies.measuring import baseline_ranks, group_points, open_encoder, rank_as_texts
 from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
 
+NAMES = {"negatives": "as negatives", "fixed": "fixed", "left_out": "left out of the softmax"}
+
 
 @dataclass(kw_only=True)
 class ColdItemsRecipe(StudyRecipe):
-    """`hold_out`: percent of the items that nobody has bought before."""
+    """`hold_out`: percent of the items that nobody has bought before. `unseen_items`: what fine-tuning does with them
+    in its softmax, one series each (`FineTuningObjective`)."""
 
     hold_out: float = 10.0
     items_seed: int = 0
+    unseen_items: list[Literal["negatives", "fixed", "left_out"]] = field(
+        default_factory=lambda: ["negatives", "fixed", "left_out"]
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,9 +77,13 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     groups = {"cold target": is_cold, "known target": ~is_cold}
     for name, members in groups.items():
         held_out.require_users(int(members.sum()), f"test users with a {name}")
-    trained = held_out.train_seeds(held_out.variant)
-    texts = np.stack([rank_as_texts(held_out, open_encoder(one)) for one in trained])
-    series = {"fine-tuned": stack(trained), "its text encoder alone": texts, **baseline_ranks(held_out)}
+    places, series = held_out.phases("finetune"), {}
+    for way in study.recipe.unseen_items:
+        settings = [f"phases.{place}.objective.unseen_items={way}" for place in places]
+        trained = held_out.train_seeds(lambda settings=settings: held_out.variant(settings))
+        series[f"fine-tuned, cold items {NAMES[way]}"] = stack(trained)
+    texts = [rank_as_texts(held_out, open_encoder(one)) for one in trained]
+    series |= {"its text encoder alone": np.stack(texts), **baseline_ranks(held_out)}
     facts = {"trained_on": held_out.data.dataset.fingerprint, "held_out_items": int(cold.sum())}
     return group_points(held_out, series, groups), facts
 

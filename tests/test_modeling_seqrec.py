@@ -75,6 +75,25 @@ def test_the_loss_is_cross_entropy_of_cosines_over_all_items(model, batch):
     assert out.loss_parts.keys() == {"softmax"} and out.loss_parts["softmax"].item() == out.loss.item()
 
 
+@pytest.mark.parametrize("way", ["negatives", "fixed", "left_out"])
+def test_unseen_items_are_pushed_away_stay_or_are_no_candidates(model, batch, way):
+    seen = torch.zeros(ITEMS, dtype=torch.bool)
+    seen[batch["target_item_ids"]] = True
+    assert 0 < (~seen).sum() < ITEMS
+    model.objective = FineTuningObjective(unseen_items=way)
+    model.mark_seen_items(seen)
+    users = model.user_vectors(**_history(batch), history_item_ids=batch["history_item_ids"])
+    logits = F.cosine_similarity(users[:, None], model.item_matrix.weight[None], dim=-1) / 0.05
+    logits = logits.masked_fill(~seen, -torch.inf) if way == "left_out" else logits
+    loss = model(**batch).loss
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch["target_item_ids"]), rtol=1e-4, atol=1e-5)
+    loss.backward()
+    moved = model.item_matrix.weight.grad.abs().sum(1) > 0
+    assert (
+        moved[seen].all() and moved[~seen].all() == (way == "negatives") and moved[~seen].any() == moved[~seen].all()
+    )
+
+
 def test_the_chunked_loss_is_the_same(model, batch):
     plain = model(**batch).loss
     model.objective = FineTuningObjective(chunk_items=4)
