@@ -696,7 +696,7 @@ class Jepa4RecForSequentialRecommendation(Jepa4RecModelWithHead):
             self.history_item_vectors.weight[: self.config.num_items].copy_(self.item_matrix.weight)
 
     def mark_seen_items(self, seen: Tensor) -> None:
-        """Say which items (num_items,) bool occur in training, for `objective.unseen_items`; no part of the weights."""
+        """Say which items (num_items,) bool occur in training, for `objective.unseen_items`; never saved."""
         self._seen_items = seen
 
     def item_vectors(self) -> Tensor:
