@@ -5,6 +5,7 @@ To add one: a module with a ``prepare`` function and a builder class (see ``buil
 
 from .amazon_2014 import Amazon2014
 from .amazon_2018 import Amazon2018
+from .amazon_reviews_2023 import AmazonReviews2023
 from .builder import DataFiles, SeqRecBuilder, check_choice
 from .contract import (
     SeqRecDataset,
@@ -19,13 +20,16 @@ from .contract import (
 from .online_retail import OnlineRetail
 from .table import Table
 from .toy_shop import ToyShop
+from .yelp import Yelp
 
 DATASETS: dict[str, type[SeqRecBuilder]] = {
     "amazon_2014": Amazon2014,
     "amazon_2018": Amazon2018,
+    "amazon_reviews_2023": AmazonReviews2023,
     "online_retail": OnlineRetail,
     "table": Table,
     "toy_shop": ToyShop,
+    "yelp": Yelp,
 }
 
 

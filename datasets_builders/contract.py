@@ -2,10 +2,12 @@
 
 A dataset is two Arrow tables and a description:
 
-- ``items``: ``item_id`` (string), then the text attributes (strings, ``""`` = no value) in a fixed order.
-  The row number is the item index everywhere else.
-- ``sequences``: ``user_id`` (string), ``items`` (list<int32>, oldest first), ``timestamps`` (list<int64>,
-  milliseconds; absent if unknown) and ``ratings`` (list<float32>; absent if unknown).
+- ``items``: ``item_id`` (string), then the text attributes (strings, ``""`` = no value) in a fixed order; where
+  several domains are in one dataset also ``domain`` (string), which is no text. The row number is the item index
+  everywhere else.
+- ``sequences``: ``user_id`` (string), ``domain`` (string; where each user belongs to one), ``items`` (list<int32>,
+  oldest first), ``timestamps`` (list<int64>, milliseconds; absent if unknown) and ``ratings`` (list<float32>; absent
+  if unknown).
 - ``info``: name, config, counts, fingerprint, source, licence, notes and the options it was built with.
 """
 
@@ -27,8 +29,10 @@ import pyarrow.parquet as pq
 ITEMS_FILE = "items.parquet"
 SEQUENCES_FILE = "sequences.parquet"
 INFO_FILE = "dataset_info.json"
+DOMAIN = "domain"
 SEQUENCE_TYPES = {
     "user_id": pa.string(),
+    "domain": pa.string(),
     "items": pa.list_(pa.int32()),
     "timestamps": pa.list_(pa.int64()),
     "ratings": pa.list_(pa.float32()),
@@ -60,7 +64,7 @@ class SeqRecDataset:
 
     @property
     def attributes(self) -> list[str]:
-        return self.items.column_names[1:]
+        return text_columns(self.items)
 
     @cached_property
     def _item_texts(self) -> list[dict[str, str]]:
@@ -103,7 +107,7 @@ def _as_contract_sequences(sequences: pa.Table) -> pa.Table:
 
 def check_tables(items: pa.Table, sequences: pa.Table) -> None:
     """Raises ValueError, naming the table and the first offending row, unless both tables keep the contract."""
-    if items.num_columns < 2:
+    if not text_columns(items):
         raise ValueError("items: there is no text attribute beside item_id; a dataset needs at least one, e.g. title")
     if items.num_rows == 0 or sequences.num_rows == 0:
         raise ValueError(f"the dataset is empty: {items.num_rows} items, {sequences.num_rows} users")
@@ -112,15 +116,20 @@ def check_tables(items: pa.Table, sequences: pa.Table) -> None:
     _check_item_indices(items.num_rows, sequences)
 
 
+def text_columns(items: pa.Table) -> list[str]:
+    """The attributes: every column of ``items`` but id and domain."""
+    return [name for name in items.column_names if name not in ("item_id", DOMAIN)]
+
+
 def _check_text(items: pa.Table) -> None:
     has_text = np.zeros(items.num_rows, dtype=bool)
-    for name in items.column_names[1:]:
+    for name in text_columns(items):
         has_text |= pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(items[name])), 0).to_numpy()
     if not has_text.all():
         row = int(np.argmin(has_text))
         raise ValueError(
             f"items: item {items['item_id'][row].as_py()!r} (row {row}) has no text in any of "
-            f"{', '.join(items.column_names[1:])}; give it text or leave it out"
+            f"{', '.join(text_columns(items))}; give it text or leave it out"
         )
 
 
@@ -129,7 +138,9 @@ def _check_lists(sequences: pa.Table) -> None:
     if not lengths.all():
         row = int(np.argmin(lengths))
         raise ValueError(f"sequences: user {sequences['user_id'][row].as_py()!r} (row {row}) has no items")
-    for name in sequences.column_names[2:]:
+    for name in (name for name, kind in SEQUENCE_TYPES.items() if pa.types.is_list(kind)):
+        if name not in sequences.column_names:
+            continue
         different = list_lengths(sequences, name) != lengths
         if different.any():
             row = int(np.argmax(different))

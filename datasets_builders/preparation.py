@@ -6,7 +6,7 @@ SQL or a function of one engine, so the same expressions run on any Ibis backend
 
 Columns of staged interactions: ``row`` (int64, position in the file), ``user_id``, ``item_id`` (strings) and, where
 known, ``timestamp`` (int64, milliseconds) and ``rating`` (float). Columns of staged items: ``row``, ``item_id`` and
-the text attributes.
+the text attributes; where several domains come together both have ``domain`` (string), which is no text.
 """
 
 import tempfile
@@ -86,6 +86,24 @@ def drop_duplicate_rows(table: ir.Table) -> ir.Table:
     return table.group_by([name for name in table.columns if name != "row"]).agg(row=_.row.min())
 
 
+def sample_users(workspace: Workspace, interactions: ir.Table, users: int | None, seed: int) -> ir.Table:
+    """The interactions of a random sample of so many users, the same on every engine; of all users for None.
+
+    Users are numbered by their first row and drawn by number. Raises ValueError for fewer than one.
+    """
+    if users is None:
+        return interactions
+    if users < 1:
+        raise ValueError(f"users is {users}: sample at least one, or leave the option out for all")
+    numbered = workspace.checkpoint(users_by_first_row(interactions))
+    everybody = _number_of_rows(numbered)
+    if users >= everybody:
+        return interactions
+    chosen = np.sort(np.random.default_rng(seed).choice(everybody, users, replace=False))
+    drawn = workspace.stage([pa.RecordBatch.from_pydict({"user_index": chosen})], "sampled users").drop("row")
+    return workspace.checkpoint(interactions.semi_join(numbered.semi_join(drawn, "user_index"), "user_id"))
+
+
 def items_by_first_appearance(interactions: ir.Table) -> ir.Table:
     """``row`` (first appearance) and ``item_id`` of every item, for sources that come without an item table."""
     return interactions.group_by("item_id").agg(row=_.row.min()).select("row", "item_id")
@@ -129,7 +147,7 @@ def first_row_per_item(items: ir.Table) -> ir.Table:
 
 def with_text(items: ir.Table, policy: str, name: str) -> ir.Table:
     """Applies ``items_without_text``: "error" names the first one, "drop" leaves them out, "use_id" takes the id."""
-    attributes = [column for column in items.columns if column not in ("row", "item_id")]
+    attributes = [column for column in items.columns if column not in ("row", "item_id", "domain")]
     items = items.mutate(**{column: items[column].cast("string").fill_null("") for column in attributes})
     has_text = ibis.or_(*[items[column].strip() != "" for column in attributes])
     if policy == "drop":

@@ -263,7 +263,8 @@ def to_milliseconds(texts: pa.Array, where: str) -> pa.Array:
         times = parse(texts)
         if times is not None:
             return times.cast(pa.timestamp("ms")).cast(pa.int64())
-    bad = next(text for text in texts.to_pylist() if _month_first_times(pa.array([text])) is None)
+    alone = ((text, pa.array([text])) for text in texts.to_pylist())
+    bad = next((text for text, one in alone if _iso_times(one) is None and _month_first_times(one) is None), texts[0])
     raise ValueError(f"{where}: {bad!r} is not a date and time; 2010-12-01 08:26:00 and 12/1/2010 8:26 are understood")
 
 

@@ -1,0 +1,329 @@
+"""Amazon Reviews 2023 (Hou et al., arXiv:2403.03952): all 33 categories, one or several in one dataset.
+
+Configs say which interactions, and by which protocol they are meant to be split (the tables are the same):
+
+- ``5core``, ``0core``: leave-one-out, the publisher's ``last_out``;
+- ``5core_timestamp``, ``0core_timestamp``: absolute timestamps, the publisher's ``timestamp``.
+
+Give files as ``data_files``, or ``category=NAME`` (or a list) to fetch them from the publisher (``source=hub``: from
+the Hub repository). Interactions come as the publisher's benchmark CSV (``rating_only``, or the parts of ``last_out``
+or ``timestamp``, whose rows are the same), which is taken as filtered, or as raw reviews (JSON lines), of which the
+first of a (user, item) counts and which are filtered to the config's k-core, as the publisher does. Metadata is the
+publisher's JSON lines. Which file is which is seen from its first line.
+
+Item text: ``title``, ``brand`` (brand among the details, else the store), ``category``, ``description``; entities,
+tags, non-ASCII letters and repeated white space are cleaned away (Sentence-T5 thesis, §4.1; ``clean=false`` keeps
+them). Items without metadata or text are left out with their interactions, and counted.
+"""
+
+import html
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.compute as pc
+from huggingface_hub import hf_hub_download
+from ibis import _
+
+from .builder import SeqRecBuilder, check_choice, download, table_configs
+from .contract import SeqRecDataset, make_dataset
+from .preparation import Workspace, build_tables, k_core, open_workspace, sample_users
+from .reading import damage_named, open_bytes, read_columns, read_json_fields
+
+URL = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023"
+HUB_REPOSITORY = "McAuley-Lab/Amazon-Reviews-2023"
+SOURCES = ("publisher", "hub")
+ABOUT = {
+    "name": "amazon_reviews_2023",
+    "source": "Amazon Reviews 2023, Y. Hou, J. Li, Z. He, A. Yan, X. Chen, J. McAuley, arXiv:2403.03952",
+    "url": "https://amazon-reviews-2023.github.io",
+    "licence": "none stated by the publisher: research use, cite the paper",
+}
+CATEGORIES = tuple(
+    """All_Beauty Amazon_Fashion Appliances Arts_Crafts_and_Sewing Automotive Baby_Products Beauty_and_Personal_Care
+    Books CDs_and_Vinyl Cell_Phones_and_Accessories Clothing_Shoes_and_Jewelry Digital_Music Electronics Gift_Cards
+    Grocery_and_Gourmet_Food Handmade_Products Health_and_Household Health_and_Personal_Care Home_and_Kitchen
+    Industrial_and_Scientific Kindle_Store Magazine_Subscriptions Movies_and_TV Musical_Instruments Office_Products
+    Patio_Lawn_and_Garden Pet_Supplies Software Sports_and_Outdoors Subscription_Boxes Tools_and_Home_Improvement
+    Toys_and_Games Video_Games""".split()
+)
+CORES = {"5core": 5, "0core": 1, "5core_timestamp": 5, "0core_timestamp": 1}
+REVIEW_FIELDS = pa.schema(
+    {"user_id": pa.string(), "parent_asin": pa.string(), "rating": pa.float64(), "timestamp": pa.int64()}
+)
+ATTRIBUTES = ("title", "brand", "category", "description")
+BROKEN_LINES = 0.01  # share of metadata lines that may be damaged before the file is refused
+ROWS_PER_BATCH = 20_000
+Files = list[Path] | Mapping[str, Path | list[Path]] | None
+
+
+def prepare(
+    files: Files,
+    config: str = "5core",
+    *,
+    category: str | list[str] | None = None,
+    source: str = "publisher",
+    clean: bool = True,
+    merge_users: bool = False,
+    users: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> SeqRecDataset:
+    """Builds one or several categories.
+
+    ``category``: which to fetch, or what the given files are; several without files, or with files named
+    ``Category.…`` or ``meta_Category.…``. Several make a dataset with a ``domain`` per item; a user of two categories
+    is then two users, each with a domain, or with ``merge_users`` one without. ``users``: a random sample of this
+    many, by ``seed``.
+    """
+    categories = [category] if isinstance(category, str) else list(category or [])
+    for name in categories:
+        check_choice("category", name, CATEGORIES)
+    check_choice("source", source, SOURCES)
+    domains = _by_category(files, categories) if files else _fetch(categories, config, source)
+    several = len(domains) > 1
+    with open_workspace(threads) as workspace:
+        parts = [_domain(workspace, name, paths, config, clean, several) for name, paths in domains.items()]
+        interactions = _stack(workspace, [part[0] for part in parts])
+        if several and not merge_users:
+            interactions = interactions.mutate(user_id=_.user_id + " " + _.domain)
+        interactions = sample_users(workspace, interactions, users, seed)
+        items = _stack(workspace, [part[1] for part in parts])
+        dropped = _without_text(interactions, items)
+        item_table, sequences = build_tables(workspace, interactions, items, items_without_text="drop")
+    if several and not merge_users:
+        sequences = sequences.append_column("domain", _domain_of_users(sequences))
+    options = {"category": list(domains), "clean": clean, "merge_users": merge_users, "users": users, "seed": seed}
+    splits = "absolute_timestamp" if config.endswith("_timestamp") else "leave_one_out"
+    info = {**ABOUT, "config": config, "splits": splits, "options": options, "dropped": dropped}
+    return make_dataset(item_table, sequences, info)
+
+
+# Files
+
+
+def _fetch(categories: list[str], config: str, source: str) -> dict[str, list[Path]]:
+    if not categories:
+        raise ValueError("amazon_reviews_2023 needs --data_files, or --option category=NAME, e.g. category=All_Beauty")
+    core = config.removesuffix("_timestamp")
+    names = {c: (f"benchmark/{core}/rating_only/{c}.csv", f"raw/meta_categories/meta_{c}.jsonl") for c in categories}
+    if source == "publisher":
+        return {c: [download(f"{URL}/{name}.gz") for name in pair] for c, pair in names.items()}
+    return {c: [_from_hub(name) for name in pair] for c, pair in names.items()}
+
+
+def _from_hub(name: str) -> Path:
+    return Path(hf_hub_download(HUB_REPOSITORY, name, repo_type="dataset"))
+
+
+def _by_category(files: Files, categories: list[str]) -> dict[str, list[Path]]:
+    """The files of each category: by name where several are asked for or named, else all of them are one's."""
+    if isinstance(files, Mapping):
+        files = [path for given in files.values() for path in (given if isinstance(given, list) else [given])]
+    found = {}
+    for path in files:
+        found.setdefault(_category_of(path), []).append(path)
+    if None in found:
+        if len(found) > 1 or len(categories) > 1:
+            raise ValueError(f"{found[None][0]}: its name does not begin with a category, as it must among several")
+        return {categories[0] if categories else "unknown": found[None]}
+    missing = [name for name in categories if name not in found]
+    if missing:
+        raise ValueError(f"amazon_reviews_2023: no file of category {missing[0]} was given")
+    return {name: found[name] for name in categories or sorted(found)}
+
+
+def _category_of(path: Path) -> str | None:
+    name = path.name.removeprefix("meta_").partition(".")[0]
+    return name if name in CATEGORIES else None
+
+
+def _domain(
+    workspace: Workspace, name: str, paths: list[Path], config: str, clean: bool, several: bool
+) -> tuple[ir.Table, ir.Table]:
+    """Interactions and items of one category, filtered as the config says."""
+    kinds = {"benchmark": [], "reviews": [], "metadata": []}
+    for path in paths:
+        kinds[_kind(path)].append(path)
+    if not kinds["metadata"] or not (kinds["benchmark"] or kinds["reviews"]):
+        raise FileNotFoundError(
+            f"amazon_reviews_2023 {name} needs interactions (benchmark CSV or raw reviews) and metadata (JSON lines), "
+            f"but was given {', '.join(path.name for path in paths)}"
+        )
+    if kinds["benchmark"] and kinds["reviews"]:
+        raise ValueError(f"amazon_reviews_2023 {name} was given benchmark CSV and raw reviews: give one of them")
+    label = {"domain": name} if several else {}
+    if kinds["benchmark"]:
+        rows = workspace.stage(_rows(kinds["benchmark"], _benchmark, label), f"{name} interactions")
+        _refuse_repeats(rows, kinds["benchmark"])
+    else:
+        rows = first_of_each_pair(workspace.stage(_rows(kinds["reviews"], _reviews, label), f"{name} reviews"))
+        rows = k_core(workspace, rows, CORES[config], CORES[config])
+    items = workspace.stage(_rows(kinds["metadata"], _metadata, label, clean), f"{name} metadata")
+    return rows, items
+
+
+def _kind(path: Path) -> str:
+    """ "benchmark", "reviews" or "metadata", by the first line."""
+    with damage_named(path), open_bytes(path) as file:
+        line = file.readline().decode("utf-8", "replace").strip()
+    if line.startswith("user_id,"):
+        return "benchmark"
+    try:
+        first = json.loads(line)
+    except ValueError:
+        first = None
+    if not isinstance(first, dict):
+        raise ValueError(f"{path}: its first line is neither the header of a benchmark CSV nor JSON")
+    return "reviews" if "user_id" in first else "metadata"
+
+
+def _rows(paths: list[Path], read, label: dict[str, str], *arguments) -> Iterator[pa.RecordBatch]:
+    """The batches of all files, with the category in a column of its own where it matters."""
+    for path in paths:
+        for batch in read(path, *arguments):
+            for name, value in label.items():
+                batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
+            yield batch
+
+
+# Interactions
+
+
+def _benchmark(path: Path) -> Iterator[pa.RecordBatch]:
+    done = 1  # the header
+    for batch in read_columns(path, REVIEW_FIELDS.names):
+        columns = [batch[name] for name in REVIEW_FIELDS.names]
+        try:
+            typed = [column.cast(kind) for column, kind in zip(columns, REVIEW_FIELDS.types, strict=True)]
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path}: rows {done + 1} and after hold a value that is no number: {error}") from error
+        yield _checked(path, pa.RecordBatch.from_arrays(typed, schema=REVIEW_FIELDS), done)
+        done += batch.num_rows
+
+
+def _reviews(path: Path) -> Iterator[pa.RecordBatch]:
+    done = 0
+    for batch in read_json_fields(path, REVIEW_FIELDS):
+        yield _checked(path, batch, done)
+        done += batch.num_rows
+
+
+def _checked(path: Path, batch: pa.RecordBatch, done: int) -> pa.RecordBatch:
+    """The batch in the names of the plan. Raises ValueError naming the first line that lacks a value or is absurd."""
+    for name in REVIEW_FIELDS.names:
+        missing = batch[name].is_null()
+        if batch[name].null_count:
+            row = missing.index(True).as_py()
+            raise ValueError(f"{path}: line {done + row + 1} has no {name}")
+    wrong = pc.or_(pc.less(batch["rating"], 1), pc.greater(batch["rating"], 5))
+    if pc.any(wrong).as_py():
+        row = pc.index(wrong, True).as_py()
+        raise ValueError(f"{path}: line {done + row + 1} has a rating of {batch['rating'][row]}, outside 1 to 5")
+    return batch.rename_columns(["user_id", "item_id", "rating", "timestamp"])
+
+
+def first_of_each_pair(reviews: ir.Table) -> ir.Table:
+    """The earliest review of every (user, item): the publisher's rule, checked on its own files."""
+    place = ibis.row_number().over(group_by=["user_id", "item_id"], order_by=["timestamp", "row"])
+    return reviews.mutate(place=place).filter(_.place == 0).drop("place")
+
+
+def _refuse_repeats(rows: ir.Table, paths: list[Path]) -> None:
+    counted = rows.group_by(["user_id", "item_id", "timestamp"]).agg(times=_.row.count(), first=_.row.min())
+    twice = counted.filter(_.times > 1).order_by("first").limit(1).to_pyarrow().to_pylist()
+    if twice:
+        raise ValueError(
+            f"{', '.join(path.name for path in paths)}: user {twice[0]['user_id']} has item {twice[0]['item_id']} at "
+            f"time {twice[0]['timestamp']} {twice[0]['times']} times; give each benchmark file once"
+        )
+
+
+def _without_text(interactions: ir.Table, items: ir.Table) -> dict[str, int]:
+    """Items, and interactions with them, that have no metadata or no text in it."""
+    described = items.filter(ibis.or_(*[items[name] != "" for name in ATTRIBUTES]))
+    lost = interactions.anti_join(described, "item_id")
+    counts = lost.agg(items=lost.item_id.nunique(), interactions=lost.count()).to_pyarrow().to_pylist()[0]
+    return {name: int(value) for name, value in counts.items()}
+
+
+def _stack(workspace: Workspace, tables: list[ir.Table]) -> ir.Table:
+    """One table after the other; rows are numbered on."""
+    if len(tables) == 1:
+        return tables[0]
+    shifted, start = [], 0
+    for table in tables:
+        shifted.append(table.mutate(row=table.row + start))
+        start += int(table.row.max().to_pyarrow().as_py()) + 1
+    return workspace.checkpoint(ibis.union(*shifted))
+
+
+def _domain_of_users(sequences: pa.Table) -> pa.Array:
+    """The category behind the last space of a user id."""
+    return pc.replace_substring_regex(sequences["user_id"], r"^.* ", "")
+
+
+# Metadata
+
+
+def _metadata(path: Path, clean: bool) -> Iterator[pa.RecordBatch]:
+    """Title, brand, category and description of every line; damaged lines are counted, and many of them refused."""
+    rows, broken, number = [], [], 0
+    with damage_named(path), open_bytes(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows.append(_item(json.loads(line)))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                broken.append(number)
+            if len(rows) == ROWS_PER_BATCH:
+                yield _item_batch(rows, clean)
+                rows = []
+    if len(broken) > BROKEN_LINES * number:
+        raise ValueError(
+            f"{path}: {len(broken)} of {number} lines are no metadata in JSON, the first of them line {broken[0]}; "
+            "it seems damaged or of another format"
+        )
+    if broken:
+        print(f"{path.name}: left out {len(broken)} of {number} lines that are not JSON, first line {broken[0]}")
+    yield _item_batch(rows, clean)
+
+
+def _item(line: dict) -> tuple[str, ...]:
+    details = line.get("details") or {}
+    brand = details.get("Brand") if isinstance(details, dict) else None
+    values = (line.get("title"), brand or line.get("store"), line.get("categories"), line.get("description"))
+    if not isinstance(line["parent_asin"], str):
+        raise ValueError("parent_asin is no text")
+    return line["parent_asin"], *map(_text, values)
+
+
+def _text(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+
+
+def _item_batch(rows: Iterable[tuple[str, ...]], clean: bool) -> pa.RecordBatch:
+    columns = list(zip(*rows, strict=True)) or [()] * (1 + len(ATTRIBUTES))
+    texts = [pa.array(map(clean_text, column) if clean else column, pa.string()) for column in columns[1:]]
+    return pa.RecordBatch.from_arrays([pa.array(columns[0], pa.string()), *texts], ["item_id", *ATTRIBUTES])
+
+
+def clean_text(text: str) -> str:
+    """Entities resolved, tags and non-ASCII letters removed, white space made single (Sentence-T5 thesis, §4.1)."""
+    if "&" in text:
+        text = html.unescape(text)
+    if "<" in text:
+        text = re.sub(r"<[^<>]*>", " ", text)
+    if not text.isascii():
+        text = text.encode("ascii", "ignore").decode("ascii")
+    return " ".join(text.split())
+
+
+class AmazonReviews2023(SeqRecBuilder):
+    VERSION = "1.0.0"
+    BUILDER_CONFIGS = table_configs(*CORES)
+    DEFAULT_CONFIG_NAME = "5core"
+    prepare = staticmethod(prepare)
