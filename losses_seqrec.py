@@ -57,6 +57,9 @@ class PreTrainingObjective:
         temperature: tau of the sequence-item contrastive loss.
         positive: which encoder embeds the clean next item, "context" (with gradients, as RecFormer) or "target".
         contrastive_history: h_CLS of the "masked" history (shared with the other losses) or of the "clean" one.
+        mlm_average: one mean over the predicted "tokens" of history and next item, or the mean of each of the two
+            "sides", added up (RecFormer).
+        map_weight: at 0 neither predictor nor target vectors are computed, and the predictor does not learn.
         map_distance: "l2" is the paper's squared norm; "smooth_l1" as in I-JEPA. Both sum over the d dimensions.
         normalise_targets: layer-normalise the target vectors (without affine weights) before the distance.
         mask_duplicates: leave the same item as somebody else's positive out of the negatives.
@@ -68,6 +71,7 @@ class PreTrainingObjective:
     map_weight: float = 0.1
     positive: str = "context"
     contrastive_history: str = "masked"
+    mlm_average: str = "tokens"
     map_distance: str = "l2"
     normalise_targets: bool = False
     mask_duplicates: bool = True
@@ -80,6 +84,7 @@ class PreTrainingObjective:
         _check_range(self, "map_weight", 0)
         _check_choice(self, "positive", ("context", "target"))
         _check_choice(self, "contrastive_history", ("masked", "clean"))
+        _check_choice(self, "mlm_average", ("tokens", "sides"))
         _check_choice(self, "map_distance", ("l2", "smooth_l1"))
         _check_flag(self, "normalise_targets")
         _check_flag(self, "mask_duplicates")

@@ -444,13 +444,14 @@ class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
     from a checkpoint that has none (a plain encoder), it starts as a copy of the context encoder, never at random.
 
     `objective` says what is minimised (`PreTrainingObjective`); it belongs to a run, so it is not in `config.json`.
+    Without its mapping loss this is RecFormer's pre-training.
     """
 
     _tied_weights_keys = {"lm_head.decoder.weight": "jepa4rec.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: Jepa4RecConfig):
         super().__init__(config)
-        self.objective = PreTrainingObjective()
+        self._objective = PreTrainingObjective()
         self.jepa4rec = Jepa4RecModel(config)
         self.predictor = Jepa4RecPredictor(config)
         self.lm_head = Jepa4RecLMHead(config)
@@ -491,6 +492,16 @@ class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
         self.target_encoder.eval().requires_grad_(False)
         return self
 
+    @property
+    def objective(self) -> PreTrainingObjective:
+        """What is minimised. Assigning one freezes or frees the predictor, which only the mapping loss needs."""
+        return self._objective
+
+    @objective.setter
+    def objective(self, objective: PreTrainingObjective) -> None:
+        self.predictor.requires_grad_(objective.map_weight > 0)
+        self._objective = objective
+
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
 
@@ -522,7 +533,7 @@ class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
         clean_input_ids: Tensor | None = None,
         telemetry: bool = False,
     ) -> Jepa4RecTrainingOutput:
-        """One step's losses (section 3.3.2) as `loss_parts` "contrastive", "mlm" and "map".
+        """One step's losses (section 3.3.2) as `loss_parts` "contrastive", "mlm" and, where it has a weight, "map".
 
         Args:
             input_ids, attention_mask, token_type_ids, item_position_ids: the masked history, (B, L).
@@ -539,25 +550,32 @@ class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
         history_rest = (attention_mask, token_type_ids, item_position_ids)
         next_rest = (next_attention_mask, next_token_type_ids, next_item_position_ids)
         item = (item_input_ids, item_attention_mask, item_token_type_ids, item_item_position_ids)
+        clean_next = (clean_next_input_ids, *next_rest)
         history = self.jepa4rec(input_ids, *history_rest)
         masked_next = self.jepa4rec(next_input_ids, *next_rest)
-        item_targets, next_targets = self._target_vectors(item, (clean_next_input_ids, *next_rest))
+        item_targets, next_targets = self._target_vectors(item, clean_next)
         users = self._contrastive_users(history.pooler_output, clean_input_ids, history_rest)
-        positives = self._positives(next_targets, (clean_next_input_ids, *next_rest))
-        predictions = self._predict(history.pooler_output, masked_next.pooler_output, masked_item_positions)
+        positives = self._positives(next_targets, clean_next)
         parts = {
             "contrastive": self._contrastive(users, positives, next_item_ids),
             "mlm": self._mlm([(history.last_hidden_state, labels), (masked_next.last_hidden_state, next_labels)]),
-            "map": self._map(predictions[0], item_targets) + self._map(predictions[1], next_targets),
         }
+        if self.objective.map_weight:
+            vectors = (history.pooler_output, masked_next.pooler_output, masked_item_positions)
+            item_predictions, next_predictions = self._predict(*vectors)
+            parts["map"] = self._map(item_predictions, item_targets) + self._map(next_predictions, next_targets)
         weights = {"mlm": self.objective.mlm_weight, "map": self.objective.map_weight}
         loss, reported = weighted_total(parts, weights)
         gauges = self._telemetry(users, positives, next_targets) if telemetry else {}
         return Jepa4RecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
 
     @torch.no_grad()
-    def _target_vectors(self, item: tuple[Tensor, ...], next_item: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """h_n and h_{n+1} (B, d), both clean items encoded as one batch of 2B rows."""
+    def _target_vectors(
+        self, item: tuple[Tensor, ...], next_item: tuple[Tensor, ...]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """h_n and h_{n+1} (B, d), both clean items encoded as one batch of 2B rows; None for what no loss looks at."""
+        if not self.objective.map_weight:
+            return None, self.target_encoder.embed(*next_item) if self.objective.positive == "target" else None
         width = max(item[0].shape[1], next_item[0].shape[1])
         rows = [torch.cat([_widen(part, width) for part in pair]) for pair in zip(item, next_item, strict=True)]
         item_targets, next_targets = self.target_encoder.embed(*rows).chunk(2)
@@ -574,7 +592,7 @@ class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
             )
         return self.jepa4rec.embed(clean_input_ids, *rest)
 
-    def _positives(self, next_targets: Tensor, clean_next: tuple[Tensor, ...]) -> Tensor:
+    def _positives(self, next_targets: Tensor | None, clean_next: tuple[Tensor, ...]) -> Tensor:
         return next_targets if self.objective.positive == "target" else self.jepa4rec.embed(*clean_next)
 
     def _predict(self, history: Tensor, masked_next: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -589,16 +607,22 @@ class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
         return contrastive_loss(users, positives, self.objective.temperature, known)
 
     def _mlm(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """One mean over the predicted tokens of history and next item; the vocabulary is scored at those alone."""
+        """Over the predicted tokens of history and next item, as `mlm_average` says; only they are scored."""
+        if self.objective.mlm_average == "sides":
+            return sum(
+                mlm_loss(self.lm_head(states[kept := labels != -100]), labels[kept]) for states, labels in pairs
+            )
         hidden = torch.cat([states[labels != -100] for states, labels in pairs])
         return mlm_loss(self.lm_head(hidden), torch.cat([labels[labels != -100] for _, labels in pairs]))
 
     def _map(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return mapping_loss(predictions, targets, self.objective.map_distance, self.objective.normalise_targets)
 
-    def _telemetry(self, users: Tensor, positives: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def _telemetry(self, users: Tensor, positives: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Where no loss looks at the target encoder, collapse is measured on the positives."""
         distance = ema_distance(self.jepa4rec.parameters(), self.target_encoder.parameters())
-        return {**collapse_telemetry(users, positives, targets), "ema_distance": distance}
+        gauges = collapse_telemetry(users, positives, positives if targets is None else targets)
+        return {**gauges, "ema_distance": distance}
 
 
 def _widen(rows: Tensor, width: int) -> Tensor:

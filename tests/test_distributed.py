@@ -48,6 +48,11 @@ CASES = {
         pretraining_batch,
         HALVES,
     ),
+    "RecFormer's pre-training": (
+        lambda: _pre_training(contrastive_history="clean", mlm_average="sides", map_weight=0.0),
+        pretraining_batch,
+        UNEQUAL,
+    ),
     "fine-tuning": (_fine_tuning, _fine_tuning_batch, UNEQUAL),
     "fine-tuning, chunked softmax": (lambda: _fine_tuning(chunk_items=4), _fine_tuning_batch, HALVES),
 }

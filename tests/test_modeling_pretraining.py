@@ -113,6 +113,7 @@ def _parts(model, batch, **settings):
 def test_settings_change_what_they_name_and_nothing_else(model, batch):
     changes = {
         "contrastive": [{"positive": "target"}, {"contrastive_history": "clean"}, {"mask_duplicates": False}],
+        "mlm": [{"mlm_average": "sides"}],
         "map": [{"map_distance": "smooth_l1"}, {"normalise_targets": True}],
     }
     default = _parts(model, batch)
@@ -128,6 +129,34 @@ def test_positive_and_history_come_from_where_the_settings_say(model, batch):
     wanted = F.cross_entropy(cosines / 0.05, torch.arange(len(clean))).item()
     settings = {"positive": "target", "contrastive_history": "clean", "mask_duplicates": False}
     assert _parts(model, batch, **settings)["contrastive"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_recformers_objective_is_its_four_forwards_and_nothing_else(model, batch, monkeypatch):
+    _, users = _encode(model.jepa4rec, batch, "", "clean_input_ids")
+    _, positives = _encode(model.jepa4rec, batch, "next_", "clean_next_input_ids")
+    cosines = F.normalize(users, dim=-1) @ F.normalize(positives, dim=-1).T
+    wanted = F.cross_entropy(cosines / 0.05, torch.arange(len(users)))
+    for prefix, ids in (("", "input_ids"), ("next_", "next_input_ids")):
+        states, _ = _encode(model.jepa4rec, batch, prefix, ids)
+        wanted = wanted + 0.1 * torch.stack([*_token_losses(model, states, batch, prefix)]).mean()
+    settings = {"contrastive_history": "clean", "mlm_average": "sides", "map_weight": 0.0, "mask_duplicates": False}
+    model.objective = PreTrainingObjective(**settings)
+    for module in (model.target_encoder, model.predictor.history, model.predictor.next):
+        monkeypatch.setattr(module, "forward", None)  # calling it would fail
+    monkeypatch.setattr(model.target_encoder, "embed", None)
+    out = model(**batch, telemetry=True)
+    assert out.loss.item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert list(out.loss_parts) == ["contrastive", "mlm"] and out.telemetry["target_variance"] > 0
+    out.loss.backward()
+    idle = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert idle == {"target_encoder", "predictor"}
+    model.objective = PreTrainingObjective()
+    assert all(parameter.requires_grad for parameter in model.predictor.parameters())
+
+
+def test_positives_of_the_target_encoder_do_not_need_the_mapping_loss(model, batch):
+    parts = _parts(model, batch, positive="target")
+    assert _parts(model, batch, positive="target", map_weight=0.0)["contrastive"] == parts["contrastive"]
 
 
 def test_a_clean_history_must_be_in_the_batch(model, batch):
