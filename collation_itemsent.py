@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from .tokenization_itemsent import ItemSentTokenizer, ItemTokens
 
 IGNORED_LABEL = -100
+DRAWN_MODES = ("random", "late")  # prefixes that are drawn anew each epoch
 _PREFIX_STREAM, _SHUFFLE_STREAM, _MASK_STREAM = range(3)  # independent random numbers under one seed
 
 
@@ -34,8 +35,9 @@ def prefix_examples(
     """Which prefixes of sequences with `lengths` items are examples: (sequence, position of the target), int32 each.
 
     Args:
-        mode: "all" prefixes with at least `min_history` items before the target, one "random" of them per sequence
-            (RecFormer's sampling; needs `rng`), or the "last".
+        mode: "all" prefixes with at least `min_history` items before the target; one of them per sequence, "random"
+            (RecFormer's fine-tuning) or "late", from the sequence's later half (its pre-training), which need `rng`;
+            or the "last".
     """
     usable = np.flatnonzero(lengths > min_history)
     if mode == "all":
@@ -43,11 +45,12 @@ def prefix_examples(
         starts = np.cumsum(counts) - counts
         positions = np.arange(counts.sum()) - np.repeat(starts, counts) + min_history
         return np.repeat(usable, counts).astype(np.int32), positions.astype(np.int32)
-    if mode == "random":
-        return usable.astype(np.int32), rng.integers(min_history, lengths[usable]).astype(np.int32)
+    if mode in DRAWN_MODES:
+        first = np.maximum(min_history, (lengths[usable] - 1) // 2) if mode == "late" else min_history
+        return usable.astype(np.int32), rng.integers(first, lengths[usable]).astype(np.int32)
     if mode == "last":
         return usable.astype(np.int32), (lengths[usable] - 1).astype(np.int32)
-    raise ValueError(f"unknown prefix mode {mode!r}: use 'all', 'random' or 'last'")
+    raise ValueError(f"unknown prefix mode {mode!r}: use 'all', 'random', 'late' or 'last'")
 
 
 class PrefixDataset(Dataset):
@@ -74,8 +77,8 @@ class PrefixDataset(Dataset):
         max_history: int = 50,
         seed: int = 0,
     ):
-        if min_history < 1:
-            raise ValueError(f"min_history is {min_history}: an example needs at least one item before its target")
+        if min_history < 0:
+            raise ValueError(f"min_history is {min_history}: it counts the items before the target")
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         if not (lengths > min_history).any():
             raise ValueError(f"no training sequence has {min_history + 1} items: there is nothing to train on")
@@ -97,7 +100,7 @@ class PrefixDataset(Dataset):
     @property
     def examples(self) -> tuple[np.ndarray, np.ndarray]:
         """(sequence, position of the target) of every example in this epoch."""
-        if self.mode == "random" and self._drawn_epoch != self.epoch:
+        if self.mode in DRAWN_MODES and self._drawn_epoch != self.epoch:
             self._drawn_epoch = self.epoch
             self._examples = self._draw()
         return self._examples
@@ -124,26 +127,6 @@ class PrefixDataset(Dataset):
         before = np.concatenate([[0], np.cumsum(item_tokens.lengths[self.items])])
         read = min(max_items, self.max_history)
         return np.minimum(1 + before[ends] - before[np.maximum(starts, ends - read)], max_tokens)
-
-
-def concatenate_domains(
-    domains: Sequence[tuple[ItemTokens, Sequence[np.ndarray]]],
-) -> tuple[ItemTokens, list[np.ndarray]]:
-    """One catalogue and one list of sequences out of several datasets, for pre-training on all of them.
-
-    The items of each domain follow those of the one before it; sequences are shifted to match, so a batch may mix
-    domains.
-    """
-    catalogues = [item_tokens for item_tokens, _ in domains]
-    first_items = np.cumsum([0] + [catalogue.num_items for catalogue in catalogues])
-    first_tokens = np.cumsum([0] + [len(catalogue.input_ids) for catalogue in catalogues])
-    joined = ItemTokens(
-        np.concatenate([catalogue.input_ids for catalogue in catalogues]),
-        np.concatenate([catalogue.token_type_ids for catalogue in catalogues]),
-        np.concatenate([[0]] + [c.offsets[1:] + first for c, first in zip(catalogues, first_tokens, strict=False)]),
-    )
-    shifted = zip(domains, first_items, strict=False)
-    return joined, [np.asarray(sequence) + first for (_, sequences), first in shifted for sequence in sequences]
 
 
 # ---- order
@@ -223,13 +206,21 @@ class HistoryCollator:
     Args:
         history_items: also give `history_item_ids` (B, history_items), the newest item first, padded with -1; None
             leaves them out.
+        allow_empty: take an empty history for `[CLS]` alone instead of an error.
     """
 
-    def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens, history_items: int | None = None):
-        self.tokenizer, self.item_tokens, self.history_items = tokenizer, item_tokens, history_items
+    def __init__(
+        self,
+        tokenizer: ItemSentTokenizer,
+        item_tokens: ItemTokens,
+        history_items: int | None = None,
+        allow_empty: bool = False,
+    ):
+        self.tokenizer, self.item_tokens = tokenizer, item_tokens
+        self.history_items, self.allow_empty = history_items, allow_empty
 
     def __call__(self, histories: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
-        batch = dict(self.tokenizer.batch_histories(self.item_tokens, histories))
+        batch = dict(self.tokenizer.batch_histories(self.item_tokens, histories, allow_empty=self.allow_empty))
         if self.history_items is not None:
             batch["history_item_ids"] = newest_item_ids(histories, self.history_items)
         return batch
@@ -239,7 +230,7 @@ class FineTuningCollator:
     """Examples -> model inputs, history_item_ids (B, history_items) and target_item_ids (B,)."""
 
     def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens, history_items: int = 0):
-        self.collate_histories = HistoryCollator(tokenizer, item_tokens, history_items)
+        self.collate_histories = HistoryCollator(tokenizer, item_tokens, history_items, allow_empty=True)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         batch = self.collate_histories([example.history for example in examples])
@@ -262,6 +253,7 @@ class PreTrainingCollator:
     mask token, 10 % a random token, 10 % stay. At least one token of the next item is always chosen: an untouched
     next item would give away what is to be predicted. The history may stay untouched, for which the model has a
     learnable vector. One of the history items with a chosen token, each equally likely, is the item to reconstruct.
+    With `mask_unit` "word" or "spaced_word", words are chosen whole, at the same rates (see `word_firsts`).
 
     Gives (B = batch, L, Ln, Li = longest history, next item, sampled item):
         input_ids (masked), labels, attention_mask, token_type_ids, item_position_ids (B, L); with `clean_history`
@@ -283,12 +275,15 @@ class PreTrainingCollator:
         next_mask_rate: float = 0.5,
         seed: int = 0,
         clean_history: bool = False,
+        mask_unit: str = "token",
     ):
         if tokenizer.mask_token_id is None:
             raise ValueError("the tokenizer has no mask_token, which pre-training needs: add one to the tokenizer")
         self.tokenizer, self.item_tokens = tokenizer, item_tokens
         self.history_mask_rate, self.next_mask_rate = history_mask_rate, next_mask_rate
         self.seed, self.clean_history = seed, clean_history
+        self.mask_unit = mask_unit
+        self.starts_word = None if mask_unit == "token" else word_starts(tokenizer)
         self.replacements = np.array(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
@@ -324,11 +319,52 @@ class PreTrainingCollator:
         return history_draws, next_draws, item_draws
 
     def _mask(self, batch, draws, rate, at_least_one=False) -> dict[str, np.ndarray]:
-        chosen = draws[0] < rate
+        draw = draws[0] if self.starts_word is None else self._one_draw_a_word(batch, draws[0])
+        chosen = draw < rate
         if at_least_one:
-            chosen |= ~chosen.any(1, keepdims=True) & (draws[0] == draws[0].min(1, keepdims=True))
+            chosen |= ~chosen.any(1, keepdims=True) & (draw == draw.min(1, keepdims=True))
         mask_token_id = self.tokenizer.mask_token_id
         return mask_tokens(batch["input_ids"], chosen, draws[1], draws[2], mask_token_id, self.replacements)
+
+    def _one_draw_a_word(self, batch: dict[str, np.ndarray], draw: np.ndarray) -> np.ndarray:
+        """Every token takes the number drawn for the first token of its word; CLS and padding are never chosen."""
+        firsts = word_firsts(batch, self.starts_word, seams=self.mask_unit == "word")
+        return np.where(_maskable(batch), np.take_along_axis(draw, firsts, 1), 1.0)
+
+
+def word_starts(tokenizer: ItemSentTokenizer) -> np.ndarray:
+    """Which ids of the vocabulary begin a word in running text, (V,) bool.
+
+    A byte-level or SentencePiece vocabulary marks the space before a word, WordPiece what continues one.
+
+    Raises:
+        ValueError: the vocabulary marks neither.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    spaced = np.array([token.startswith(("Ġ", "▁")) for token in tokens])
+    if spaced.any():
+        return spaced
+    continued = np.array([token.startswith("##") for token in tokens])
+    if not continued.any():
+        raise ValueError("the tokenizer does not mark words (Ġ, ▁ or ##): mask_unit must be token")
+    return ~continued
+
+
+def word_firsts(batch: dict[str, np.ndarray], starts_word: np.ndarray, seams: bool) -> np.ndarray:
+    """Column of the first token of each token's word, (B, L).
+
+    Args:
+        starts_word: (V,) from `word_starts`.
+        seams: a word also ends where an attribute's name, its value or an item ends. RecFormer writes no space there
+            and its published code goes by spaces alone, so that its first word of a value is one with the name.
+    """
+    starts = starts_word[batch["input_ids"]]
+    starts[:, :2] = True  # CLS, and what follows it
+    if seams:
+        for name in ("token_type_ids", "item_position_ids"):
+            starts[:, 1:] |= batch[name][:, 1:] != batch[name][:, :-1]
+    columns = np.arange(starts.shape[1])
+    return np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
 
 
 def _maskable(batch: dict[str, np.ndarray]) -> np.ndarray:

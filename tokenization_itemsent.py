@@ -229,6 +229,7 @@ class ItemSentTokenizer(TokenizersBackend):
         padding: bool | str = True,
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
+        allow_empty: bool = False,
     ) -> BatchEncoding:
         """Model inputs of B histories (item indices, oldest first), int64 (B, L), without Python work per token.
 
@@ -236,12 +237,13 @@ class ItemSentTokenizer(TokenizersBackend):
             return_tensors: "pt", "np" or None for lists (only lists may stay unpadded, `padding=False`).
             max_items, max_tokens: override the settings of the same name.
             padding: True or "longest", or "max_length" for L = max_tokens.
+            allow_empty: an empty history is its CLS alone.
 
         Raises:
-            ValueError: an empty history or an index outside the catalogue, named by its row.
+            ValueError: an empty history (unless allowed) or an index outside the catalogue, named by its row.
         """
         max_items, max_tokens = max_items or self.max_items, max_tokens or self.max_tokens
-        rows, items, positions = _newest_items(histories, max_items, item_tokens.num_items)
+        rows, items, positions = _newest_items(histories, max_items, item_tokens.num_items, allow_empty)
         starts, keep = self._place_items(item_tokens.lengths[items], rows, positions, max_tokens)
         lengths = 1 + np.bincount(rows, keep, len(histories)).astype(np.int64)
         width = max_tokens if padding == "max_length" else int(lengths.max())
@@ -263,7 +265,9 @@ class ItemSentTokenizer(TokenizersBackend):
         """First column of every item (the CLS is column 0) and how many of its tokens fit below max_tokens."""
         ends = np.cumsum(lengths)
         newest = positions == 1
-        starts = 1 + (ends - lengths) - (ends - lengths)[newest][rows]
+        row_begins = np.zeros(rows.max(initial=0) + 1, np.int64)
+        row_begins[rows[newest]] = (ends - lengths)[newest]
+        starts = 1 + (ends - lengths) - row_begins[rows]
         keep = np.clip(max_tokens - starts, 0, lengths)
         if self.whole_items:
             keep[(keep < lengths) & ~newest] = 0  # the newest item is cut rather than lost
@@ -503,10 +507,12 @@ def _bare(backend: Tokenizer, normalizer) -> Tokenizer:
     return bare
 
 
-def _newest_items(histories, max_items: int, num_items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _newest_items(
+    histories, max_items: int, num_items: int, allow_empty: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row, item index and item position (1 = newest) of the max_items newest items of all histories."""
     lengths = np.fromiter(map(len, histories), np.int64, len(histories))
-    if not lengths.all() or len(lengths) == 0:
+    if len(lengths) == 0 or not (allow_empty or lengths.all()):
         where = f"history {int(np.argmin(lengths))} is empty" if len(lengths) else "there is no history"
         raise ValueError(f"{where}: give at least one item")
     flat = np.concatenate([np.asarray(history, np.int64) for history in histories])

@@ -15,11 +15,14 @@ from jepa4rec.collation_itemsent import (
     LengthGroupedBatchSampler,
     PrefixDataset,
     PreTrainingCollator,
-    concatenate_domains,
     mask_tokens,
     prefix_examples,
     sample_masked_item,
+    word_firsts,
+    word_starts,
 )
+from jepa4rec.loading_seqrec import train_wordpiece
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 SEQUENCES = [np.array([5, 6, 7]), np.array([1]), np.array([0, 2, 4, 6]), np.array([9, 9])]
 
@@ -67,6 +70,22 @@ class TestPrefixes:
         assert np.array_equal(sequences, np.arange(1000))
         assert np.bincount(positions).tolist()[0] == 0 and (np.bincount(positions)[1:] > 280).all()
 
+    def test_late_draws_from_the_later_half(self):
+        drawn = prefix_examples(np.full(1000, 7), "late", rng=np.random.default_rng(0))[1]
+        assert sorted(set(drawn.tolist())) == [3, 4, 5, 6]
+        assert prefix_examples(np.array([2]), "late", rng=np.random.default_rng(0))[1].tolist() == [1]
+        dataset = random_dataset(mode="late")
+        first = pairs(dataset)
+        dataset.set_epoch(1)
+        assert pairs(dataset) != first
+
+    def test_an_empty_history_where_it_is_asked_for(self, item_tokens):
+        sequences, positions = prefix_examples(np.full(3000, 5), "random", 0, np.random.default_rng(0))
+        assert abs(np.mean(positions == 0) - 0.2) < 0.03  # RecFormer's published code: 1 / length
+        dataset = PrefixDataset([np.array([5, 6])], min_history=0)
+        assert pairs(dataset) == [([], 5), ([5], 6)]
+        assert dataset.token_lengths(item_tokens, 50, 1024)[0] == 1
+
     def test_an_example_costs_two_integers(self):
         dataset = PrefixDataset([np.arange(200)] * 2000)
         assert len(dataset) == 398_000
@@ -82,20 +101,10 @@ class TestPrefixes:
     def test_bad_input(self):
         with pytest.raises(ValueError, match="no training sequence has 2 items"):
             PrefixDataset([np.array([1])])
-        with pytest.raises(ValueError, match="min_history is 0"):
-            PrefixDataset(SEQUENCES, min_history=0)
+        with pytest.raises(ValueError, match="min_history is -1"):
+            PrefixDataset(SEQUENCES, min_history=-1)
         with pytest.raises(ValueError, match="unknown prefix mode 'some'"):
             PrefixDataset(SEQUENCES, "some")
-
-
-def test_domains_are_put_behind_one_another(tiny_tokenizer, tiny_items):
-    parts = [tiny_items[:5], tiny_items[5:]]
-    joined, sequences = concatenate_domains(
-        [(tiny_tokenizer.encode_items(part), [np.array([0, 4]), np.array([1])]) for part in parts]
-    )
-    whole = tiny_tokenizer.encode_items(tiny_items)
-    assert all(np.array_equal(a, b) for a, b in zip(joined, whole, strict=True))
-    assert [sequence.tolist() for sequence in sequences] == [[0, 4], [1], [5, 9], [6]]
 
 
 class TestLengthGroupedBatchSampler:
@@ -243,13 +252,56 @@ class TestPreTrainingCollator:
         newest = tiny_tokenizer.batch_histories(item_tokens, [[2]])
         assert torch.equal(batch["item_input_ids"], newest["input_ids"])
 
-    def test_a_tokenizer_without_mask_token_is_refused(self, tiny_backend, item_tokens):
-        from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+    def test_words_are_chosen_whole(self, tiny_items):
+        texts = [text for item in tiny_items for text in item.values()]
+        tokenizer = ItemSentTokenizer.wrap(train_wordpiece(texts, vocab_size=110))  # few words are one token
+        item_tokens = tokenizer.encode_items(tiny_items)
+        collator = PreTrainingCollator(tokenizer, item_tokens, 0.3, 0.3, clean_history=True, mask_unit="word")
+        history = np.random.default_rng(0).integers(0, 12, 50)
+        batch = {k: v.numpy() for k, v in collator([Example(history, 3, i, 0) for i in range(100)]).items()}
+        for prefix, clean in (("", "clean_input_ids"), ("next_", "clean_next_input_ids")):
+            arrays = {name: batch[prefix + name] for name in ("token_type_ids", "item_position_ids")}
+            firsts = word_firsts(arrays | {"input_ids": batch[clean]}, word_starts(tokenizer), seams=True)
+            chosen, real = batch[prefix + "labels"] != -100, batch[prefix + "attention_mask"] == 1
+            assert np.array_equal(chosen[real], np.take_along_axis(chosen, firsts, 1)[real])
+            assert not chosen[:, 0].any() and not chosen[~real].any()
+            assert (firsts[real] != np.broadcast_to(np.arange(firsts.shape[1]), firsts.shape)[real]).any()
+        assert abs((batch["labels"] != -100)[:, 1:].mean() - 0.3) < 0.02
+        assert (batch["next_labels"] != -100).any(1).all()
 
+    def test_a_tokenizer_without_mask_token_is_refused(self, tiny_backend, item_tokens):
         tokenizer = ItemSentTokenizer.wrap(tiny_backend)
         tokenizer.mask_token = None
         with pytest.raises(ValueError, match="no mask_token"):
             PreTrainingCollator(tokenizer, item_tokens)
+
+
+class FewWords:
+    """A vocabulary of five byte-level tokens: Ġ is a space."""
+
+    words = ["title", "Red", "Ġtea", "ĠPot", "s"]
+
+    def __len__(self):
+        return len(self.words)
+
+    def convert_ids_to_tokens(self, ids):
+        return [self.words[i] for i in ids]
+
+
+def test_words_by_hand():
+    """CLS (here as 0), then "title" "Red" " tea" " Pot" "s", and the next item's "title" "Red"."""
+    starts = word_starts(FewWords())
+    assert starts.tolist() == [False, False, True, True, False]
+    batch = {
+        "input_ids": np.array([[0, 0, 1, 2, 3, 4, 0, 1]]),
+        "token_type_ids": np.array([[0, 1, 2, 2, 2, 2, 1, 2]]),
+        "item_position_ids": np.array([[0, 1, 1, 1, 1, 1, 2, 2]]),
+    }
+    assert word_firsts(batch, starts, seams=True).tolist() == [[0, 1, 2, 3, 4, 4, 6, 7]]
+    assert word_firsts(batch, starts, seams=False).tolist() == [[0, 1, 1, 3, 4, 4, 4, 4]]
+    FewWords.words = ["a", "b"]
+    with pytest.raises(ValueError, match="does not mark words"):
+        word_starts(FewWords())
 
 
 def test_mask_tokens_by_hand():
@@ -276,6 +328,19 @@ def test_fine_tuning_batch(tiny_tokenizer, item_tokens):
     expected = tiny_tokenizer.batch_histories(item_tokens, histories)
     assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
     assert FineTuningCollator(tiny_tokenizer, item_tokens)(examples)["history_item_ids"].shape == (2, 0)
+
+
+def test_an_empty_history_is_cls_alone_in_training_and_an_error_elsewhere(tiny_tokenizer, item_tokens):
+    examples = [Example(np.array([], np.int32), 5, 0, 0), Example(np.array([3, 1]), 0, 1, 0)]
+    batch = FineTuningCollator(tiny_tokenizer, item_tokens, history_items=1)(examples)
+    assert batch["attention_mask"].sum(1)[0] == 1 and batch["input_ids"][0, 0] == tiny_tokenizer.cls_token_id
+    assert batch["history_item_ids"].tolist() == [[-1], [1]]
+    whole = tiny_tokenizer.batch_histories(item_tokens, [[3, 1]])
+    assert all(torch.equal(batch[name][1], tensor[0]) for name, tensor in whole.items())
+    alone = FineTuningCollator(tiny_tokenizer, item_tokens)(examples[:1])
+    assert alone["input_ids"].tolist() == [[tiny_tokenizer.cls_token_id]]
+    with pytest.raises(ValueError, match="history 0 is empty"):
+        HistoryCollator(tiny_tokenizer, item_tokens)([[]])
 
 
 def test_history_batch(tiny_tokenizer, item_tokens):
