@@ -20,7 +20,9 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import ibis
 import ibis.expr.types as ir
@@ -31,7 +33,16 @@ from ibis import _
 
 from .builder import SeqRecBuilder, check_choice, download, table_configs
 from .contract import SeqRecDataset, make_dataset
-from .preparation import Workspace, build_tables, k_core, open_workspace, sample_users
+from .preparation import (
+    Numbered,
+    Workspace,
+    build_tables,
+    k_core,
+    name_ids,
+    number_ids,
+    open_workspace,
+    sample_users,
+)
 from .reading import damage_named, open_bytes, read_columns, read_json_fields
 
 URL = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023"
@@ -87,16 +98,24 @@ def prepare(
     domains = _by_category(files, categories) if files else _fetch(categories, config, source)
     several = len(domains) > 1
     with open_workspace(threads) as workspace:
-        parts = [_domain(workspace, name, paths, config, clean, several) for name, paths in domains.items()]
-        interactions = _stack(workspace, [part[0] for part in parts])
-        if several and not merge_users:
-            interactions = interactions.mutate(user_id=_.user_id + " " + _.domain)
-        interactions = sample_users(workspace, interactions, users, seed)
-        items = _stack(workspace, [part[1] for part in parts])
-        dropped = _without_text(interactions, items)
-        item_table, sequences = build_tables(workspace, interactions, items, items_without_text="drop")
+        parts = [_stage_domain(workspace, name, paths, clean, several) for name, paths in domains.items()]
+        numbered = number_ids(workspace, _stack(workspace, [part.interactions for part in parts]))
+        if any(part.is_raw for part in parts):
+            numbered = _as_published(workspace, numbered, CORES[config])
+        else:
+            _refuse_repeats(workspace, numbered)
+        if several and merge_users:
+            numbered = _across_domains(workspace, numbered)
+        rows = sample_users(workspace, numbered.interactions, users, seed)
+        items = _stack(workspace, [part.items for part in parts]).join(numbered.items, "item_id")
+        items = items.drop("item_id").rename(item_id="number")
+        dropped = _without_text(rows, items)
+        item_table, sequences = build_tables(workspace, rows, items, items_without_text="drop")
+        item_table = _named(workspace, item_table, "item_id", numbered.items)
+        sequences = _named(workspace, sequences, "user_id", numbered.users)
     if several and not merge_users:
-        sequences = sequences.append_column("domain", _domain_of_users(sequences))
+        domain = pc.replace_substring_regex(sequences["user_id"], r"^.* ", "")
+        sequences = sequences.append_column("domain", domain)
     options = {"category": list(domains), "clean": clean, "merge_users": merge_users, "users": users, "seed": seed}
     splits = "absolute_timestamp" if config.endswith("_timestamp") else "leave_one_out"
     info = {**ABOUT, "config": config, "splits": splits, "options": options, "dropped": dropped}
@@ -142,10 +161,16 @@ def _category_of(path: Path) -> str | None:
     return name if name in CATEGORIES else None
 
 
-def _domain(
-    workspace: Workspace, name: str, paths: list[Path], config: str, clean: bool, several: bool
-) -> tuple[ir.Table, ir.Table]:
-    """Interactions and items of one category, filtered as the config says."""
+class _Domain(NamedTuple):
+    """One category as staged: its interactions (raw reviews or as published) and its items."""
+
+    interactions: ir.Table
+    items: ir.Table
+    is_raw: bool
+
+
+def _stage_domain(workspace: Workspace, name: str, paths: list[Path], clean: bool, several: bool) -> _Domain:
+    """Stages the files of a category; among several a user's id ends in the category, and items say theirs."""
     kinds = {"benchmark": [], "reviews": [], "metadata": []}
     for path in paths:
         kinds[_kind(path)].append(path)
@@ -156,15 +181,12 @@ def _domain(
         )
     if kinds["benchmark"] and kinds["reviews"]:
         raise ValueError(f"amazon_reviews_2023 {name} was given benchmark CSV and raw reviews: give one of them")
-    label = {"domain": name} if several else {}
-    if kinds["benchmark"]:
-        rows = workspace.stage(_rows(kinds["benchmark"], _benchmark, label), f"{name} interactions")
-        _refuse_repeats(rows, kinds["benchmark"])
-    else:
-        rows = first_of_each_pair(workspace.stage(_rows(kinds["reviews"], _reviews, label), f"{name} reviews"))
-        rows = k_core(workspace, rows, CORES[config], CORES[config])
-    items = workspace.stage(_rows(kinds["metadata"], _metadata, label, clean), f"{name} metadata")
-    return rows, items
+    batches = chain(*map(_benchmark, kinds["benchmark"]), *map(_reviews, kinds["reviews"]))
+    rows = workspace.stage(batches, f"{name} interactions")
+    items = workspace.stage(chain(*(_metadata(path, clean) for path in kinds["metadata"])), f"{name} metadata")
+    if several:
+        rows, items = rows.mutate(user_id=_.user_id + f" {name}"), items.mutate(domain=ibis.literal(name))
+    return _Domain(rows, items, bool(kinds["reviews"]))
 
 
 def _kind(path: Path) -> str:
@@ -180,15 +202,6 @@ def _kind(path: Path) -> str:
     if not isinstance(first, dict):
         raise ValueError(f"{path}: its first line is neither the header of a benchmark CSV nor JSON")
     return "reviews" if "user_id" in first else "metadata"
-
-
-def _rows(paths: list[Path], read, label: dict[str, str], *arguments) -> Iterator[pa.RecordBatch]:
-    """The batches of all files, with the category in a column of its own where it matters."""
-    for path in paths:
-        for batch in read(path, *arguments):
-            for name, value in label.items():
-                batch = batch.append_column(name, pa.repeat(value, batch.num_rows))
-            yield batch
 
 
 # Interactions
@@ -227,20 +240,35 @@ def _checked(path: Path, batch: pa.RecordBatch, done: int) -> pa.RecordBatch:
     return batch.rename_columns(["user_id", "item_id", "rating", "timestamp"])
 
 
-def first_of_each_pair(reviews: ir.Table) -> ir.Table:
-    """The earliest review of every (user, item): the publisher's rule, checked on its own files."""
+def _as_published(workspace: Workspace, numbered: Numbered, core: int) -> Numbered:
+    """Raw reviews as the publisher's benchmark has them: the earliest of every (user, item), then the k-core."""
     place = ibis.row_number().over(group_by=["user_id", "item_id"], order_by=["timestamp", "row"])
-    return reviews.mutate(place=place).filter(_.place == 0).drop("place")
+    first = workspace.checkpoint(numbered.interactions.mutate(place=place).filter(_.place == 0).drop("place"))
+    return numbered._replace(interactions=k_core(workspace, first, core, core))
 
 
-def _refuse_repeats(rows: ir.Table, paths: list[Path]) -> None:
-    counted = rows.group_by(["user_id", "item_id", "timestamp"]).agg(times=_.row.count(), first=_.row.min())
-    twice = counted.filter(_.times > 1).order_by("first").limit(1).to_pyarrow().to_pylist()
-    if twice:
+def _refuse_repeats(workspace: Workspace, numbered: Numbered) -> None:
+    counted = numbered.interactions.group_by(["user_id", "item_id", "timestamp"])
+    repeated = counted.agg(times=_.row.count(), first=_.row.min()).filter(_.times > 1)
+    twice = repeated.order_by("first").limit(1).to_pyarrow()
+    if twice.num_rows:
+        names = {"user_id": numbered.users, "item_id": numbered.items}
+        user, item = (name_ids(workspace, table, column, twice[column])[0] for column, table in names.items())
         raise ValueError(
-            f"{', '.join(path.name for path in paths)}: user {twice[0]['user_id']} has item {twice[0]['item_id']} at "
-            f"time {twice[0]['timestamp']} {twice[0]['times']} times; give each benchmark file once"
+            f"amazon_reviews_2023: user {user} has item {item} at time {twice['timestamp'][0]} "
+            f"{twice['times'][0]} times; give each benchmark file once"
         )
+
+
+def _across_domains(workspace: Workspace, numbered: Numbered) -> Numbered:
+    """The users of all categories as one each: ids without the category, numbered anew."""
+    bare = numbered.users.mutate(user_id=_.user_id.re_replace(r" [^ ]*$", ""))
+    first = bare.group_by("user_id").agg(one=_.number.min())
+    renumbered = workspace.checkpoint(bare.join(first, "user_id").select("number", "one"))
+    rows = numbered.interactions.join(renumbered, [("user_id", "number")]).drop("user_id")
+    rows = rows.select("row", "item_id", "rating", "timestamp", user_id="one")
+    users = workspace.checkpoint(first.rename(number="one"))
+    return Numbered(workspace.checkpoint(rows), users, numbered.items)
 
 
 def _without_text(interactions: ir.Table, items: ir.Table) -> dict[str, int]:
@@ -262,9 +290,10 @@ def _stack(workspace: Workspace, tables: list[ir.Table]) -> ir.Table:
     return workspace.checkpoint(ibis.union(*shifted))
 
 
-def _domain_of_users(sequences: pa.Table) -> pa.Array:
-    """The category behind the last space of a user id."""
-    return pc.replace_substring_regex(sequences["user_id"], r"^.* ", "")
+def _named(workspace: Workspace, table: pa.Table, column: str, names: ir.Table) -> pa.Table:
+    """The table with ids in the place of their numbers."""
+    place = table.column_names.index(column)
+    return table.set_column(place, column, name_ids(workspace, names, column, table[column]))
 
 
 # Metadata

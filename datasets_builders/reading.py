@@ -20,6 +20,7 @@ import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 BLOCK_BYTES = 16 << 20
+JSON_PIECE_BYTES = 4 << 20  # parsed by one core at a time
 EXCEL_ROWS = 20_000
 COMPRESSIONS = (".gz", ".bz2", ".zst")
 
@@ -173,10 +174,26 @@ def _read_jsonl(path: Path, columns: Sequence[str], _: str | None) -> Iterator[p
 def _json_blocks(path: Path, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
     """Parsed blocks of whole lines. With a schema its fields only, null where a line lacks one."""
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore" if schema else "infer")
+    rest = b""
     with open_bytes(path) as data:
-        while lines := data.readlines(BLOCK_BYTES):
-            block = pa.BufferReader(b"".join(lines))
-            yield pa_json.read_json(block, pa_json.ReadOptions(block_size=2 * BLOCK_BYTES), options)
+        while block := data.read(BLOCK_BYTES):
+            whole, newline, rest = (rest + block).rpartition(b"\n")
+            if newline:
+                yield _parsed_json(whole, options)
+    if rest.strip():
+        yield _parsed_json(rest, options)
+
+
+def _parsed_json(lines: bytes, options: pa_json.ParseOptions) -> pa.Table:
+    """Whole lines, parsed on all cores: in pieces, each no shorter than the longest line."""
+    longest = max(map(len, lines.split(b"\n", 1)[:1]), default=0)
+    size = max(JSON_PIECE_BYTES, 4 * longest)
+    try:
+        return pa_json.read_json(pa.BufferReader(lines), pa_json.ReadOptions(block_size=size), options)
+    except pa.ArrowInvalid as error:
+        if "straddling object" not in str(error):
+            raise
+    return pa_json.read_json(pa.BufferReader(lines), pa_json.ReadOptions(block_size=len(lines) + 1), options)
 
 
 def read_json_fields(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

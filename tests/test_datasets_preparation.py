@@ -9,14 +9,15 @@ import pytest
 
 from jepa4rec.datasets_builders.contract import make_dataset
 from jepa4rec.datasets_builders.preparation import (
+    among,
     build_tables,
     drop_duplicate_rows,
     first_row_per_item,
     k_core,
     most_frequent_text,
+    often_enough,
     open_workspace,
     ordered_rows,
-    with_enough_interactions,
     with_text,
 )
 
@@ -144,7 +145,7 @@ def test_the_plan_is_not_tied_to_one_engine(dialect):
     for step in (
         drop_duplicate_rows(interactions),
         most_frequent_text(items, "title"),
-        with_enough_interactions(interactions, 5, 5),
+        among(interactions, {"user_id": often_enough(interactions, "user_id", 5)}),
         ordered_rows(interactions, catalogue),
     ):
         assert ibis.to_sql(step, dialect=dialect).lstrip().startswith("SELECT")
