@@ -11,6 +11,7 @@ A run's folder:
         recipe.json             what the run was started with
         start/                  the starting encoder and tokenizer
         phase-0/                a finished phase's weights
+        phase-0.json            its steps and its best validation metrics
         phase-1-best-300/       best weights so far of the phase under way (a checkpoint like any other)
         phase-1-step-400/       everything the loop needs to go on from step 400
 """
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -30,7 +32,17 @@ from torch.distributed.fsdp import FSDPModule
 from .recipe_seqrec import Recipe, recipe_to_dict
 
 # Settings that may differ between the interrupted run and the one that resumes it: they do not change what is learned.
-FREE_TO_CHANGE = ("name", "output_dir", "resume", "overwrite", "tracker", "log_every", "save_every", "telemetry_every")
+FREE_TO_CHANGE = (
+    "name",
+    "system",
+    "output_dir",
+    "resume",
+    "overwrite",
+    "tracker",
+    "log_every",
+    "save_every",
+    "telemetry_every",
+)
 
 
 @contextmanager
@@ -83,17 +95,25 @@ def _to_disk(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+class PhaseEnd(NamedTuple):
+    """How a phase ended: optimiser steps done, of how many, and the validation metrics of the weights it left."""
+
+    steps: int
+    total_steps: int
+    metrics: dict[str, float]
+
+
 @dataclass
 class Progress:
     """Where a phase stands.
 
-    `best_step` and `best_score` (validation NDCG@10) are of the best evaluation so far, `stale` counts evaluations
-    since; `log_bytes` is the length of log.jsonl, so that a resumed run does not log twice.
+    `best_step` and `best_metrics` are of the best evaluation so far (by NDCG@10), `stale` counts evaluations since;
+    `log_bytes` is the length of log.jsonl, so that a resumed run does not log twice.
     """
 
     step: int = 0
     best_step: int | None = None
-    best_score: float | None = None
+    best_metrics: dict[str, float] | None = None
     stale: int = 0
     stopped: bool = False
     log_bytes: int = 0
@@ -179,8 +199,13 @@ class RunFolder:
             if path.name not in keep:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def finish_phase(self, phase: int, weights: Path) -> None:
+    def end_of(self, phase: int) -> PhaseEnd:
+        """How a finished phase ended."""
+        return PhaseEnd(**json.loads((self.state / f"phase-{phase}.json").read_text(encoding="utf-8")))
+
+    def finish_phase(self, phase: int, weights: Path, end: PhaseEnd) -> None:
         """`weights` become the phase's result; its states go."""
+        write_json(self.state / f"phase-{phase}.json", end._asdict())
         os.replace(weights, self.finished_phase(phase))
         for path in self.state.glob(f"phase-{phase}-*"):
             shutil.rmtree(path, ignore_errors=True)

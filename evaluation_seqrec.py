@@ -21,10 +21,10 @@ def make_scorer(model: nn.Module, tokenizer, data: RunData, settings: Evaluation
     return DualEncoderScorer(model, tokenizer, item_tokens, matrix, settings.batch_tokens, progress=False)
 
 
-def rank_together(accelerator: Accelerator, scorer: Scorer, split, exclude_history: bool) -> np.ndarray:
+def rank_together(accelerator: Accelerator, scorer: Scorer, split, settings: EvaluationRecipe) -> np.ndarray:
     """Ranks (U,) of a split's targets; every process ranks its share of the users and receives all ranks."""
     rows = np.arange(accelerator.process_index, len(split.targets), accelerator.num_processes)
-    own = rank_split(scorer, take_rows(split, rows), exclude_history, progress=False) if len(rows) else np.empty(0)
+    own = _rank(scorer, take_rows(split, rows), settings) if len(rows) else np.empty(0)
     if accelerator.num_processes == 1:
         return own
     ranks = np.empty(len(split.targets))
@@ -33,18 +33,22 @@ def rank_together(accelerator: Accelerator, scorer: Scorer, split, exclude_histo
     return ranks
 
 
+def _rank(scorer: Scorer, split, settings: EvaluationRecipe) -> np.ndarray:
+    return rank_split(scorer, split, settings.exclude_history, settings.ties, progress=False)
+
+
 def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> dict[str, float]:
     """Metrics on the validation split, or on the recipe's fixed sample of its users."""
     settings = recipe.evaluation
     split = sample_users(data.splits.validation, settings.validation_users, recipe.run.seed)
     scorer = make_scorer(model, tokenizer, data, settings)
-    return ranking_metrics(rank_together(accelerator, scorer, split, settings.exclude_history))
+    return ranking_metrics(rank_together(accelerator, scorer, split, settings))
 
 
 def rank_test_split(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> np.ndarray:
     """Ranks of all test users."""
     scorer = make_scorer(model, tokenizer, data, recipe.evaluation)
-    return rank_together(accelerator, scorer, data.splits.test, recipe.evaluation.exclude_history)
+    return rank_together(accelerator, scorer, data.splits.test, recipe.evaluation)
 
 
 def evaluate_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, dict[str, float]]:
@@ -52,7 +56,7 @@ def evaluate_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, d
     metrics = {}
     for name in settings.baselines:
         scorer = fit_baseline(name, data.splits, "test", data.num_items)
-        metrics[name] = ranking_metrics(rank_split(scorer, data.splits.test, settings.exclude_history, progress=False))
+        metrics[name] = ranking_metrics(_rank(scorer, data.splits.test, settings))
     return metrics
 
 
@@ -65,7 +69,7 @@ def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, res
     return {
         "model": recipe.run.name or Path(recipe.run.output_dir).name,
         "init": recipe.model.init,
-        "system": "JEPA4Rec",
+        "system": recipe.run.system,
         "dataset": info.get("name"),
         "config": info.get("config"),
         "fingerprint": data.dataset.fingerprint,
@@ -74,6 +78,7 @@ def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, res
         "split": "test",
         "protocol": recipe.data.split,
         "exclude_history": recipe.evaluation.exclude_history,
+        "ties": recipe.evaluation.ties,
         "users": len(data.splits.test.targets),
         "items": data.num_items,
         "seed": recipe.run.seed,

@@ -346,7 +346,8 @@ def make_batches(
     if isinstance(phase, PretrainPhase):
         rates = (phase.history_mask_rate, phase.next_mask_rate)
         clean = phase.objective.contrastive_history == "clean"
-        collate = PreTrainingCollator(tokenizer, item_tokens, *rates, seed=recipe.run.seed, clean_history=clean)
+        options = {"seed": recipe.run.seed, "clean_history": clean, "mask_unit": phase.mask_unit}
+        collate = PreTrainingCollator(tokenizer, item_tokens, *rates, **options)
     else:
         collate = FineTuningCollator(tokenizer, item_tokens, phase.history_items)
     return Batches(sampler, collate, phase.gradient_accumulation, process, processes)

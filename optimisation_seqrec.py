@@ -13,12 +13,15 @@ def learning_rate_factor(step: int, total: int, warmup: float, schedule: str) ->
     """What the learning rates are multiplied with at optimiser step `step` (from 0) of `total`.
 
     Rises linearly over the first `warmup` fraction of the steps, then stays ("constant"), or falls to 0 at the end
-    along a line ("linear") or half a cosine ("cosine"). A function of the step alone, so a resumed run needs no
-    scheduler state.
+    along a line ("linear") or half a cosine ("cosine"). "recformer" falls along the line that begins with 1 at step 0,
+    so it drops where the rise ends: the schedule of RecFormer's published code. A function of the step alone, so a
+    resumed run needs no scheduler state.
     """
     warmup_steps = round(warmup * total)
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
+    if schedule == "recformer":
+        return max(0.0, 1.0 - step / total)
     done = (step - warmup_steps) / max(1, total - warmup_steps)
     if schedule == "linear":
         return max(0.0, 1.0 - done)

@@ -11,7 +11,7 @@ import difflib
 import types
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -24,13 +24,15 @@ from .losses_seqrec import FineTuningObjective, PreTrainingObjective
 class RunRecipe:
     """Where the run lives and how it is carried out; nothing here changes what is learned, except the seed.
 
-    `name` is what tables and the model card call the run (None: the last part of `output_dir`).
+    `name` is what tables and the model card call the run (None: the last part of `output_dir`), `system` the method it
+    trains.
     `mixed_precision` None leaves the choice to `accelerate launch`. `save_every` counts optimiser steps between two
     saved states (0: none between phases). `resume` continues an interrupted run, `overwrite` replaces a finished one.
     """
 
     output_dir: str
     name: str | None = None
+    system: str = "JEPA4Rec"
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
@@ -106,9 +108,10 @@ class ModelRecipe:
 @dataclass(kw_only=True)
 class EvaluationRecipe:
     """Full ranking after training, and what stands beside it. `validation_users`: a fixed sample for evaluations
-    *during* training; `batch_tokens`: tokens encoded at a time."""
+    *during* training; `batch_tokens`: tokens encoded at a time; `ties` "official": optimistic, as RecFormer's."""
 
     exclude_history: bool = False
+    ties: Literal["mean", "official"] = "mean"
     validation_users: int | None = None
     zero_shot: bool = True
     baselines: list[Literal["popularity", "item_transition", "item_transition_decayed"]] = field(
@@ -122,10 +125,13 @@ class Phase:
     """What pretrain and finetune phases share.
 
     Length: `epochs` (fractions allowed), or `steps` where given. `batch_size` counts examples per optimiser step over
-    all processes and all `gradient_accumulation` slices, so that a recipe means the same on any machine. `warmup` is a
-    fraction of the steps. Evaluation on the validation split: every `evaluate_every_steps` where given, else
-    every `evaluate_every_epochs`; 0 evaluates at the end only. `patience` counts evaluations without a better NDCG@10.
-    `freeze_layers` n freezes all embeddings and the lowest n layers. `max_items`: newest items kept in the text.
+    all processes and all `gradient_accumulation` slices, so that a recipe means the same on any machine. Examples are
+    "all" prefixes of a user's sequence, or one of them an epoch: a "random" one, one from the "late" half, the "last".
+    `warmup` is a fraction of the steps, after which "linear" falls from 1, and "recformer" goes on along the line that
+    falls from the first step on. `clip_norm` null clips nothing. Evaluation on the validation split: every
+    `evaluate_every_steps` where given, else every `evaluate_every_epochs`; 0 evaluates at the end only. `patience`
+    counts evaluations without a better NDCG@10. `freeze_layers` n freezes all embeddings and the lowest n layers.
+    `max_items`: newest items kept in the text.
     """
 
     kind: str
@@ -133,25 +139,28 @@ class Phase:
     steps: int | None = None
     batch_size: int = 256
     gradient_accumulation: int = 1
-    prefixes: Literal["all", "random", "last"] = "all"
+    prefixes: Literal["all", "random", "late", "last"] = "all"
     min_history: int = 1
     max_items: int | None = None
     lr: float = 5e-5
     weight_decay: float = 0.01
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "recformer"] = "linear"
     warmup: float = 0.05
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
     freeze_word_embeddings: bool = False
     freeze_layers: int = 0
     evaluate_every_steps: int | None = None
     evaluate_every_epochs: float = 1.0
     patience: int | None = None
 
+    least_history: ClassVar[int] = 1
+
     def __post_init__(self):
-        for name in ("batch_size", "gradient_accumulation", "min_history"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        least = {"batch_size": 1, "gradient_accumulation": 1, "min_history": self.least_history}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into gradient_accumulation = "
@@ -163,11 +172,16 @@ class Phase:
 
 @dataclass(kw_only=True)
 class PretrainPhase(Phase):
-    """JEPA4Rec pre-training: contrastive + MLM + mapping (paper section 3.3), mask rates over tokens."""
+    """JEPA4Rec pre-training: contrastive + MLM + mapping (paper section 3.3), or RecFormer's, without mapping.
+
+    The mask rates are over tokens, or over words where `mask_unit` is "word"; the words of "spaced_word" are told by
+    spaces alone, as in RecFormer's published code, so that a value's first word is one with its attribute's name.
+    """
 
     kind: Literal["pretrain"]
     history_mask_rate: float = 0.15
     next_mask_rate: float = 0.5
+    mask_unit: Literal["token", "word", "spaced_word"] = "token"
     objective: PreTrainingObjective = field(default_factory=PreTrainingObjective)
 
 
@@ -182,6 +196,11 @@ class FinetunePhase(Phase):
     vectors alone learn, some fifty times faster, before a phase that adds the text. `text_gate`: the weight the text
     begins with beside the items (None: where the phase before left it; 1 at first). `lr_items` is for everything that
     is not the text encoder.
+
+    Slips of RecFormer's published code, to compare with its numbers: `min_history` 0 also trains on empty histories
+    (`[CLS]` alone); `stale_items` evaluates with the item vectors from before the epoch (else those of
+    `item_vectors: epoch` are encoded before each evaluation too); `continue_schedule` goes on with the learning rates
+    of the phase before from the step where that stopped, at 0 after its last.
     """
 
     kind: Literal["finetune"]
@@ -190,7 +209,11 @@ class FinetunePhase(Phase):
     history_text: bool = True
     text_gate: float | None = None
     item_vectors: Literal["start", "epoch", "keep"] = "start"
+    stale_items: bool = False
+    continue_schedule: bool = False
     objective: FineTuningObjective = field(default_factory=FineTuningObjective)
+
+    least_history: ClassVar[int] = 0
 
 
 @dataclass(kw_only=True)
@@ -214,6 +237,8 @@ class Recipe:
             raise ValueError("text_gate must be above 0; history_text: false leaves the text out")
         if any(not phase.history_text and not phase.history_items for phase in finetuning):
             raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
+        if self.phases[0] in finetuning and self.phases[0].continue_schedule:
+            raise ValueError("the first phase has continue_schedule, but no phase before it to continue")
         if len({phase.history_items for phase in finetuning}) > 1:
             raise ValueError("finetune phases must agree on history_items: they train one model")
 

@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import math
 import os
 import shutil
 import sys
@@ -22,7 +23,15 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import logging as transformers_logging
 
-from jepa4rec.checkpointing_seqrec import Progress, RunFolder, load_state, save_state, whole_model, written_folder
+from jepa4rec.checkpointing_seqrec import (
+    PhaseEnd,
+    Progress,
+    RunFolder,
+    load_state,
+    save_state,
+    whole_model,
+    written_folder,
+)
 from jepa4rec.evaluation_seqrec import (
     evaluate_baselines,
     evaluate_validation,
@@ -57,7 +66,11 @@ QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 
 @dataclass
 class Training:
-    """One phase under way: everything the loop works with."""
+    """One phase under way: everything the loop works with.
+
+    `schedule_start` and `schedule_steps` place the phase in the course of its learning rates; `items_step` is the step
+    at which the item matrix was last encoded.
+    """
 
     accelerator: Accelerator
     recipe: Recipe
@@ -71,6 +84,12 @@ class Training:
     folder: RunFolder
     log: RunLog
     progress: Progress
+    schedule_start: int = 0
+    schedule_steps: int = 0
+    items_step: int = 0
+
+    def __post_init__(self):
+        self.schedule_steps = self.schedule_steps or self.total_steps
 
     @property
     def total_steps(self) -> int:
@@ -101,8 +120,8 @@ def train_phase(training: Training) -> None:
         keep_if_best(training)  # what the phase before left is the mark to beat
     while progress.step < training.total_steps and not progress.stopped:
         epoch, done = divmod(progress.step, len(training.batches))
-        if done == 0 and epoch > 0 and getattr(training.phase, "item_vectors", None) == "epoch":
-            encode_item_matrix(training.bare_model, training.tokenizer, training.data, training.recipe)
+        if done == 0:
+            refresh_items(training)
         training.model.train()
         for slices in training.batches.epoch(epoch, skip=done):
             watch.add(*optimiser_step(training, slices))
@@ -117,7 +136,8 @@ def train_phase(training: Training) -> None:
 def optimiser_step(training: Training, slices: list[dict]):
     """Forward, backward, clip, optimiser, target update. Returns the slices' outputs and the gradient's length."""
     step, total, phase = training.progress.step, training.total_steps, training.phase
-    set_learning_rates(training.optimizer, learning_rate_factor(step, total, phase.warmup, phase.schedule))
+    place = (training.schedule_start + step, training.schedule_steps)
+    set_learning_rates(training.optimizer, learning_rate_factor(*place, phase.warmup, phase.schedule))
     telemetry, outputs = (step + 1) % training.recipe.run.telemetry_every == 0, []
     for number, batch in enumerate(slices, start=1):
         batch = send_to_device(batch, training.accelerator.device, non_blocking=True)
@@ -126,7 +146,8 @@ def optimiser_step(training: Training, slices: list[dict]):
             output = training.model(**batch, telemetry=telemetry and number == len(slices))
             training.accelerator.backward(output.loss / len(slices))
         outputs.append(output)
-    grad_norm = training.accelerator.clip_grad_norm_(training.model.parameters(), phase.clip_norm)
+    longest = math.inf if phase.clip_norm is None else phase.clip_norm
+    grad_norm = training.accelerator.clip_grad_norm_(training.model.parameters(), longest)
     training.optimizer.step()
     training.optimizer.zero_grad()
     if isinstance(phase, PretrainPhase):
@@ -182,17 +203,26 @@ def log_step(training: Training, watch: StepWatch) -> None:
 def keep_if_best(training: Training) -> None:
     """Evaluate on the validation split; better weights than before are written down, stale ones counted."""
     progress, phase, accelerator = training.progress, training.phase, training.accelerator
+    if not getattr(phase, "stale_items", False):
+        refresh_items(training)
     model = whole_model(accelerator, training.model)
     metrics = evaluate_validation(accelerator, model, training.tokenizer, training.data, training.recipe)
     place = {"phase": training.index, "kind": phase.kind, "step": progress.step}
     training.log.write({**place, **{f"validation_{name}": value for name, value in metrics.items()}}, progress.step)
-    if progress.best_score is None or metrics["ndcg@10"] > progress.best_score:
-        progress.best_score, progress.best_step, progress.stale = metrics["ndcg@10"], progress.step, 0
+    if progress.best_metrics is None or metrics["ndcg@10"] > progress.best_metrics["ndcg@10"]:
+        progress.best_metrics, progress.best_step, progress.stale = metrics, progress.step, 0
         save_checkpoint(accelerator, model, training.tokenizer, training.folder.best(training.index, progress.step))
     else:
         progress.stale += 1
         progress.stopped = phase.patience is not None and progress.stale >= phase.patience
     training.model.train()
+
+
+def refresh_items(training: Training) -> None:
+    """With `item_vectors: epoch`, encode the item matrix anew, unless that was done at this very step."""
+    if getattr(training.phase, "item_vectors", None) == "epoch" and training.items_step != training.progress.step:
+        encode_item_matrix(training.bare_model, training.tokenizer, training.data, training.recipe)
+        training.items_step = training.progress.step
 
 
 def encode_item_matrix(model: nn.Module, tokenizer, data: RunData, recipe: Recipe) -> None:
@@ -293,7 +323,8 @@ def run_phase(
     log.cut(training.progress.log_bytes)
     train_phase(training)
     if accelerator.is_main_process:
-        folder.finish_phase(index, folder.best(index, training.progress.best_step))
+        end = PhaseEnd(training.progress.step, training.total_steps, training.progress.best_metrics)
+        folder.finish_phase(index, folder.best(index, training.progress.best_step), end)
     accelerator.free_memory()
     accelerator.wait_for_everyone()
 
@@ -318,9 +349,13 @@ def set_up(
     place = (accelerator.process_index, accelerator.num_processes)
     batches = make_batches(recipe, phase, data, tokenizer, *place)
     progress = Progress(processes=accelerator.num_processes, log_bytes=log.length())
-    return Training(
+    training = Training(
         accelerator, recipe, phase, index, data, tokenizer, model, optimizer, batches, folder, log, progress
     )  # fmt: skip
+    if getattr(phase, "continue_schedule", False):
+        before = folder.end_of(index - 1)
+        training.schedule_start, training.schedule_steps = before.steps, before.total_steps
+    return training
 
 
 def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunFolder, origin: dict) -> dict:
@@ -330,7 +365,7 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     model = open_phase_model(weights, phase, data).to(accelerator.device)
     ranks = rank_test_split(accelerator, model, tokenizer, data, recipe)
     results = {"metrics": ranking_metrics(ranks)}
-    results["validation_metrics"] = evaluate_validation(accelerator, model, tokenizer, data, recipe)
+    results["validation_metrics"] = folder.end_of(len(recipe.phases) - 1).metrics
     if recipe.evaluation.zero_shot:
         start = open_start_model(folder.start).to(accelerator.device)
         results["zero_shot"] = ranking_metrics(rank_test_split(accelerator, start, tokenizer, data, recipe))

@@ -46,6 +46,21 @@ def test_settings_reach_sections_list_entries_and_absent_sections(minimal):
     assert recipe.data.data_files == ["a.csv", "b.csv"] and recipe.run.mixed_precision == "no"
 
 
+def test_recformers_slips_are_off_unless_asked_for(minimal):
+    parity = read_recipe(ROOT / "recipes" / "recformer_parity.yaml")
+    first, second = parity.phases
+    asked = {"prefixes": "random", "min_history": 0, "schedule": "recformer", "clip_norm": None, "stale_items": True}
+    default = read_recipe(minimal).phases[1]
+    for name, value in asked.items():
+        assert getattr(first, name) == getattr(second, name) == value != getattr(default, name), name
+    assert (first.continue_schedule, second.continue_schedule, default.continue_schedule) == (False, True, False)
+    assert (parity.evaluation.ties, read_recipe(minimal).evaluation.ties) == ("official", "mean")
+    for name in ("pretrain", "finetune"):
+        recipe = read_recipe(ROOT / "recipes" / f"recformer_{name}.yaml")
+        assert recipe.run.system == "RecFormer" and recipe.evaluation.ties == "mean"
+        assert all(phase.min_history == 1 and phase.clip_norm == 1.0 for phase in recipe.phases)
+
+
 def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
     recipe = read_recipe(minimal, ["phases.0.lr=3.0e-5"])
     write_recipe(recipe, tmp_path / "out.yaml")

@@ -20,11 +20,15 @@ from safetensors.torch import load_file
 
 import train_accelerate
 from jepa4rec.checkpointing_seqrec import RunFolder, written_folder
-from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
+from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, save_dataset
+from jepa4rec.evaluation_seqrec import evaluate_validation
+from jepa4rec.losses_seqrec import normalise
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, parameter_groups
+from jepa4rec.ranking_seqrec import encode_items
 from jepa4rec.recipe_seqrec import read_recipe
 from jepa4rec.reporting_seqrec import TrainingDiverged
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from tests.conftest import TINY_ITEMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,6 +148,78 @@ def test_two_stages_encode_items_each_epoch_and_then_keep_them(write_recipe):
     model = Jepa4RecForSequentialRecommendation.from_pretrained(run / "checkpoint")
     lengths = model.item_matrix.weight.norm(dim=1)
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+ENCODED = {
+    **FINETUNE, "objective": {"item_matrix": "frozen", "learn_temperature": False}, "history_items": 0,
+    "item_vectors": "epoch", "evaluate_every_steps": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_evaluation_sees_the_items_as_the_encoder_has_them_now_unless_stale(stale, write_recipe, tmp_path, shop):
+    train(write_recipe([{**ENCODED, "steps": 4, "stale_items": stale, "lr": 1e-2, "prefixes": "random"}]))
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
+    tokenizer = ItemSentTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
+    fresh = encode_items(model, tokenizer, tokenizer.encode_items(load_dataset_dir(shop).item_texts()))
+    gap = (model.item_vectors() - normalise(fresh)).abs().max().item()
+    assert gap > 0.01 if stale else gap < 1e-5
+
+
+@pytest.mark.parametrize(("steps", "patience", "wanted"), [(8, None, [0.0, 0.0]), (40, 1, [32 / 40, 31 / 40])])
+def test_a_second_stage_may_go_on_with_the_learning_rates_of_the_first(
+    steps, patience, wanted, write_recipe, tmp_path, monkeypatch
+):
+    """At the end of the first stage nothing is left to learn with; where it stopped early, the rest of its line is."""
+    monkeypatch.setattr(train_accelerate, "evaluate_validation", lambda *_: {"ndcg@10": 0.5})
+    schedule = {"schedule": "recformer", "warmup": 0.0, "lr": 1.0e-3, "clip_norm": None}
+    stages = [
+        {**ENCODED, **schedule, "steps": steps, "patience": patience},
+        {**ENCODED, **schedule, "steps": 2, "item_vectors": "keep", "continue_schedule": True},
+    ]
+    train(write_recipe(stages, log_every=1))
+    rates = [line["lr"] / 1e-3 for line in log_lines(tmp_path / "run") if line["phase"] == 1 and "lr" in line]
+    assert rates == pytest.approx(wanted)
+
+
+def test_null_clips_no_gradient(write_recipe, tmp_path):
+    path = write_recipe([{**FINETUNE, "steps": 3}])
+    train(path, "phases.0.clip_norm=null")
+    free = weights(tmp_path / "run")
+    train(path, "phases.0.clip_norm=1.0e+9", "run.overwrite=true")
+    assert_same_weights(weights(tmp_path / "run"), free, rtol=0, atol=0)
+    train(path, "phases.0.clip_norm=1.0e-9", "run.overwrite=true")
+    assert not torch.equal(weights(tmp_path / "run")["item_matrix.weight"], free["item_matrix.weight"])
+
+
+def test_recformer_runs_through_the_same_loop(write_recipe, tmp_path):
+    pretrain = {
+        **PRETRAIN, "prefixes": "late", "mask_unit": "word", "freeze_word_embeddings": True,
+        "objective": {"map_weight": 0.0, "contrastive_history": "clean", "mlm_average": "sides"},
+    }  # fmt: skip
+    stages = [pretrain, {**ENCODED, "prefixes": "random", "min_history": 0}, {**ENCODED, "item_vectors": "keep"}]
+    record = train(write_recipe(stages, system="RecFormer"), "evaluation.ties=official")
+    assert (record["system"], record["ties"]) == ("RecFormer", "official")
+    steps = [line for line in log_lines(tmp_path / "run") if line["kind"] == "pretrain" and "loss" in line]
+    assert steps and all({"contrastive", "mlm"} <= line.keys() and "map" not in line for line in steps)
+
+
+def test_official_ties_are_optimistic(write_recipe):
+    path = write_recipe([{**FINETUNE, "steps": 1}])
+    strict = train(path)["baselines"]["popularity"]["mrr"]
+    assert train(path, "evaluation.ties=official", "run.overwrite=true")["baselines"]["popularity"]["mrr"] > strict
+
+
+def test_what_the_best_evaluation_found_is_not_measured_again(write_recipe, monkeypatch):
+    found = []
+
+    def evaluate(*arguments):
+        found.append(evaluate_validation(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(train_accelerate, "evaluate_validation", evaluate)
+    record = train(write_recipe([{**FINETUNE, "steps": 20}]))
+    assert len(found) == 3 and record["validation_metrics"] == max(found, key=lambda metrics: metrics["ndcg@10"])
 
 
 def test_text_joins_items_that_learned_alone_at_the_weight_the_recipe_says(write_recipe):
@@ -340,6 +416,8 @@ def test_learning_rate_rises_then_falls():
     assert linear == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
     assert learning_rate_factor(6, 10, 0.2, "cosine") == pytest.approx(0.5)
     assert learning_rate_factor(9, 10, 0.0, "constant") == 1.0
+    recformer = [learning_rate_factor(step, 10, 0.2, "recformer") for step in (1, 2, 9, 10, 12)]
+    assert recformer == pytest.approx([2 / 3, 0.8, 0.1, 0, 0])
 
 
 @pytest.fixture
