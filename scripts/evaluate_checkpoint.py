@@ -199,7 +199,7 @@ def describe_evaluation(checkpoint: str, dataset: SeqRecDataset, options: argpar
     """What was ranked, and by which rules."""
     return {
         "model": options.name or portable_path(checkpoint),
-        "system": "JEPA4Rec",
+        "system": options.system,
         "dataset": dataset.info.get("name"),
         "config": dataset.info.get("config"),
         "fingerprint": dataset.fingerprint,
@@ -237,6 +237,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS, help=f"default: {BATCH_TOKENS}")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--name", help="what tables call it (default: the checkpoint's path)")
+    parser.add_argument("--system", default="JEPA4Rec", help="the method that made the checkpoint (default: JEPA4Rec)")
     parser.add_argument("--out", type=Path, help="folder for both files (default: runs/evaluate-CKPT-DATASET-SPLIT)")
     options = parser.parse_args(arguments)
     if options.out is None:

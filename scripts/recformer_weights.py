@@ -105,12 +105,12 @@ def _take_head(rest: dict[str, Tensor], words: Tensor) -> tuple[dict[str, Tensor
     head = {name.removeprefix("lm_head."): rest.pop(name) for name in names}
     if not head:
         return {}, []
-    decoder = head.pop("decoder.weight", words)
-    twin = head.pop("decoder.bias", None)
-    bias = head.setdefault("bias", twin)
+    decoder, twin = head.pop("decoder.weight", words), head.pop("decoder.bias", None)
+    if twin is not None:
+        head.setdefault("bias", twin)
     known = {"bias", "dense.weight", "dense.bias", "layer_norm.weight", "layer_norm.bias"}
-    fits = set(head) == known and bias is not None and torch.equal(decoder, words)
-    if not fits or not torch.equal(bias, bias if twin is None else twin):
+    fits = set(head) == known and torch.equal(decoder, words) and (twin is None or torch.equal(twin, head["bias"]))
+    if not fits:
         return {}, [f"{', '.join(names)} (a leftover that does not decode through the word embeddings)"]
     doubles = [name for name in names if name.endswith(HEAD_DECODER)]
     return head, [f"{', '.join(doubles)} (the word embeddings and lm_head.bias again)"] * bool(doubles)

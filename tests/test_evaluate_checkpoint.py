@@ -100,12 +100,17 @@ def refuses(script, tmp_path, monkeypatch):
 def test_as_a_program_from_another_folder(save, dataset_dir, tmp_path):
     checkpoint = save(Jepa4RecModel)
     command = [sys.executable, str(SCRIPT), checkpoint.name, str(dataset_dir), "--cutoffs", "2", "--out", "result"]
+    command += ["--system", "RecFormer"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "result" / "metrics.json").read_text())
     wanted = {"model", "system", "dataset", "config", "fingerprint", "split", "seed", "commit", "command", "hardware"}
     assert wanted | {"metrics", "baselines"} <= record.keys()
-    assert record["command"] == "python evaluate_checkpoint.py checkpoint-Jepa4RecModel data --cutoffs 2 --out result"
+    assert (
+        record["command"]
+        == "python evaluate_checkpoint.py checkpoint-Jepa4RecModel data --cutoffs 2 --out result --system RecFormer"
+    )
+    assert record["system"] == "RecFormer"
     assert str(tmp_path) not in json.dumps(record)
     assert "| item_transition |" in done.stdout and "wrote result/metrics.json" in done.stdout
 

@@ -15,7 +15,8 @@ from transformers.models.longformer.modeling_longformer import LongformerEncoder
 
 from jepa4rec.datasets_builders.contract import save_dataset
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
-from jepa4rec.scripts.import_checkpoint import import_recformer
+from jepa4rec.scripts.evaluate_checkpoint import load_model
+from jepa4rec.scripts.import_checkpoint import import_checkpoint, import_recformer
 from tests.test_import_checkpoint import run_script
 
 HEADS, WINDOW, WIDTH = 4, 64, 32
@@ -274,14 +275,29 @@ def test_another_tokenizer_and_unknown_heads_are_named(tmp_path, tokenizer, tiny
         import_recformer(tmp_path / "weights.bin")
 
 
+def test_a_recipe_may_start_from_the_file(tmp_path, tokenizer, monkeypatch):
+    """`model.init: FILE` comes this way; the tokenizer is then Longformer's of the Hub."""
+    monkeypatch.setattr("jepa4rec.scripts.import_checkpoint.import_recformer.__defaults__", (tokenizer, None, None, 0))
+    torch.save(official_state(), tmp_path / "weights.bin")
+    model, tokens = import_checkpoint(str(tmp_path / "weights.bin"), num_attention_heads=HEADS)
+    assert type(model) is Jepa4RecModel and (tokens.max_attributes, tokens.pad_item_position) == (3, 50)
+
+
 def test_the_item_matrix_is_for_the_catalogue_that_is_named(tmp_path, tokenizer):
     from jepa4rec import datasets_builders
 
     shop = datasets_builders.build("toy_shop")
     save_dataset(shop, tmp_path / "shop")
     state = official_state("longformer.", num_items=shop.num_items)
-    model = import_state(state, tmp_path, tokenizer, catalogue=str(tmp_path / "shop")).model
-    assert model.config.catalogue_fingerprint == shop.fingerprint
+    imported = import_state(state, tmp_path, tokenizer, catalogue=str(tmp_path / "shop"))
+    assert imported.model.config.catalogue_fingerprint == shop.fingerprint
+    for part in imported[:2]:
+        part.save_pretrained(tmp_path / "ours")
+    ranking = load_model(str(tmp_path / "ours"), shop.fingerprint)
+    torch.testing.assert_close(ranking.item_vectors(), F.normalize(state["item_embedding.weight"], dim=-1))
+    assert ranking.scale.item() == pytest.approx(20) and ranking.config.history_items == 0
+    zero_shot = load_model(str(tmp_path / "ours"), "another catalogue")
+    assert type(zero_shot) is Jepa4RecModel
     with pytest.raises(ValueError, match=f"the item matrix has 7 rows, .* has {shop.num_items} items"):
         import_state(official_state("longformer.", num_items=7), tmp_path, tokenizer, catalogue=str(tmp_path / "shop"))
 
