@@ -119,12 +119,16 @@ class PrefixDataset(Dataset):
         history = self.items[max(start, end - self.max_history) : end]
         return Example(history, int(self.items[end]), int(index), self.epoch)
 
-    def token_lengths(self, item_tokens: ItemTokens, max_items: int, max_tokens: int) -> np.ndarray:
-        """Tokens of every example's history with its CLS, (n,) int64; nothing is materialised."""
+    def token_lengths(self, item_tokens: ItemTokens | None, max_items: int, max_tokens: int) -> np.ndarray:
+        """Tokens of every example's history with its CLS, (n,) int64; nothing is materialised.
+
+        Without `item_tokens` an item counts as one token.
+        """
         sequences, positions = self.examples
         starts = self.starts[sequences]
         ends = starts + positions
-        before = np.concatenate([[0], np.cumsum(item_tokens.lengths[self.items])])
+        tokens = np.ones(len(self.items), np.int64) if item_tokens is None else item_tokens.lengths[self.items]
+        before = np.concatenate([[0], np.cumsum(tokens)])
         read = min(max_items, self.max_history)
         return np.minimum(1 + before[ends] - before[np.maximum(starts, ends - read)], max_tokens)
 
@@ -153,7 +157,7 @@ class LengthGroupedBatchSampler:
     def __init__(
         self,
         dataset: PrefixDataset,
-        item_tokens: ItemTokens,
+        item_tokens: ItemTokens | None,
         batch_size: int,
         max_items: int = 50,
         max_tokens: int = 1024,

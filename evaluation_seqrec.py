@@ -8,14 +8,19 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from .baselines import fit_baseline
+from .baselines.item_sequences import ItemSequenceModel
+from .baselines.scoring import SequenceScorer
 from .loading_seqrec import RunData, sample_users, take_rows
 from .metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from .ranking_seqrec import DualEncoderScorer, Scorer, rank_split
 from .recipe_seqrec import EvaluationRecipe, Recipe, recipe_to_dict
 
 
-def make_scorer(model: nn.Module, tokenizer, data: RunData, settings: EvaluationRecipe) -> DualEncoderScorer:
-    """A fine-tuned model ranks with its item matrix, any other with the vectors of the item texts (zero-shot)."""
+def make_scorer(model: nn.Module, tokenizer, data: RunData, settings: EvaluationRecipe) -> Scorer:
+    """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
+    texts (zero-shot)."""
+    if isinstance(model, ItemSequenceModel):
+        return SequenceScorer(model)
     matrix = model.item_matrix.weight if hasattr(model, "item_matrix") else None
     item_tokens = data.item_tokens(tokenizer, "finetune")
     return DualEncoderScorer(model, tokenizer, item_tokens, matrix, settings.batch_tokens, progress=False)

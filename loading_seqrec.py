@@ -5,17 +5,21 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets as hf_datasets
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 from . import datasets_builders
+from .baselines import SEQUENCE_MODELS
+from .baselines.item_sequences import ItemSequenceModel
+from .baselines.scoring import SequenceCollator
 from .collation_itemsent import FineTuningCollator, LengthGroupedBatchSampler, PrefixDataset, PreTrainingCollator
 from .configuration_jepa4rec import Jepa4RecConfig
 from .datasets_builders.contract import (
@@ -28,7 +32,17 @@ from .datasets_builders.contract import (
     save_dataset,
 )
 from .modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
-from .recipe_seqrec import DataRecipe, DatasetRecipe, Phase, PretrainPhase, Recipe
+from .ranking_seqrec import encode_items
+from .recipe_seqrec import (
+    DataRecipe,
+    DatasetRecipe,
+    FinetunePhase,
+    ModelRecipe,
+    Phase,
+    PretrainPhase,
+    Recipe,
+    SequencePhase,
+)
 from .tokenization_itemsent import ItemSentTokenizer, ItemTokens
 
 SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
@@ -133,7 +147,8 @@ def load_run_data(recipe: DataRecipe) -> RunData:
     splits = splits._replace(train=splits.train[: recipe.users])
     own = Corpus(dataset.item_texts(), splits.train)
     parts = [_training_part(part, recipe) for part in recipe.pretrain]
-    return RunData(dataset, splits, {"finetune": own, "pretrain": _concatenate(parts) if parts else own})
+    corpora = {"finetune": own, "sequence": own, "pretrain": _concatenate(parts) if parts else own}
+    return RunData(dataset, splits, corpora)
 
 
 def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
@@ -166,27 +181,59 @@ def take_rows(split: Split, rows: np.ndarray) -> Split:
 # ------------------------------------------------------------------------------------------------ tokenizer and model
 
 
-def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Module, ItemSentTokenizer]:
+def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Module, ItemSentTokenizer | None]:
     """The model and tokenizer a run starts from, as `model.init` says, with the recipe's tokenizer settings.
 
+    A baseline reads no text and has no tokenizer.
+
     Raises:
-        ValueError: the recipe sets a field that Jepa4RecConfig does not have, or the checkpoint is of another kind.
+        ValueError: the recipe sets a field that the model's configuration does not have, or the checkpoint is of
+            another kind.
         OSError: there is no checkpoint.
     """
-    check_config_overrides(recipe.model.config)
+    if recipe.model.baseline:
+        return make_baseline(recipe, data), None
+    check_config_overrides(recipe.model.config, Jepa4RecConfig)
     if recipe.model.init == "scratch":
         return _from_scratch(recipe, data)
     return _from_checkpoint(recipe)
 
 
-def check_config_overrides(overrides: dict) -> None:
+def make_baseline(recipe: Recipe, data: RunData) -> ItemSequenceModel:
+    """A new baseline for the run's catalogue; UniSRec with the item texts as `model.init` encodes them.
+
+    Raises ValueError for a field that the baseline's configuration does not have, or a value that it does not take.
+    """
+    model_class = SEQUENCE_MODELS[recipe.model.baseline]
+    check_config_overrides(recipe.model.config, model_class.config_class)
+    shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
+    if recipe.model.baseline != "unisrec":
+        return model_class(_config(model_class, shape))
+    text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[FinetunePhase(kind="finetune")])
+    encoder, tokenizer = make_starting_checkpoint(text_recipe, data)
+    item_tokens = data.item_tokens(tokenizer, "sequence")
+    texts = encode_items(encoder, tokenizer, item_tokens, recipe.evaluation.batch_tokens, progress=False)
+    model = model_class(_config(model_class, {**shape, "text_size": texts.shape[1]}))
+    model.set_text_vectors(texts)
+    return model
+
+
+def _config(model_class: type[ItemSequenceModel], shape: dict) -> PretrainedConfig:
+    try:
+        return model_class.config_class(**shape)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config: {error.__cause__ or error}") from error
+
+
+def check_config_overrides(overrides: dict, config_class: type) -> None:
     """transformers takes any keyword silently; a typo in a recipe must not train another model than was meant."""
-    known = list(Jepa4RecConfig.__annotations__)
+    own = [c for c in reversed(config_class.__mro__) if issubclass(c, PretrainedConfig) and c is not PretrainedConfig]
+    known = [name for c in own for name in c.__annotations__]
     for name in overrides:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"model.config.{name}: Jepa4RecConfig has no such field; {hint}")
+            raise ValueError(f"model.config.{name}: {config_class.__name__} has no such field; {hint}")
 
 
 def _from_scratch(recipe: Recipe, data: RunData) -> tuple[Jepa4RecModel, ItemSentTokenizer]:
@@ -254,8 +301,10 @@ def _read_config(init: str) -> dict:
         return {}
 
 
-def open_phase_tokenizer(start: Path, phase: Phase) -> ItemSentTokenizer:
-    """The run's tokenizer with the phase's `max_items`."""
+def open_phase_tokenizer(start: Path, phase: Phase) -> ItemSentTokenizer | None:
+    """The run's tokenizer with the phase's `max_items`; none for a baseline."""
+    if isinstance(phase, SequencePhase):
+        return None
     tokenizer = ItemSentTokenizer.from_pretrained(start)
     return tokenizer if phase.max_items is None else ItemSentTokenizer.wrap(tokenizer, max_items=phase.max_items)
 
@@ -270,6 +319,8 @@ def open_phase_model(source: Path, phase: Phase, data: RunData) -> torch.nn.Modu
 
     A new target encoder is a copy of the context encoder.
     """
+    if isinstance(phase, SequencePhase):
+        return SEQUENCE_MODELS[_read_config(str(source))["model_type"]].from_pretrained(source)
     if isinstance(phase, PretrainPhase):
         model = Jepa4RecForPreTraining.from_pretrained(source)
     else:
@@ -329,9 +380,16 @@ class Batches:
 
 
 def make_batches(
-    recipe: Recipe, phase: Phase, data: RunData, tokenizer: ItemSentTokenizer, process: int = 0, processes: int = 1
+    recipe: Recipe,
+    phase: Phase,
+    data: RunData,
+    tokenizer: ItemSentTokenizer | None,
+    process: int = 0,
+    processes: int = 1,
 ) -> Batches:
     """The batches of a phase as process `process` of `processes` sees them."""
+    if isinstance(phase, SequencePhase):
+        return _sequence_batches(recipe, phase, data, process, processes)
     item_tokens = data.item_tokens(tokenizer, phase.kind)
     dataset = make_examples(phase, data, max(tokenizer.max_items, getattr(phase, "history_items", 0)), recipe.run.seed)
     sampler = LengthGroupedBatchSampler(
@@ -351,6 +409,16 @@ def make_batches(
     else:
         collate = FineTuningCollator(tokenizer, item_tokens, phase.history_items)
     return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
+
+
+def _sequence_batches(recipe: Recipe, phase: SequencePhase, data: RunData, process: int, processes: int) -> Batches:
+    config_class, overrides = SEQUENCE_MODELS[recipe.model.baseline].config_class, recipe.model.config
+    max_length = overrides.get("max_length", config_class.max_length)
+    dataset = make_examples(phase, data, max_length, recipe.run.seed)
+    sampler = LengthGroupedBatchSampler(
+        dataset, None, phase.batch_size, max_items=max_length, drop_last=True, seed=recipe.run.seed
+    )
+    return Batches(sampler, SequenceCollator(), phase.gradient_accumulation, process, processes)
 
 
 def make_examples(phase: Phase, data: RunData, max_history: int, seed: int) -> PrefixDataset:

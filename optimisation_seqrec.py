@@ -45,6 +45,8 @@ def freeze(model: nn.Module, word_embeddings: bool, layers: int) -> None:
     Raises:
         ValueError: more layers than the encoder has.
     """
+    if not (word_embeddings or layers):
+        return
     encoder = model.jepa4rec
     blocks = encoder.encoder.layer
     if layers > len(blocks):

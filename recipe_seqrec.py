@@ -99,8 +99,12 @@ class ModelRecipe:
     `init`: a checkpoint of ours, or any BERT, RoBERTa or Longformer (folder, Hub id, or `package:NAME` of an installed
     package), or "scratch": random weights and a WordPiece vocabulary learned from the run's own item texts. `config`
     overrides fields of Jepa4RecConfig.
+
+    `baseline` trains one of baselines/ instead, by phases of kind sequence; `config` is then of its configuration, and
+    `init` only the encoder of unisrec's frozen text vectors.
     """
 
+    baseline: Literal["sasrec", "bert4rec", "gru4rec", "unisrec"] | None = None
     init: str = "scratch"
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -217,12 +221,27 @@ class FinetunePhase(Phase):
 
 
 @dataclass(kw_only=True)
+class SequencePhase(Phase):
+    """Training of a baseline on sequences of item ids (`model.baseline`).
+
+    An example is a user's sequence up to its target, cut to the newest items the model can read; of it every next item
+    is learned (BERT4Rec: masked ones). So one prefix a user is enough: the "last", or a "random" one where sequences
+    are longer than what the model reads.
+    """
+
+    kind: Literal["sequence"]
+    prefixes: Literal["all", "random", "late", "last"] = "last"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+
+
+@dataclass(kw_only=True)
 class Recipe:
     """One run, whole."""
 
     run: RunRecipe
     data: DataRecipe
-    phases: list[PretrainPhase | FinetunePhase]
+    phases: list[PretrainPhase | FinetunePhase | SequencePhase]
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
@@ -230,6 +249,7 @@ class Recipe:
     def __post_init__(self):
         if not self.phases:
             raise ValueError("phases is empty: list at least one phase of kind pretrain or finetune")
+        self._check_baseline()
         finetuning = [phase for phase in self.phases if isinstance(phase, FinetunePhase)]
         if finetuning and finetuning[0].item_vectors == "keep":
             raise ValueError("the first finetune phase has item_vectors keep, but no item matrix to keep: use start")
@@ -241,6 +261,16 @@ class Recipe:
             raise ValueError("the first phase has continue_schedule, but no phase before it to continue")
         if len({phase.history_items for phase in finetuning}) > 1:
             raise ValueError("finetune phases must agree on history_items: they train one model")
+
+    def _check_baseline(self) -> None:
+        """Phases and model belong together, and what only a text encoder has is not asked of a baseline."""
+        sequence = [isinstance(phase, SequencePhase) for phase in self.phases]
+        if any(sequence) != all(sequence) or any(sequence) != (self.model.baseline is not None):
+            raise ValueError("phases of kind sequence, and no others, train a model.baseline: set both or neither")
+        if self.model.baseline and self.run.activation_checkpointing:
+            raise ValueError("activation_checkpointing is for text encoders, not for model.baseline")
+        if self.model.baseline and any(phase.freeze_layers or phase.freeze_word_embeddings for phase in self.phases):
+            raise ValueError("freeze_layers and freeze_word_embeddings are for text encoders, not for model.baseline")
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -234,10 +234,15 @@ def encode_item_matrix(model: nn.Module, tokenizer, data: RunData, recipe: Recip
 def save_checkpoint(accelerator: Accelerator, model: nn.Module, tokenizer, target: Path) -> None:
     """Weights, configuration, code and tokenizer, as AutoModel and AutoTokenizer load them."""
     if accelerator.is_main_process:
-        with written_folder(target) as fresh:
-            model.save_pretrained(fresh)
-            tokenizer.save_pretrained(fresh)
+        write_checkpoint(model, tokenizer, target)
     accelerator.wait_for_everyone()
+
+
+def write_checkpoint(model: nn.Module, tokenizer, target: Path) -> None:
+    with written_folder(target) as fresh:
+        model.save_pretrained(fresh)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(fresh)
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -307,9 +312,7 @@ def begin(recipe: Recipe, data: RunData, folder: RunFolder) -> None:
         return
     set_seed(recipe.run.seed)
     model, tokenizer = make_starting_checkpoint(recipe, data)
-    with written_folder(folder.start) as fresh:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
+    write_checkpoint(model, tokenizer, folder.start)
 
 
 def run_phase(
@@ -366,7 +369,7 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     ranks = rank_test_split(accelerator, model, tokenizer, data, recipe)
     results = {"metrics": ranking_metrics(ranks)}
     results["validation_metrics"] = folder.end_of(len(recipe.phases) - 1).metrics
-    if recipe.evaluation.zero_shot:
+    if recipe.evaluation.zero_shot and not recipe.model.baseline:
         start = open_start_model(folder.start).to(accelerator.device)
         results["zero_shot"] = ranking_metrics(rank_test_split(accelerator, start, tokenizer, data, recipe))
     if not accelerator.is_main_process:

@@ -1,13 +1,21 @@
-"""Baselines that stand beside every result. Each is a scorer: `num_items` and `score(histories) -> (B, N)`."""
+"""Baselines that stand beside every result. Each is ranked as a scorer: `num_items`, `score(histories) -> (B, N)`.
+
+`BASELINES` are counted in a moment and stand in every record; `SEQUENCE_MODELS` are trained by the one loop.
+"""
 
 import numpy as np
 
+from .bert4rec import Bert4Rec
+from .gru4rec import Gru4Rec
 from .item_transition import ItemTransition
 from .popularity import Popularity
+from .sasrec import SasRec
+from .unisrec import UniSRec
 
-__all__ = ["BASELINES", "ItemTransition", "Popularity", "fit_baseline"]
+__all__ = ["BASELINES", "SEQUENCE_MODELS", "ItemTransition", "Popularity", "fit_baseline"]
 
 BASELINES = ("popularity", "item_transition", "item_transition_decayed")
+SEQUENCE_MODELS = {"sasrec": SasRec, "bert4rec": Bert4Rec, "gru4rec": Gru4Rec, "unisrec": UniSRec}
 
 
 def fit_baseline(name: str, splits, split: str, num_items: int) -> Popularity | ItemTransition:

@@ -1,0 +1,177 @@
+"""What the trained baselines share: a history of item ids in, a user vector out, softmax over the whole catalogue.
+
+A batch is `item_ids` (B, L): each row a user's sequence, oldest item first, the item to predict last, padded at the
+end with -1. How a model learns from it (every next item, or masked ones) is the model's own affair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+PADDING = -1
+MOST_LOGITS = 2**26  # logits held at a time by the softmax over the catalogue
+
+
+@strict
+class ItemSequenceConfig(PreTrainedConfig):
+    """Shape of a baseline.
+
+    Args:
+        num_items: rows of the item matrix.
+        max_length: newest items of a history that are read.
+        temperature: of the cosine between user and item vector in the softmax; `None` scores by the dot product.
+        catalogue_fingerprint: of the dataset whose items the rows of the item matrix are.
+    """
+
+    num_items: int = 1
+    hidden_size: int = 128
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 2
+    intermediate_size: int = 256
+    dropout: float | int = 0.2
+    max_length: int = 50
+    temperature: float | None = None
+    initializer_range: float = 0.02
+    catalogue_fingerprint: str | None = None
+
+    def validate_shape(self):
+        """Heads share the width evenly, and there is something to read and to rank."""
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of "
+                f"num_attention_heads ({self.num_attention_heads})."
+            )
+        if self.num_items < 1 or self.max_length < 1:
+            raise ValueError(f"num_items ({self.num_items}) and max_length ({self.max_length}) must be at least 1.")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, or null for dot products, got {self.temperature}.")
+
+
+@dataclass
+class ItemSequenceOutput(ModelOutput):
+    """`loss` to call `backward` on; `loss_parts` by name, detached; `telemetry` is empty."""
+
+    loss: Tensor | None = None
+    loss_parts: dict[str, Tensor] | None = None
+    telemetry: dict[str, Tensor] | None = None
+
+
+class ItemSequenceModel(PreTrainedModel):
+    """A model that reads items from left to right and predicts every next one; a subclass brings `read`."""
+
+    config_class = ItemSequenceConfig
+    base_model_prefix = "model"
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            init.zeros_(module.bias)
+        if isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    def item_vectors(self) -> Tensor:
+        """What users are compared with and, most often, what is read: (num_items, d)."""
+        return self.item_embeddings.weight[: self.config.num_items]
+
+    def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
+        """(B, L) rows of `items` (num_items, d) -> (B, L, d), each place knowing nothing of those after it."""
+        raise NotImplementedError
+
+    def user_vectors(self, histories: Tensor) -> Tensor:
+        """Histories (B, L), oldest item first, padded at the end with -1 -> (B, d)."""
+        return last_places(self.read(histories, self.item_vectors()), (histories != PADDING).sum(1))
+
+    def examples(self, item_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole sequences (B, L) -> vectors (M, d) that predict, their targets (M,), and all item vectors."""
+        items, targets = self.item_vectors(), item_ids[:, 1:]
+        known = targets != PADDING
+        return self.read(item_ids[:, :-1], items)[known], targets[known], items
+
+    def forward(self, item_ids: Tensor, telemetry: bool = False) -> ItemSequenceOutput:
+        """Mean cross-entropy of the targets over the whole catalogue, as `loss_parts` "softmax"."""
+        vectors, targets, items = self.examples(item_ids)
+        loss = full_softmax(vectors, targets, items, self.config.temperature)
+        return ItemSequenceOutput(loss=loss, loss_parts={"softmax": loss.detach()}, telemetry={})
+
+
+def full_softmax(vectors: Tensor, targets: Tensor, items: Tensor, temperature: float | None) -> Tensor:
+    """Mean of -log softmax(score)[target], scores by dot product or by cosine / temperature.
+
+    Where (M, N) logits would be too many they are computed a block of rows at a time, and again for the gradient.
+    """
+    if temperature is not None:
+        vectors, items = F.normalize(vectors, dim=1) / temperature, F.normalize(items, dim=1)
+    rows = max(1, MOST_LOGITS // len(items))
+    if len(vectors) <= rows:
+        return _cross_entropy_sum(vectors, targets, items) / len(vectors)
+    blocks = zip(vectors.split(rows), targets.split(rows), strict=True)
+    sums = [checkpoint(_cross_entropy_sum, *block, items, use_reentrant=False) for block in blocks]
+    return torch.stack(sums).sum() / len(vectors)
+
+
+def _cross_entropy_sum(vectors: Tensor, targets: Tensor, items: Tensor) -> Tensor:
+    return F.cross_entropy(vectors @ items.T, targets, reduction="sum")
+
+
+def pad_sequences(sequences: Sequence, max_length: int) -> Tensor:
+    """The `max_length` newest items of every sequence, oldest first: (B, longest) int64, padded at the end with -1."""
+    newest = [torch.as_tensor(sequence[-max_length:], dtype=torch.int64) for sequence in sequences]
+    return nn.utils.rnn.pad_sequence(newest, batch_first=True, padding_value=PADDING)
+
+
+def last_places(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """hidden (B, L, d) at the last of each row's `lengths` (B,): (B, d)."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention and a position-wise network, each after a LayerNorm and inside a residual."""
+
+    def __init__(self, config: ItemSequenceConfig):
+        super().__init__()
+        width, self.heads, self.dropout_rate = config.hidden_size, config.num_attention_heads, config.dropout
+        self.attention_norm, self.network_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.grow = nn.Linear(width, config.intermediate_size)
+        self.shrink = nn.Linear(config.intermediate_size, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
+        """(B, L, d) -> (B, L, d); `visible` (B, 1, 1, L) marks the places to attend to, None is causal attention."""
+        hidden = hidden + self.dropout(self.attend(self.attention_norm(hidden), visible))
+        inner = self.dropout(F.gelu(self.grow(self.network_norm(hidden))))
+        return hidden + self.dropout(self.shrink(inner))
+
+    def attend(self, hidden: Tensor, visible: Tensor | None) -> Tensor:
+        parts = self.query_key_value(hidden).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        rate = self.dropout_rate if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(*parts, attn_mask=visible, dropout_p=rate, is_causal=visible is None)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class TransformerBody(nn.Module):
+    """Learned positions, dropout, blocks, LayerNorm: vectors (B, L, d) -> hidden states (B, L, d)."""
+
+    def __init__(self, config: ItemSequenceConfig, places: int):
+        super().__init__()
+        self.positions = nn.Embedding(places, config.hidden_size)
+        self.first_norm, self.last_norm = nn.LayerNorm(config.hidden_size), nn.LayerNorm(config.hidden_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, vectors: Tensor, visible: Tensor | None = None) -> Tensor:
+        hidden = vectors + self.positions.weight[: vectors.shape[1]]
+        hidden = self.dropout(self.first_norm(hidden))
+        for block in self.blocks:
+            hidden = block(hidden, visible)
+        return self.last_norm(hidden)

@@ -1,0 +1,37 @@
+"""SASRec (Kang and McAuley, 2018): causal self-attention over item ids, trained to predict every next item.
+
+Unlike the paper's one sampled negative per position, the loss is the softmax over the whole catalogue, which is what
+makes it a strong baseline.
+"""
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from .item_sequences import ItemSequenceConfig, ItemSequenceModel, TransformerBody
+
+
+@strict
+class SasRecConfig(ItemSequenceConfig):
+    """Shape of SASRec; arguments as `ItemSequenceConfig`."""
+
+    model_type = "sasrec"
+
+
+class SasRec(ItemSequenceModel):
+    """Causal Transformer whose item embeddings are read and predicted."""
+
+    config_class = SasRecConfig
+
+    def __init__(self, config: SasRecConfig):
+        super().__init__(config)
+        self.item_embeddings = nn.Embedding(config.num_items, config.hidden_size)
+        self.body = TransformerBody(config, config.max_length)
+        self.post_init()
+
+    def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
+        """(B, L) -> hidden states (B, L, d). Padding comes last, so causal attention never looks at it."""
+        return self.body(items[item_ids.clamp_min(0)])
+
+
+SasRecConfig.register_for_auto_class()
+SasRec.register_for_auto_class("AutoModel")
