@@ -7,6 +7,7 @@ Every key of the file is either placed or named: see `RecFormerWeights`.
 """
 
 import re
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,13 +61,16 @@ def read_recformer(path: Path, words: Tensor | None = None) -> RecFormerWeights:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a file, in float32. Pickled code is refused by torch before any of it runs."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about a pickle's age; what matters of it is said below
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # each way of being no weights has its own kind
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        wants = re.search(r"GLOBAL (\S+)", str(error))
+        detail = f"; it asks for {wants[1]}" if wants else ""
         raise ValueError(
-            f"{path} is no file of weights alone, so nothing in it was executed or imported ({reason})."
+            f"{path} is no file of weights alone, so nothing in it was executed or imported{detail}."
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):  # Lightning's own .ckpt
         state = state["state_dict"]

@@ -250,6 +250,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(save, tmp_path, tokenizer, monk
     with pytest.raises(SystemExit) as stopped:
         run_script(monkeypatch, source, tmp_path / "ours", "--tokenizer", tokenizer)
     assert "is no file of weights alone, so nothing in it was executed" in str(stopped.value)
+    assert (f"it asks for {os.system.__module__}.system" in str(stopped.value)) == (save is torch.save)
     assert "\n" not in str(stopped.value) and not mark.exists() and not (tmp_path / "ours").exists()
     if save is not torch.save:
         with open(source, "rb") as file:  # the mark shows that this pickle does bite where code is let run
