@@ -146,6 +146,7 @@ class ItemSentTokenizer(TokenizersBackend):
         if not items:
             raise ValueError("there is no item to encode: the catalogue is empty")
         strings, refs, counts = self._collect_attributes(items, label)
+        _check_every_item_has_text(counts, label)
         ids, starts, lengths = self._encode_strings(strings)
         keep = self._kept_tokens(lengths[refs])
         _check_every_item_has_text(_sums(lengths[refs[:, 1]], counts), label)

@@ -23,6 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import logging as transformers_logging
 
+from jepa4rec.baselines import Popularity
 from jepa4rec.checkpointing_seqrec import (
     PhaseEnd,
     Progress,
@@ -53,6 +54,7 @@ from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.render import render_card
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
+from jepa4rec.pipeline_seqrec import save_checkpoint_files, save_item_ids
 from jepa4rec.ranking_seqrec import encode_items
 from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, Recipe, read_recipe, write_recipe
 from jepa4rec.records_seqrec import describe_run, write_evaluation
@@ -240,9 +242,10 @@ def save_checkpoint(accelerator: Accelerator, model: nn.Module, tokenizer, targe
 
 def write_checkpoint(model: nn.Module, tokenizer, target: Path) -> None:
     with written_folder(target) as fresh:
-        model.save_pretrained(fresh)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(fresh)
+        if tokenizer is None:  # a baseline reads no text
+            model.save_pretrained(fresh)
+        else:
+            save_checkpoint_files(model, tokenizer, fresh)
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -390,6 +393,9 @@ def publish(recipe: Recipe, record: dict, ranks, data: RunData, weights: Path, f
     with written_folder(folder.checkpoint) as fresh:
         shutil.copytree(weights, fresh, dirs_exist_ok=True)
         (fresh / "README.md").write_text(render_card(staged), encoding="utf-8")
+        if isinstance(recipe.phases[-1], FinetunePhase):
+            counts = Popularity.fit(data.splits.train, data.num_items).counts
+            save_item_ids(fresh, data.dataset.items["item_id"].to_pylist(), counts)
     for path in (folder.recipe, folder.ranks, folder.metrics):
         os.replace(staged / path.name, path)
     folder.close()

@@ -30,6 +30,7 @@ from jepa4rec.checkpointing_seqrec import written_folder
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.scripts.recformer_weights import RecFormerWeights, read_recformer, recformer_shape
 from jepa4rec.tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ItemSentTokenizer
 
@@ -394,8 +395,7 @@ def main() -> None:
         model, tokenizer, left_out = _import(arguments)
         tokenizer = set_limits(tokenizer, model.config, settings)
         with written_folder(arguments.out) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
+            save_checkpoint_files(model, tokenizer, folder)
     except (ValueError, OSError) as error:
         sys.exit(f"import_checkpoint: {error}")
     shape = model.config

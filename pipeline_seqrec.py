@@ -1,0 +1,341 @@
+"""`pipeline("sequential-recommendation")`: histories in, items of a catalogue out, best first.
+
+    pipe = pipeline("sequential-recommendation", model=CHECKPOINT, trust_remote_code=True)
+    pipe.add_items([{"item_id": "tea", "title": "Green tea"}, {"item_id": "pot", "title": "Ceramic teapot"}])
+    pipe({"history": ["tea"]}, top_k=1)
+
+A history is a list, oldest first, of ids of the catalogue or of attribute dicts that need not be in it. An encoder
+reads texts alone. A fine-tuned checkpoint also knows the items it was trained on by id (item_ids.json beside its
+weights): where the catalogue uses the same ids these have their learned vectors, and any other item, in the catalogue
+or in a history, takes its text vector in their place, which is what learned vectors began as.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModel, Pipeline
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import cached_file
+
+from .catalogue_seqrec import Catalogue, split_items
+from .modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from .ranking_seqrec import encode_items, token_budget_batches
+
+TASK = "sequential-recommendation"
+IDS_FILE = "item_ids.json"
+BATCH_TOKENS = 16384
+Item = str | Mapping[str, Any]
+Filter = Callable[[dict], bool] | Sequence[str]
+
+
+class SequentialRecommendationPipeline(Pipeline):
+    """Recommends items of its catalogue, which starts empty.
+
+    Args (beside those of every pipeline):
+        index, rescore: how the catalogue is searched, see `Catalogue`.
+    """
+
+    _load_tokenizer = True
+    _load_processor = _load_image_processor = _load_feature_extractor = False
+
+    def __init__(self, model, tokenizer=None, *args, index: str = "exact", rescore: int = 4, **kwargs):
+        super().__init__(_whole_model(model), tokenizer, *args, **kwargs)
+        self.model.eval()
+        self._known = _known_items(self.model)
+        self._weights_hash: str | None = None
+        self._settings = (index, rescore)
+        Catalogue("", 0, *self._settings)  # what cannot be is said now, not with the first item
+        self._catalogue: Catalogue | None = None
+
+    # ---- the catalogue
+
+    @property
+    def weights_hash(self) -> str:
+        """Hash of everything the vectors depend on: weights, learned ids, and how texts are read."""
+        if self._weights_hash is None:
+            digest = hashlib.sha256(json.dumps([self.tokenizer.settings, self._known], sort_keys=True).encode())
+            digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+            for name, weights in sorted(self.model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            self._weights_hash = digest.hexdigest()
+        return self._weights_hash
+
+    @property
+    def catalogue(self) -> Catalogue:
+        if self._catalogue is None:
+            self._catalogue = Catalogue(self.weights_hash, self.model.config.hidden_size, *self._settings)
+        return self._catalogue
+
+    def add_items(self, items: Sequence[Mapping], popularity: Sequence[float] | None = None) -> None:
+        """Encode items and append them to the catalogue: `[{"item_id": ..., attribute: text, ...}, ...]`.
+
+        Args:
+            popularity: a count per item, for histories that are empty; those a checkpoint was trained on have theirs.
+
+        Raises:
+            ValueError: no items, one without id or text, an id that is there already or given twice.
+        """
+        ids, attributes = split_items(items)
+        if popularity is not None and len(popularity) != len(ids):
+            raise ValueError(f"{len(ids)} items were given with {len(popularity)} values of popularity.")
+        self.catalogue.check_new(ids)
+        vectors = self._text_vectors(attributes, ids)
+        learned = self._learned_rows(ids)
+        if (learned >= 0).any():
+            own = torch.from_numpy(learned >= 0)
+            vectors[own] = self.model.item_vectors()[learned[own.numpy()]].detach().float().cpu()
+        if popularity is None and self._known and self._known.get("popularity"):
+            counts = np.array([*self._known["popularity"], np.nan])
+            popularity = counts[learned]
+        self.catalogue.add(ids, attributes, vectors, popularity)
+
+    def remove_items(self, ids: Sequence[str]) -> None:
+        """Take items out of the catalogue. Raises ValueError for one that is not there."""
+        self.catalogue.remove(ids)
+
+    def save_catalogue(self, folder: str | Path) -> None:
+        """Write items and vectors into a folder. Raises ValueError for an empty catalogue."""
+        if not len(self.catalogue):
+            raise ValueError("The catalogue is empty: add_items first.")
+        self.catalogue.save(folder)
+
+    def load_catalogue(self, folder: str | Path) -> None:
+        """Read what `save_catalogue` wrote; vectors of other weights are refused."""
+        self._catalogue = Catalogue.load(folder, self.weights_hash)
+
+    # ---- vectors
+
+    def item_vectors(self, items: Sequence[Mapping]) -> Tensor:
+        """Text vectors of items, `{attribute: text}`, one long: (n, d) float32 on the CPU."""
+        return self._text_vectors([{k: v for k, v in item.items() if k != "item_id"} for item in items], None)
+
+    def _text_vectors(self, attributes: Sequence[Mapping], ids: Sequence[str] | None) -> Tensor:
+        tokens = self.tokenizer.encode_items(attributes, ids)
+        vectors = encode_items(self.model, self.tokenizer, tokens, BATCH_TOKENS, progress=None)
+        return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
+
+    @torch.no_grad()
+    def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
+        """What the search is asked with: vectors of histories (ids or attribute dicts, oldest first), (B, d).
+
+        Raises:
+            ValueError: an empty history, an id that is not in the catalogue, an item without text.
+        """
+        for row, history in enumerate(histories):
+            if not len(history):
+                raise ValueError(f"History {row} is empty: there is nothing to read.")
+        items, ids = self._items_of(histories)
+        vectors = self._encode_texts(items)
+        if getattr(self.model, "history_item_vectors", None) is not None:
+            vectors = self._with_items(vectors, items, ids)
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+    def _items_of(self, histories: Sequence[Sequence[Item]]) -> tuple[list[list[dict]], list[list[str | None]]]:
+        """Attributes of every history's items, and their ids (None for an attribute dict without one)."""
+        items, ids = [], []
+        for history in histories:
+            rows = iter(self.catalogue.rows([item for item in history if isinstance(item, str)]))
+            known = (
+                self.catalogue.items[next(rows)] if isinstance(item, str) else _attributes(item) for item in history
+            )
+            items.append(list(known))
+            ids.append([item if isinstance(item, str) else item.get("item_id") for item in history])
+        return items, ids
+
+    def _encode_texts(self, texts: list[list[dict]]) -> Tensor:
+        """The text vectors (B, d) of histories, one long."""
+        flat = [item for history in texts for item in history]
+        tokens = self.tokenizer.encode_items(flat)
+        ends = np.cumsum([len(history) for history in texts])
+        histories = [np.arange(end - len(history), end) for end, history in zip(ends, texts, strict=True)]
+        lengths = np.array([1 + tokens.lengths[h[-self.tokenizer.max_items :]].sum() for h in histories])
+        vectors = torch.empty(len(texts), self.model.config.hidden_size)
+        for rows in token_budget_batches(np.minimum(lengths, self.tokenizer.max_tokens), BATCH_TOKENS):
+            batch = self.tokenizer.batch_histories(tokens, [histories[row] for row in rows]).to(self.device)
+            vectors[rows] = self.model.base_model.embed(**batch).float().cpu()
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+    def _with_items(self, texts: Tensor, items: list[list[dict]], ids: list[list[str | None]]) -> Tensor:
+        """gate * text + sum_k recency_k * v_k (`Jepa4RecForSequentialRecommendation`): v_k is learned, or the text
+        vector of an item the model was not trained on."""
+        recency = self.model.recency.float().cpu()
+        gate = self.model.text_gate.float().cpu() if self.model.config.history_text else 0.0
+        newest = [
+            list(zip(own, names, strict=True))[: -len(recency) - 1 : -1] for own, names in zip(items, ids, strict=True)
+        ]
+        rows = [self._learned_rows([name for _, name in history]) for history in newest]
+        strangers = [
+            item
+            for history, own in zip(newest, rows, strict=True)
+            for (item, _), row in zip(history, own, strict=True)
+            if row < 0
+        ]
+        strange = iter(self._text_vectors(strangers, None) if strangers else ())
+        vectors = gate * texts
+        for user, own in enumerate(rows):
+            remembered = self.model.history_item_vectors.weight[own].float().cpu()
+            for age, row in enumerate(own):
+                vectors[user] += recency[age] * (remembered[age] if row >= 0 else next(strange))
+        return vectors
+
+    def _learned_rows(self, ids: Sequence[str | None]) -> np.ndarray:
+        """Rows of the model's own item matrix, -1 for an item it was not trained on."""
+        known = self._known["rows"] if self._known else {}
+        return np.array([known.get(item_id, -1) for item_id in ids], dtype=np.int64)
+
+    # ---- recommending
+
+    def __call__(self, inputs: Mapping | Sequence[Mapping], **kwargs) -> list:
+        """Recommend for one `{"history": [...]}` or a list of them.
+
+        Args:
+            top_k: how many items, 10 unless said.
+            exclude_history: leave out what the history holds already (false).
+            filter: which items may be given: a function of an item's attributes, or a list of allowed ids.
+
+        Returns:
+            For one history a list of `{"item_id", "score", "item"}`, best first; for several a list of such lists. An
+            empty history gets the most popular items, with their counts as scores.
+
+        Raises:
+            ValueError: an empty catalogue, an unknown id, top_k over what is left, an empty history where no
+                popularity is known.
+        """
+        rows = [inputs] if isinstance(inputs, Mapping) else list(inputs)
+        before, within, after = self._sanitize_parameters(**kwargs)
+        found = self.postprocess(self._forward(self.preprocess(rows, **before), **within), **after)
+        return found[0] if isinstance(inputs, Mapping) else found
+
+    def _sanitize_parameters(
+        self, top_k: int = 10, exclude_history: bool = False, filter: Filter | None = None, **unknown
+    ) -> tuple[dict, dict, dict]:
+        if unknown:
+            raise ValueError(f"{next(iter(unknown))} is no parameter; there are top_k, exclude_history, filter.")
+        return {}, {}, {"top_k": top_k, "exclude_history": exclude_history, "filter": filter}
+
+    def preprocess(self, rows: Sequence[Mapping]) -> list[list[Item]]:
+        """The histories of a batch, checked."""
+        if not len(self.catalogue):
+            raise ValueError("The catalogue is empty: add_items or load_catalogue first.")
+        for place, row in enumerate(rows):
+            if not isinstance(row, Mapping) or not isinstance(row.get("history"), list | tuple):
+                raise ValueError(f'Input {place} is not {{"history": [item ids or attribute dicts, oldest first]}}.')
+        return [list(row["history"]) for row in rows]
+
+    def _forward(self, histories: list[list[Item]]) -> tuple[list[list[Item]], Tensor]:
+        """Histories and their vectors; zeros for an empty one."""
+        vectors = torch.zeros(len(histories), self.model.config.hidden_size)
+        told = [place for place, history in enumerate(histories) if history]
+        if told:
+            vectors[told] = self.user_vectors([histories[place] for place in told])
+        return histories, vectors
+
+    def postprocess(
+        self, outputs: tuple[list[list[Item]], Tensor], top_k: int, exclude_history: bool, filter: Filter | None
+    ) -> list[list[dict]]:
+        histories, vectors = outputs
+        allowed = self._allowed(filter)
+        results: list[list[dict]] = [[] for _ in histories]
+        told = [place for place, history in enumerate(histories) if history]
+        for place in (place for place, history in enumerate(histories) if not history):
+            results[place] = self._popular(top_k, allowed)
+        if told:
+            excluded = [self._rows_in(histories[place]) for place in told] if exclude_history else None
+            scores, rows = self.catalogue.search(vectors[told], top_k, allowed, excluded)
+            for place, own_scores, own_rows in zip(told, scores.tolist(), rows.tolist(), strict=True):
+                results[place] = [self._answer(row, score) for row, score in zip(own_rows, own_scores, strict=True)]
+        return results
+
+    def _allowed(self, filter: Filter | None) -> np.ndarray | None:
+        if filter is None:
+            return None
+        if callable(filter):
+            return np.array([bool(filter(item)) for item in self.catalogue.items])
+        allowed = np.zeros(len(self.catalogue), bool)
+        allowed[self.catalogue.rows(list(filter))] = True
+        return allowed
+
+    def _rows_in(self, history: list[Item]) -> list[int]:
+        """Rows of the history's items that are in the catalogue."""
+        ids = [item if isinstance(item, str) else item.get("item_id") for item in history]
+        return [self.catalogue._rows[item_id] for item_id in ids if item_id in self.catalogue._rows]
+
+    def _popular(self, top_k: int, allowed: np.ndarray | None) -> list[dict]:
+        counts = self.catalogue.popularity
+        known = ~np.isnan(counts) if allowed is None else ~np.isnan(counts) & allowed
+        if not known.any():
+            raise ValueError(
+                "The history is empty and no popularity is known: give a history, or popularity to add_items."
+            )
+        if top_k > known.sum():
+            raise ValueError(f"top_k is {top_k}, but popularity is known of {known.sum()} items only.")
+        best = np.argsort(-np.where(known, counts, -np.inf), kind="stable")[:top_k]
+        return [self._answer(row, float(counts[row])) for row in best.tolist()]
+
+    def _answer(self, row: int, score: float) -> dict:
+        return {"item_id": self.catalogue.ids[row], "score": score, "item": self.catalogue.items[row]}
+
+
+def _attributes(item: Item) -> dict:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"A history holds item ids (text) and attribute dicts, not {type(item).__name__}.")
+    return {name: text for name, text in item.items() if name != "item_id"}
+
+
+def _whole_model(model) -> torch.nn.Module:
+    """The fine-tuned model behind an encoder that was loaded from its checkpoint, else the model itself."""
+    config = model.config
+    fine_tuned = Jepa4RecForSequentialRecommendation.__name__
+    if type(model).__name__ == fine_tuned or fine_tuned not in (getattr(config, "architectures", None) or []):
+        return model
+    revision = getattr(config, "_commit_hash", None)
+    whole = Jepa4RecForSequentialRecommendation.from_pretrained(config.name_or_path, revision=revision or "main")
+    return whole.to(model.device, model.dtype)
+
+
+def _known_items(model) -> dict | None:
+    """Ids of the fine-tuned model's own items: {"rows": {id: row}, "popularity": [...]}; None for an encoder."""
+    if type(model).__name__ != Jepa4RecForSequentialRecommendation.__name__ or not model.config.name_or_path:
+        return None
+    path = cached_file(
+        model.config.name_or_path, IDS_FILE, revision=getattr(model.config, "_commit_hash", None),
+        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+    )  # fmt: skip
+    if path is None:
+        return None
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if len(content["item_ids"]) != model.config.num_items:
+        raise ValueError(
+            f"{path} names {len(content['item_ids'])} items, the model has {model.config.num_items}: fetch it again."
+        )
+    return {
+        "rows": {item_id: row for row, item_id in enumerate(content["item_ids"])},
+        "popularity": content["popularity"],
+    }
+
+
+def save_checkpoint_files(model, tokenizer, folder: str | Path) -> None:
+    """Weights, configuration, tokenizer and all code, for `AutoModel`, `AutoTokenizer` and `pipeline` to open."""
+    implementation = f"{Path(__file__).stem}.{SequentialRecommendationPipeline.__name__}"
+    model.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    custom_object_save(SequentialRecommendationPipeline, folder)
+
+
+def save_item_ids(folder: str | Path, item_ids: Sequence[str], counts: Sequence[float]) -> None:
+    """Write which items the rows of a fine-tuned model are, and how often each was bought in training."""
+    content = {"item_ids": list(item_ids), "popularity": [float(count) for count in counts]}
+    (Path(folder) / IDS_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=SequentialRecommendationPipeline, pt_model=AutoModel)
