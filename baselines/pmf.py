@@ -1,0 +1,111 @@
+"""PMF (Salakhutdinov and Mnih, 2007) with biases: a rating is the dot product of a user's and an item's vector.
+
+The paper's Gaussian priors are the squared lengths of what a rating touches, `l2` times, in the loss.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+
+class PmfConfig(PreTrainedConfig):
+    """Sizes of the tables, weight of the priors, and the training ratings' mean and range."""
+
+    model_type = "pmf"
+    num_users: int = 1
+    num_items: int = 1
+    hidden_size: int = 16
+    l2: float = 0.02
+    mean: float = 3.0
+    lowest: float = 1.0
+    highest: float = 5.0
+    initializer_range: float = 0.1
+
+
+@dataclass
+class PmfOutput(ModelOutput):
+    """`loss` to call `backward` on; `loss_parts` by name, detached; `telemetry` is empty."""
+
+    loss: Tensor | None = None
+    loss_parts: dict[str, Tensor] | None = None
+    telemetry: dict[str, Tensor] | None = None
+
+
+class Pmf(PreTrainedModel):
+    """rating(u, i) = mean + b_u + b_i + p_u · q_i; a user or item of index -1 is unknown and adds nothing."""
+
+    config_class = PmfConfig
+
+    def __init__(self, config: PmfConfig):
+        super().__init__(config)
+        # One column more than the vectors: the bias.
+        self.users = nn.Embedding(config.num_users, config.hidden_size + 1)
+        self.items = nn.Embedding(config.num_items, config.hidden_size + 1)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+
+    def forward(self, user_ids: Tensor, item_ids: Tensor, ratings: Tensor, telemetry: bool = False) -> PmfOutput:
+        """Mean squared error of ratings (n,) with the priors on what they touch."""
+        users, items = self.users(user_ids), self.items(item_ids)
+        error = (self._ratings(users, items) - ratings).square().mean()
+        prior = (users.square().sum(1) + items.square().sum(1)).mean()
+        parts = {"squared_error": error.detach(), "prior": prior.detach()}
+        return PmfOutput(loss=error + self.config.l2 * prior, loss_parts=parts, telemetry={})
+
+    def predict(self, users: Tensor, items: Tensor) -> Tensor:
+        """Indices (n,), -1 for unknown, -> ratings (n,) within the range of the training ratings."""
+        known = (users >= 0)[:, None], (items >= 0)[:, None]
+        users, items = self.users(users.clamp_min(0)) * known[0], self.items(items.clamp_min(0)) * known[1]
+        return self._ratings(users, items).clamp(self.config.lowest, self.config.highest)
+
+    def _ratings(self, users: Tensor, items: Tensor) -> Tensor:
+        return self.config.mean + users[:, -1] + items[:, -1] + (users[:, :-1] * items[:, :-1]).sum(1)
+
+    @classmethod
+    def fit(
+        cls,
+        users: Tensor,
+        items: Tensor,
+        ratings: Tensor,
+        num_users: int,
+        num_items: int,
+        epochs: int = 30,
+        batch_size: int = 1024,
+        lr: float = 1e-2,
+        seed: int = 0,
+        **shape,
+    ) -> "Pmf":
+        """Train on ratings (n,) by Adam; the same seed gives the same model.
+
+        Args:
+            shape: fields of `PmfConfig`.
+
+        Raises:
+            ValueError: no ratings, or one that is not finite.
+        """
+        ratings = ratings.float()
+        if not len(ratings) or not ratings.isfinite().all():
+            raise ValueError("ratings must be finite numbers, at least one: there is nothing to learn from these.")
+        span = {"mean": ratings.mean().item(), "lowest": ratings.min().item(), "highest": ratings.max().item()}
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(PmfConfig(num_users=num_users, num_items=num_items, **span, **shape))
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(ratings), generator=generator).split(batch_size):
+                optimizer.zero_grad()
+                model(users[rows], items[rows], ratings[rows]).loss.backward()
+                optimizer.step()
+        return model.eval()
+
+
+PmfConfig.register_for_auto_class()
+Pmf.register_for_auto_class("AutoModel")
