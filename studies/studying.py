@@ -164,8 +164,9 @@ def draw(rows: list[dict], title: str, x_label: str, path: Path, metric: str = "
 
     numeric = all(isinstance(row["x"], int | float) for row in rows)
     names = list(dict.fromkeys(str(row["x"]) for row in rows))
-    figure, axes = plt.subplots(figsize=(7.0, 4.2 if numeric else 1.6 + 0.42 * len(names)), layout="constrained")
     series = list(dict.fromkeys(row["series"] for row in rows))
+    height = 4.4 if numeric else 1.9 + len(names) * max(0.4, 0.2 * len(series))
+    figure, axes = plt.subplots(figsize=(7.0, height), layout="constrained")
     for number, name in enumerate(series):
         own = [row for row in rows if row["series"] == name]
         mean, low, high = ([row[metric][key] for row in own] for key in ("mean", "low", "high"))
@@ -174,17 +175,20 @@ def draw(rows: list[dict], title: str, x_label: str, path: Path, metric: str = "
             axes.plot(x, mean, marker="o", label=name)
             axes.fill_between(x, low, high, alpha=0.2)
         else:
-            places = [names.index(str(row["x"])) + 0.16 * (number - (len(series) - 1) / 2) for row in own]
+            shift = 0.7 * ((number + 0.5) / len(series) - 0.5)
+            places = [names.index(str(row["x"])) + shift for row in own]
             bars = [np.subtract(mean, low).clip(0), np.subtract(high, mean).clip(0)]
             axes.errorbar(mean, places, xerr=bars, fmt="o", capsize=3, label=name)
     label = f"{metric.upper()} (mean, 95 % interval)"
     if numeric:
         axes.set(xlabel=x_label, ylabel=label, title=title, ylim=(0, None))
+        if min(row["x"] for row in rows) > 0 and max(row["x"] for row in rows) >= 20 * min(row["x"] for row in rows):
+            axes.set_xscale("log")
     else:
         axes.set(xlabel=label, ylabel=x_label, title=title, yticks=range(len(names)), yticklabels=names)
         axes.invert_yaxis()
     if len(series) > 1:
-        axes.legend(frameon=False)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)

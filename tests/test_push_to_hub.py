@@ -1,0 +1,262 @@
+"""Publishing over real HTTP: the real client, a Hub on loopback, strangers who pull; and all that must not go."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY_ITEMS
+from hub_server import TOKEN, HubServer
+from huggingface_hub import EvalResult, ModelCardData
+
+from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
+from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
+from jepa4rec.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.scripts import push_to_hub
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def ask(hub, home):
+    """``ask(code or script, *arguments, token=True)`` runs a process whose Hub is the loopback one."""
+
+    def run(what, *arguments, token=True, endpoint=None, offline=False):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+        environment |= {"HF_ENDPOINT": endpoint or hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        environment |= {"HF_TOKEN": TOKEN} if token else {}
+        environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+        command = [str(ROOT / "scripts" / what)] if what.endswith(".py") else ["-c", what]
+        return subprocess.run(
+            [sys.executable, *command, *map(str, arguments)],
+            cwd=home, env=environment, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+
+    return run
+
+
+def write_checkpoint(folder: Path, backend, tokenizer, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    shape = {"vocab_size": len(backend), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    shape |= {"intermediate_size": 24, "max_position_embeddings": 256, "pad_token_id": backend.pad_token_id}
+    save_checkpoint_files(Jepa4RecForPreTraining(Jepa4RecConfig(**shape)), tokenizer, folder)
+    result = EvalResult(
+        task_type="sequential-recommendation", dataset_type="toy_shop", dataset_name="toy_shop", metric_type="ndcg@10",
+        metric_value=0.1,
+    )  # fmt: skip
+    data = ModelCardData(model_name=f"tiny {seed}", library_name="transformers", eval_results=[result])
+    (folder / "README.md").write_text(f"---\n{data}\n---\n\n# tiny {seed}\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tiny_backend, tiny_tokenizer):
+    return write_checkpoint(tmp_path_factory.mktemp("push") / "checkpoint", tiny_backend, tiny_tokenizer)
+
+
+@pytest.fixture
+def broken(checkpoint, tmp_path):
+    """A copy of the checkpoint to spoil."""
+    import shutil
+
+    return Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
+
+
+PULL = """
+import json, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "jepa4rec":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from huggingface_hub import ModelCard, metadata_update
+from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, pipeline
+
+repo, items = "me/tiny", json.loads(sys.argv[1])
+pinned = {"trust_remote_code": True, "revision": "v1"}
+tokenizer, model = AutoTokenizer.from_pretrained(repo, **pinned), AutoModel.from_pretrained(repo, **pinned)
+vectors = model(**tokenizer([items[:2], items[3:4]], return_tensors="pt")).pooler_output
+whole = AutoModelForPreTraining.from_pretrained(repo, **pinned)
+pipe = pipeline("sequential-recommendation", model=repo, trust_remote_code=True)
+pipe.add_items([{"item_id": str(n), **item} for n, item in enumerate(items)])
+found = pipe({"history": ["0", {"title": "Never seen"}]}, top_k=3, exclude_history=True)
+metadata_update(repo, {"tags": ["checked"]})
+card = ModelCard.load(repo).data
+answers = [vectors.tolist(), type(whole).__name__, [row["item_id"] for row in found], card.tags, card.model_name]
+print(json.dumps(answers))
+"""
+
+
+def test_what_is_pushed_is_what_a_stranger_pulls(ask, hub, checkpoint, tiny_tokenizer):
+    pushed = ask("push_to_hub.py", checkpoint, "me/tiny", "--tag", "v1")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "model.safetensors" in pushed.stdout and "pipeline_seqrec.py" in pushed.stdout
+    repository = hub.repositories["model", "me/tiny"]
+    assert len(repository.commits) == 2  # the empty repository, then everything in one
+    sent = {path: data for path, data in repository.commits[repository.tags["v1"]].items() if path != ".gitattributes"}
+    assert sent == {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()}
+    pulled = ask(PULL, json.dumps(TINY_ITEMS))
+    assert pulled.returncode == 0, pulled.stderr
+    vectors, kind, found, tags, name = json.loads(pulled.stdout.splitlines()[-1])
+    model = Jepa4RecForPreTraining.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        batch = tiny_tokenizer([TINY_ITEMS[:2], TINY_ITEMS[3:4]], return_tensors="pt")
+        torch.testing.assert_close(torch.tensor(vectors), model.base_model(**batch).pooler_output)
+    assert kind == "Jepa4RecForPreTraining" and len(found) == 3 and "0" not in found
+    assert "checked" in tags and name == "tiny 0"
+    again = ask("push_to_hub.py", checkpoint, "me/tiny", "--tag", "v1")
+    assert again.returncode and "the tag exists already" in again.stderr
+
+
+def test_a_dry_run_checks_and_sends_nothing(ask, hub, checkpoint):
+    before = len(hub.requests)
+    done = ask("push_to_hub.py", checkpoint, "me/never", "--dry-run", token=False)
+    assert done.returncode == 0 and "all checks passed; nothing was pushed to me/never" in done.stdout
+    assert len(hub.requests) == before and ("model", "me/never") not in hub.repositories
+
+
+# Pushes without the checks before them, in one process: [[repository, folder], options] each -> "" or the error.
+PUSHES = """
+import json, os, sys
+from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+
+from jepa4rec.scripts import push_to_hub
+
+def one(repo_id, folder, **options):
+    chosen = {"private": False, "revision": "main", "tag": None, "message": "m", **options}
+    try:
+        push_to_hub.push(folder, Namespace(repo_id=repo_id, **chosen))
+        return ""
+    except OSError as error:
+        return str(error)
+
+first, *rest = json.loads(sys.argv[1])
+answers = [one(*first[0], **first[1])]
+with ThreadPoolExecutor() as pool:
+    answers += pool.map(lambda call: one(*call[0], **call[1]), rest)
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture
+def push(ask):
+    """``push([repo, folder, {options}], ...)``: the first alone, then the others at once; their errors or ""."""
+
+    def run(*calls, **how):
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PUSHES}"
+        done = ask(code, json.dumps([[[repo, str(folder)], options] for repo, folder, options in calls]), **how)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory, tiny_backend, tiny_tokenizer):
+    return write_checkpoint(tmp_path_factory.mktemp("other") / "checkpoint", tiny_backend, tiny_tokenizer, seed=1)
+
+
+def holds(repository, folder: Path) -> bool:
+    """Whether the newest revision is just this checkpoint."""
+    last = repository.commits[repository.refs["main"]]
+    return all(last[path.name] == path.read_bytes() for path in folder.iterdir() if path.is_file())
+
+
+def test_without_a_token_nothing_goes_and_a_private_repository_stays_hidden(ask, push, checkpoint):
+    (refused,) = push(["me/other", checkpoint, {}], token=False)
+    assert "log in with `hf auth login` or set HF_TOKEN" in refused
+    assert push(["me/secret", checkpoint, {"private": True}]) == [""]
+    code = "from transformers import AutoConfig; AutoConfig.from_pretrained('me/secret', trust_remote_code=True)"
+    hidden = ask(code, token=False).stderr
+    assert "RepositoryNotFound" in hidden or "not a valid model identifier" in hidden
+    assert ask(code).returncode == 0
+
+
+def test_a_push_that_breaks_off_leaves_the_old_revision_whole(hub, push, checkpoint, other):
+    assert push(["me/breaks", checkpoint, {}]) == [""]
+    repository = hub.repositories["model", "me/breaks"]
+    before = repository.refs["main"]
+    hub.broken = True
+    try:
+        (error,) = push(["me/breaks", other, {}])
+    finally:
+        hub.broken = False
+    assert "broke off" in error and repository.refs["main"] == before and holds(repository, checkpoint)
+    assert push(["me/breaks", other, {}]) == [""] and holds(repository, other)
+
+
+def test_of_two_pushes_at_once_none_mixes_with_the_other(hub, push, checkpoint, other):
+    options = {}
+    errors = push(["me/twice", checkpoint, options], ["me/twice", checkpoint, options], ["me/twice", other, options])
+    assert all(not error or "somebody pushed to me/twice at the same time" in error for error in errors)
+    repository = hub.repositories["model", "me/twice"]
+    assert holds(repository, checkpoint) or holds(repository, other)
+
+
+def test_branches_and_tags_keep_versions_apart(hub, push, checkpoint, other):
+    first = ["me/versions", checkpoint, {"tag": "v1"}]
+    assert push(first, ["me/versions", other, {"revision": "next", "tag": "v2"}]) == ["", ""]
+    repository = hub.repositories["model", "me/versions"]
+    assert holds(repository, checkpoint) and repository.tags["v1"] == repository.refs["main"]
+    assert repository.tags["v2"] == repository.refs["next"] != repository.refs["main"]
+
+
+def test_no_network_is_one_sentence(push, checkpoint):
+    (error,) = push(["me/tiny", checkpoint, {}], endpoint="http://127.0.0.1:9")
+    assert "did not answer or broke off" in error and "\n" not in error
+
+
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (lambda folder: (folder / "weights.bin").write_bytes(b"x"), "safetensors only"),
+        (lambda folder: (folder / "README.md").unlink(), "has no README.md"),
+        (lambda folder: (folder / "README.md").write_text("# card"), "has no model-index"),
+        (lambda folder: (folder / "README.md").write_text("---\nmodel-index: 3\n---\n"), "README.md"),
+        (lambda folder: (folder / "notes.md").write_text("see /home/anna/data"), "/home/anna, a path of one machine"),
+        (lambda folder: (folder / "notes.md").write_text("hf_" + "a" * 30), "access token"),
+        (lambda folder: (folder / "attention_jepa4rec.py").unlink(), "does not load without this repository"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "truncated or corrupt"),
+    ],
+)
+def test_what_must_not_go_stays(broken, spoil, sentence, capsys):
+    spoil(broken)
+    with pytest.raises(SystemExit) as stop:
+        push_to_hub.main([str(broken), "me/tiny", "--dry_run"])
+    assert sentence in str(stop.value.code) and "\n" not in str(stop.value.code)
+
+
+def test_code_that_computes_something_else_is_noticed(broken):
+    code = broken / "modeling_jepa4rec.py"
+    text = code.read_text(encoding="utf-8")
+    assert "return hidden[rows.first]" in text
+    code.write_text(text.replace("return hidden[rows.first]", "return 2 * hidden[rows.first]"), encoding="utf-8")
+    with pytest.raises(SystemExit, match="gives a stranger other vectors"):
+        push_to_hub.main([str(broken), "me/tiny", "--dry_run"])
+
+
+@pytest.mark.parametrize("repo_id", ["tiny", "me/ti ny", "a/b/c", "me/..", ""])
+def test_a_malformed_repository_id_is_named(checkpoint, repo_id):
+    with pytest.raises(SystemExit, match="is no repository id"):
+        push_to_hub.main([str(checkpoint), repo_id, "--dry_run"])
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="has no config.json"):
+        push_to_hub.main([str(tmp_path), "me/tiny"])
