@@ -40,6 +40,7 @@ def render_card(run_dir: str | Path) -> str:
         template_path=str(TEMPLATE),
         record=record,
         recipe=recipe,
+        baseline=recipe["model"].get("baseline"),
         start=starting_point(recipe["model"]["init"]),
         datasets=training_datasets(record, recipe),
         phases=[phase_line(phase) for phase in recipe["phases"]],

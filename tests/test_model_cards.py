@@ -70,6 +70,27 @@ def test_card_says_how_it_was_made_and_what_stands_beside_it(run):
     assert ".2346" in card and ".1500" in card
 
 
+def test_card_of_a_baseline_says_what_it_is_and_nothing_of_texts(run):
+    write_recipe(read_recipe(ROOT / "recipes" / "sasrec.yaml"), run / "recipe.yaml")
+    (run / "metrics.json").write_text(json.dumps(record(system="SASRec")), encoding="utf-8")
+    card = render_card(run)
+    assert "SASRec, a baseline" in card and "user_vectors" in card and "no others" in card
+    for untrue in ("AutoTokenizer", "by its\ntext", "pipeline(", "JEPA4Rec}", "Items it has never seen need only"):
+        assert untrue not in card, untrue
+
+
+def test_card_of_recformer_does_not_cite_jepa4rec(run):
+    (run / "metrics.json").write_text(json.dumps(record(system="RecFormer")), encoding="utf-8")
+    card = render_card(run)
+    assert "(RecFormer)" in card and "nguyen2025jepa4rec" not in card
+    assert "nguyen2025jepa4rec" in render_card_of(run, record())
+
+
+def render_card_of(run, changed) -> str:
+    (run / "metrics.json").write_text(json.dumps(changed), encoding="utf-8")
+    return render_card(run)
+
+
 def test_card_shows_collapse_gauges_from_first_to_last(run):
     assert "| effective rank of the target vectors (1 = collapsed) | 50 | 40 |" in render_card(run)
     (run / "log.jsonl").write_text('{"kind": "finetune", "loss": 1.0}\n', encoding="utf-8")
