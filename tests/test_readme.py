@@ -10,8 +10,11 @@ import torch
 from conftest import ROOT
 
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.recipe_seqrec import read_recipe
-from jepa4rec.scripts import build_dataset, evaluate_checkpoint, show_recommendations
+from jepa4rec.scripts import build_dataset, evaluate_checkpoint, push_to_hub, show_recommendations
+from jepa4rec.studies import cold_items
+from jepa4rec.studies.studying import RECIPES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHECKPOINT = "runs/quickstart/checkpoint"
@@ -39,20 +42,35 @@ def run_folder(tmp_path_factory, tiny_backend):
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     ids = {"vocab_size": len(tiny_backend), "pad_token_id": tiny_backend.pad_token_id}
-    Jepa4RecModel(Jepa4RecConfig(**shape, **ids)).save_pretrained(folder / "checkpoint")
-    ItemSentTokenizer.wrap(tiny_backend).save_pretrained(folder / "checkpoint")
+    model, tokenizer = Jepa4RecModel(Jepa4RecConfig(**shape, **ids)), ItemSentTokenizer.wrap(tiny_backend)
+    save_checkpoint_files(model, tokenizer, folder / "checkpoint")
     return folder
 
 
-def test_the_loading_and_ranking_blocks_run(run_folder, capsys):
+def test_the_loading_and_recommending_blocks_run(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     names = {}
     for block in blocks("python"):
         exec(block.replace(CHECKPOINT, str(run_folder / "checkpoint")), names)
     assert names["vectors"].shape == (2, 16)
-    ranked = names["items"].tolist()
-    assert [len(row) for row in ranked] == [2, 2]
-    assert 0 not in ranked[0] and set(ranked[1]) == {0, 1}
-    assert "Honey dipper" in capsys.readouterr().out
+    assert {item["item_id"] for item in names["found"]} == {"dipper", "torch"}
+    assert "dipper" in capsys.readouterr().out
+    assert (tmp_path / "catalogue" / "vectors.safetensors").is_file()
+
+
+def test_the_dry_run_of_publishing_is_understood():
+    command = next(command for command in commands() if "push_to_hub.py" in command)
+    options = push_to_hub.parse_arguments(shlex.split(command)[2:])
+    assert options.dry_run and options.repo_id.count("/") == 1
+    push_to_hub.check_repo_id(options.repo_id)
+
+
+def test_studies_of_the_readme_exist_with_their_settings():
+    command = next(command for command in commands() if command.startswith("python studies/"))
+    words = shlex.split(command)
+    settings = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    recipe = read_recipe(RECIPES / "cold_items.yaml", settings, cold_items.ColdItemsRecipe)
+    assert (RECIPES / recipe.base).is_file()
 
 
 def test_loading_takes_five_lines_and_own_data_ten():
