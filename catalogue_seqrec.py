@@ -6,11 +6,11 @@ does not open under others. Search is exact, or approximate with exact re-rankin
 """
 
 import difflib
+import hashlib
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import Tensor
 INDEXES = ("exact", "faiss", "int8", "binary")
 FACTORIES = {"faiss": "HNSW32", "int8": "SQ8"}
 ITEM_ID = "item_id"
+ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors.safetensors"
 BLOCK_SCORES = 2**26  # scores held at a time
 
 
@@ -44,7 +45,7 @@ class Catalogue:
         self.popularity = np.empty(0)  # NaN where unknown
         self.vectors = torch.empty(0, width)
         self._rows: dict[str, int] = {}
-        self._candidates: Callable | None = None  # the approximate search, built when first needed
+        self._candidates: _Faiss | _Binary | None = None  # the approximate search, built when first needed
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -74,13 +75,14 @@ class Catalogue:
         if not vectors.isfinite().all():
             row = int((~vectors.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"Item {ids[row]!r} has a vector with NaN or infinity: the weights are broken.")
+        known = popularity_counts(ids, popularity)
         self._rows.update((item_id, len(self.ids) + row) for row, item_id in enumerate(ids))
         self.ids += ids
         self.items += items
-        known = np.full(len(ids), np.nan) if popularity is None else np.asarray(popularity, float)
         self.popularity = np.concatenate([self.popularity, known])
         self.vectors = torch.cat([self.vectors, vectors])
-        self._candidates = None
+        if self._candidates is not None:
+            self._candidates.add(vectors.numpy())
 
     def remove(self, ids: Sequence[str]) -> None:
         """Take items out. Raises ValueError for an id that is not here."""
@@ -127,6 +129,8 @@ class Catalogue:
 
     def _check_k(self, k: int, allowed: np.ndarray | None, excluded: list[set[int]]) -> None:
         left = len(self) if allowed is None else int(allowed.sum())
+        if not left:
+            raise ValueError("The catalogue is empty." if allowed is None else "The filter leaves no item.")
         if not 1 <= k <= left:
             what = "has" if allowed is None else "has, after the filter,"
             raise ValueError(f"top_k is {k}, but the catalogue {what} {left} items; choose 1 to {left}.")
@@ -155,9 +159,11 @@ class Catalogue:
         self, queries: Tensor, k: int, allowed: np.ndarray | None, excluded: list[set[int]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Candidates of the index, the best by exact score; a query left with too few is searched exactly."""
-        self._candidates = self._candidates or _CANDIDATES[self.index](self.vectors.numpy())
+        if self._candidates is None:
+            self._candidates = _Binary() if self.index == "binary" else _Faiss(FACTORIES[self.index], queries.shape[1])
+            self._candidates.add(self.vectors.numpy())
         wanted = min(len(self), self.rescore * k + max(map(len, excluded), default=0))
-        found = self._candidates(queries.numpy(), wanted)
+        found = self._candidates.nearest(queries.numpy(), wanted)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for query, candidates in enumerate(found):
             usable = [row for row in candidates.tolist() if row >= 0 and row not in excluded[query]]
@@ -179,65 +185,85 @@ class Catalogue:
             FileExistsError: the folder holds something that is no catalogue.
         """
         folder = Path(folder)
-        if folder.exists() and not (folder / "catalogue.json").is_file() and any(folder.iterdir()):
+        if folder.exists() and not (folder / ABOUT_FILE).is_file() and not _is_empty_folder(folder):
             raise FileExistsError(f"{folder} exists and is no catalogue: choose another folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            with open(fresh / "items.jsonl", "w", encoding="utf-8") as file:
-                for item_id, item, popularity in zip(self.ids, self.items, self.popularity.tolist(), strict=True):
-                    row = {ITEM_ID: item_id, "item": item} | (
-                        {} if np.isnan(popularity) else {"popularity": popularity}
-                    )
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            save_file({"vectors": self.vectors.contiguous()}, fresh / "vectors.safetensors")
-            about = {
-                "weights_hash": self.weights_hash,
-                "items": len(self),
-                "index": self.index,
-                "rescore": self.rescore,
-            }
-            (fresh / "catalogue.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+            fresh, old = Path(beside, "new"), Path(beside, "old")
+            fresh.mkdir()  # with the permissions of any folder; the one around it is private
+            self._write(fresh)
             if folder.exists():
                 os.replace(folder, old)
-            os.replace(fresh, folder)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            try:
+                os.replace(fresh, folder)
+            except OSError:
+                if old.exists():
+                    os.replace(old, folder)
+                raise
+
+    def _write(self, folder: Path) -> None:
+        with open(folder / ITEMS_FILE, "w", encoding="utf-8") as file:
+            for item_id, item, popularity in zip(self.ids, self.items, self.popularity.tolist(), strict=True):
+                row = {ITEM_ID: item_id, "item": item} | ({} if np.isnan(popularity) else {"popularity": popularity})
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        save_file({"vectors": self.vectors.contiguous()}, folder / VECTORS_FILE)
+        about = {"weights_hash": self.weights_hash, "items": len(self), "index": self.index, "rescore": self.rescore}
+        about["sha256"] = _digests(folder)
+        (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path, weights_hash: str) -> "Catalogue":
-        """A saved catalogue.
+    def load(
+        cls, folder: str | Path, weights_hash: str, index: str | None = None, rescore: int | None = None
+    ) -> "Catalogue":
+        """A saved catalogue, searched as it was when saved unless `index` or `rescore` say otherwise.
 
         Raises:
             FileNotFoundError: no catalogue there.
             ValueError: a damaged one, or one whose vectors were made by other weights.
         """
         folder = Path(folder)
-        if not (folder / "catalogue.json").is_file():
-            raise FileNotFoundError(f"{folder} is no catalogue: catalogue.json is missing.")
-        try:
-            about = json.loads((folder / "catalogue.json").read_text(encoding="utf-8"))
-            vectors = load_file(folder / "vectors.safetensors")["vectors"]
-            with open(folder / "items.jsonl", encoding="utf-8") as lines:
-                rows = [json.loads(line) for line in lines]
-            complete = len(rows) == len(vectors) == about["items"]
-        except (ValueError, KeyError, OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{folder} is damaged ({' '.join(str(error).split())}); save the catalogue again."
-            ) from error
-        if not complete:
-            raise ValueError(f"{folder} is damaged: items and vectors are not as many; save the catalogue again.")
+        if not (folder / ABOUT_FILE).is_file():
+            raise FileNotFoundError(f"{folder} is no catalogue: {ABOUT_FILE} is missing.")
+        about, rows, vectors = _read(folder)
         if about["weights_hash"] != weights_hash:
             raise ValueError(
                 f"{folder} holds vectors of other weights ({about['weights_hash'][:12]}, this checkpoint is "
                 f"{weights_hash[:12]}); add the items again with this checkpoint."
             )
-        catalogue = cls(weights_hash, vectors.shape[1], about["index"], about["rescore"])
+        catalogue = cls(weights_hash, vectors.shape[1], index or about["index"], rescore or about["rescore"])
         popularity = [row.get("popularity", np.nan) for row in rows]
         catalogue._append([row[ITEM_ID] for row in rows], [row["item"] for row in rows], vectors, popularity)
         return catalogue
+
+
+def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
+    """What `Catalogue.save` wrote: catalogue.json, the items and the vectors (N, d). Raises ValueError if damaged."""
+    try:
+        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        if about["sha256"] != _digests(folder):
+            raise ValueError("its files are not those that were saved together")
+        with open(folder / ITEMS_FILE, encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        vectors = load_file(folder / VECTORS_FILE)["vectors"]
+        return {name: about[name] for name in ("weights_hash", "index", "rescore")}, rows, vectors
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged ({' '.join(str(error).split())}); save the catalogue again.") from error
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of the items' and the vectors' file."""
+    digests = {}
+    for name in (ITEMS_FILE, VECTORS_FILE):
+        with open(folder / name, "rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(2**20):
+                digest.update(block)
+        digests[name] = digest.hexdigest()
+    return digests
+
+
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str]]]:
@@ -250,44 +276,64 @@ def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str
     return ids, [{name: text for name, text in item.items() if name != ITEM_ID} for item in items]
 
 
-# ---- approximate candidates: vectors (N, d) -> a function from queries (B, d) and a number to rows (B, number)
-
-
-def _faiss(factory: str, vectors: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) -> np.ndarray:
+    """Popularity as float64 (n,), NaN where unknown. Raises ValueError for what is no number."""
+    if popularity is None:
+        return np.full(len(ids), np.nan)
     try:
-        import faiss
-    except ImportError as error:
-        raise ValueError('This index needs FAISS: pip install faiss-cpu, or use index="exact" or "binary".') from error
-    index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors)
-    index.add(vectors)
-    if factory == FACTORIES["faiss"]:
-        index.hnsw.efSearch = 128
-    return lambda queries, number: index.search(queries, number)[1]
+        counts = np.asarray(popularity, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"popularity holds something that is no number ({error}).") from error
+    if counts.shape != (len(ids),):
+        raise ValueError(f"{len(ids)} items were given with {counts.size} values of popularity.")
+    return counts
 
 
-def _binary(vectors: np.ndarray) -> Callable[[np.ndarray, int], np.ndarray]:
+# ---- approximate candidates: rows (B, number) for queries (B, d), from vectors (N, d) that came by `add`
+
+
+class _Faiss:
+    """An index of FAISS. New vectors join it; nothing is built again."""
+
+    def __init__(self, factory: str, width: int):
+        try:
+            import faiss
+        except ImportError as error:
+            raise ValueError(
+                'This index needs FAISS: pip install faiss-cpu, or use index="exact" or "binary".'
+            ) from error
+        self._index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+        if factory == FACTORIES["faiss"]:
+            self._index.hnsw.efSearch = 128
+
+    def add(self, vectors: np.ndarray) -> None:
+        if not self._index.is_trained:
+            self._index.train(vectors)
+        self._index.add(vectors)
+
+    def nearest(self, queries: np.ndarray, number: int) -> np.ndarray:
+        return self._index.search(queries, number)[1]
+
+
+class _Binary:
     """Nearest by Hamming distance of the signs, 64 dimensions a comparison."""
-    codes = _signs(vectors)
 
-    def candidates(queries: np.ndarray, number: int) -> np.ndarray:
+    def __init__(self):
+        self._codes: np.ndarray | None = None
+
+    def add(self, vectors: np.ndarray) -> None:
+        codes = _signs(vectors)
+        self._codes = codes if self._codes is None else np.concatenate([self._codes, codes])
+
+    def nearest(self, queries: np.ndarray, number: int) -> np.ndarray:
         rows = np.empty((len(queries), number), np.int64)
         for place, query in enumerate(_signs(queries)):
-            distances = np.bitwise_count(codes ^ query).sum(axis=1, dtype=np.int32)
+            distances = np.bitwise_count(self._codes ^ query).sum(axis=1, dtype=np.int32)
             rows[place] = np.argpartition(distances, number - 1)[:number]
         return rows
-
-    return candidates
 
 
 def _signs(vectors: np.ndarray) -> np.ndarray:
     """Signs as bits, uint64 (rows, d / 64 rounded up)."""
     bits = np.packbits(vectors > 0, axis=1)
     return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
-
-
-_CANDIDATES = {
-    "faiss": lambda vectors: _faiss(FACTORIES["faiss"], vectors),
-    "int8": lambda vectors: _faiss(FACTORIES["int8"], vectors),
-    "binary": _binary,
-}

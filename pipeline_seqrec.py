@@ -13,18 +13,19 @@ or in a history, takes its text vector in their place, which is what learned vec
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel, Pipeline
+from transformers import AutoModel, Pipeline, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import cached_file
 
-from .catalogue_seqrec import Catalogue, split_items
+from .catalogue_seqrec import Catalogue, popularity_counts, split_items
 from .modeling_jepa4rec import Jepa4RecForSequentialRecommendation
 from .ranking_seqrec import encode_items, token_budget_batches
 
@@ -39,39 +40,41 @@ class SequentialRecommendationPipeline(Pipeline):
     """Recommends items of its catalogue, which starts empty.
 
     Args (beside those of every pipeline):
-        index, rescore: how the catalogue is searched, see `Catalogue`.
+        index, rescore: how the catalogue is searched, see `Catalogue`; unless given, a loaded catalogue keeps its own.
     """
 
     _load_tokenizer = True
     _load_processor = _load_image_processor = _load_feature_extractor = False
 
-    def __init__(self, model, tokenizer=None, *args, index: str = "exact", rescore: int = 4, **kwargs):
+    def __init__(self, model, tokenizer=None, *args, index: str | None = None, rescore: int | None = None, **kwargs):
         super().__init__(_whole_model(model), tokenizer, *args, **kwargs)
         self.model.eval()
         self._known = _known_items(self.model)
         self._weights_hash: str | None = None
-        self._settings = (index, rescore)
-        Catalogue("", 0, *self._settings)  # what cannot be is said now, not with the first item
+        given = {"index": index, "rescore": rescore}
+        self._settings = {name: value for name, value in given.items() if value is not None}
+        Catalogue("", 0, **self._settings)  # what cannot be is said now, not with the first item
         self._catalogue: Catalogue | None = None
 
     # ---- the catalogue
 
     @property
     def weights_hash(self) -> str:
-        """Hash of everything the vectors depend on: weights, learned ids, and how texts are read."""
+        """Hash of everything the vectors depend on: weights, the model's shape, learned ids, how texts are read."""
         if self._weights_hash is None:
-            digest = hashlib.sha256(json.dumps([self.tokenizer.settings, self._known], sort_keys=True).encode())
+            reading = [_shape(self.model.config), self.tokenizer.settings, self._known]
+            digest = hashlib.sha256(json.dumps(reading, sort_keys=True).encode())
             digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
             for name, weights in sorted(self.model.state_dict().items()):
                 digest.update(name.encode())
-                digest.update(weights.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(weights.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
             self._weights_hash = digest.hexdigest()
         return self._weights_hash
 
     @property
     def catalogue(self) -> Catalogue:
         if self._catalogue is None:
-            self._catalogue = Catalogue(self.weights_hash, self.model.config.hidden_size, *self._settings)
+            self._catalogue = Catalogue(self.weights_hash, self.model.config.hidden_size, **self._settings)
         return self._catalogue
 
     def add_items(self, items: Sequence[Mapping], popularity: Sequence[float] | None = None) -> None:
@@ -84,8 +87,7 @@ class SequentialRecommendationPipeline(Pipeline):
             ValueError: no items, one without id or text, an id that is there already or given twice.
         """
         ids, attributes = split_items(items)
-        if popularity is not None and len(popularity) != len(ids):
-            raise ValueError(f"{len(ids)} items were given with {len(popularity)} values of popularity.")
+        popularity = None if popularity is None else popularity_counts(ids, popularity)
         self.catalogue.check_new(ids)
         vectors = self._text_vectors(attributes, ids)
         learned = self._learned_rows(ids)
@@ -109,7 +111,7 @@ class SequentialRecommendationPipeline(Pipeline):
 
     def load_catalogue(self, folder: str | Path) -> None:
         """Read what `save_catalogue` wrote; vectors of other weights are refused."""
-        self._catalogue = Catalogue.load(folder, self.weights_hash)
+        self._catalogue = Catalogue.load(folder, self.weights_hash, **self._settings)
 
     # ---- vectors
 
@@ -219,6 +221,10 @@ class SequentialRecommendationPipeline(Pipeline):
     ) -> tuple[dict, dict, dict]:
         if unknown:
             raise ValueError(f"{next(iter(unknown))} is no parameter; there are top_k, exclude_history, filter.")
+        if not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k is {top_k!r}; a whole number of at least 1 is needed.")
+        if isinstance(filter, str):
+            raise ValueError(f"filter is {filter!r}; it is a function of an item's attributes or a list of ids.")
         return {}, {}, {"top_k": top_k, "exclude_history": exclude_history, "filter": filter}
 
     def preprocess(self, rows: Sequence[Mapping]) -> list[list[Item]]:
@@ -301,13 +307,19 @@ def _whole_model(model) -> torch.nn.Module:
     return whole.to(model.device, model.dtype)
 
 
+def _shape(config) -> dict:
+    """The fields of a configuration that say what is computed; not its name, its place or a version."""
+    own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
+    return {name: getattr(config, name) for name in sorted(own)}
+
+
 def _known_items(model) -> dict | None:
     """Ids of the fine-tuned model's own items: {"rows": {id: row}, "popularity": [...]}; None for an encoder."""
     if type(model).__name__ != Jepa4RecForSequentialRecommendation.__name__ or not model.config.name_or_path:
         return None
     path = cached_file(
         model.config.name_or_path, IDS_FILE, revision=getattr(model.config, "_commit_hash", None),
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_missing_entries=False,
     )  # fmt: skip
     if path is None:
         return None

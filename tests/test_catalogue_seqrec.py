@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from jepa4rec.benchmarks.catalogue import measure_index
 from jepa4rec.catalogue_seqrec import INDEXES, Catalogue, split_items
 
 WEIGHTS = "a" * 64
@@ -61,6 +62,17 @@ def test_filters_and_exclusions_hold_in_every_index(index):
     assert not {0, 1} & set(rows[0]) and 3 not in rows[2]
 
 
+@pytest.mark.parametrize("index", INDEXES[1:])
+def test_new_items_join_the_index_that_is_there(index):
+    needs(index)
+    catalogue, target = filled(300, index=index), torch.full((1, 32), 0.5)
+    catalogue.search(target, 3)
+    before = catalogue._candidates
+    catalogue.add(["new"], [{}], target, None)
+    _, rows = catalogue.search(target, 3)
+    assert rows[0][0] == 300 and catalogue._candidates is before
+
+
 @pytest.mark.parametrize("index", INDEXES)
 def test_items_come_and_go(index):
     needs(index)
@@ -91,6 +103,23 @@ def test_vectors_of_other_weights_are_refused(tmp_path):
     filled(5).save(tmp_path / "c")
     with pytest.raises(ValueError, match="vectors of other weights .*add the items again"):
         Catalogue.load(tmp_path / "c", "b" * 64)
+
+
+@pytest.mark.parametrize("name", ["vectors.safetensors", "items.jsonl"])
+def test_files_of_two_catalogues_are_not_mixed(tmp_path, name):
+    filled(5).save(tmp_path / "c")
+    other = filled(5)
+    other.vectors, other.ids = other.vectors.flip(0), other.ids[::-1]
+    other.save(tmp_path / "other")
+    (tmp_path / "other" / name).replace(tmp_path / "c" / name)
+    with pytest.raises(ValueError, match="not those that were saved together"):
+        Catalogue.load(tmp_path / "c", WEIGHTS)
+
+
+def test_a_saved_catalogue_is_searched_as_before_unless_told(tmp_path):
+    filled(5, index="binary", rescore=9).save(tmp_path / "c")
+    kept, told = Catalogue.load(tmp_path / "c", WEIGHTS), Catalogue.load(tmp_path / "c", WEIGHTS, "exact", 2)
+    assert (kept.index, kept.rescore, told.index, told.rescore) == ("binary", 9, "exact", 2)
 
 
 @pytest.mark.parametrize("name", ["vectors.safetensors", "items.jsonl", "catalogue.json"])
@@ -132,12 +161,24 @@ def test_a_failed_save_leaves_the_old_catalogue(tmp_path, monkeypatch):
         (lambda c: c.search(torch.ones(1, 32), 0), "choose 1 to 5"),
         (lambda c: c.search(torch.ones(1, 32), 3, np.arange(5) < 2), "has, after the filter, 2 items"),
         (lambda c: c.search(torch.ones(1, 32), 4, None, [[0, 1]]), "row 0 has 3 items left"),
+        (lambda c: c.search(torch.ones(1, 32), 1, np.zeros(5, bool)), "filter leaves no item"),
+        (lambda c: c.add(["x"], [{}], torch.ones(1, 32), ["many"]), "no number"),
         (lambda c: Catalogue("", 3, "hnsw"), "one of exact, faiss, int8, binary"),
         (lambda c: Catalogue("", 3, rescore=0), "at least 1"),
         (lambda c: split_items([{"title": "x"}]), "Item 0 has no item_id"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(call, sentence):
+    catalogue = filled(5)
     with pytest.raises(ValueError, match=sentence) as error:
-        call(filled(5))
+        call(catalogue)
+    assert len(catalogue.ids) == len(catalogue.vectors) == len(catalogue._rows) == 5
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_the_benchmark_measures_every_index(index):
+    needs(index)
+    measured = measure_index(2000, index, rescore=20, queries=5)
+    assert measured["recall@10"] > (0.7 if index == "binary" else 0.95)
+    assert 0 < measured["p50_ms"] <= measured["p99_ms"]

@@ -147,6 +147,9 @@ def test_the_hash_knows_weights_and_reading(pipe, tiny_backend, tiny_tokenizer):
     other = make_model(tiny_backend)
     other.embeddings.LayerNorm.bias.data[0] += 1e-3
     assert SequentialRecommendationPipeline(other, tiny_tokenizer, task=TASK).weights_hash != pipe.weights_hash
+    pooled = make_model(tiny_backend)
+    pooled.config.pooling = "mean"
+    assert SequentialRecommendationPipeline(pooled, tiny_tokenizer, task=TASK).weights_hash != pipe.weights_hash
     shorter = ItemSentTokenizer.wrap(tiny_tokenizer, max_items=3)
     assert (
         SequentialRecommendationPipeline(make_model(tiny_backend), shorter, task=TASK).weights_hash
@@ -162,6 +165,9 @@ def test_the_hash_knows_weights_and_reading(pipe, tiny_backend, tiny_tokenizer):
         (lambda pipe: pipe({"history": [3]}), "ids .text. and attribute dicts, not int"),
         (lambda pipe: pipe({"history": "p1"}), 'Input 0 is not {"history"'),
         (lambda pipe: pipe(["p1"]), 'Input 0 is not {"history"'),
+        (lambda pipe: pipe({"history": []}, top_k=-1), "top_k is -1; a whole number"),
+        (lambda pipe: pipe({"history": ["p1"]}, top_k="3"), "top_k is '3'; a whole number"),
+        (lambda pipe: pipe({"history": ["p1"]}, filter="p1"), "filter is 'p1'; it is a function"),
         (lambda pipe: pipe({"history": ["p1"]}, topk=3), "topk is no parameter"),
         (lambda pipe: pipe({"history": [{"title": " "}]}), "has no text"),
         (lambda pipe: pipe.add_items([{"item_id": "x", "title": ""}]), r"item 0 \(id 'x'\) has no text"),

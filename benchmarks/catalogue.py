@@ -1,0 +1,158 @@
+"""Searching a catalogue: every index at several sizes, its latency, memory and recall beside exact search.
+
+    python benchmarks/catalogue.py --out results/benchmarks/catalogue.json
+    python benchmarks/catalogue.py --sizes 100000 --indexes exact --checkpoint CKPT    also: 1,000 new items by text
+
+Vectors are synthetic, 384 wide: an item is one of N / 50 random centres plus noise as long as the centre, a query an
+item plus half as much noise. One query is asked at a time, as a shop's page does. Every size and index has a process
+of its own, so that `peak_gib` is its alone; all keep the float32 vectors too, for the exact scores of the answers.
+Prints one JSON object, and writes it to `--out` where given.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.benchmarks.ranking import WIDTH, peak_gib, random_vectors
+from jepa4rec.catalogue_seqrec import INDEXES, Catalogue
+
+SIZES = (10_000, 100_000, 1_000_000)
+ITEMS_A_CENTRE = 50
+K = 10
+NEW_ITEMS = 1000
+HASH = "synthetic"
+
+
+def clustered_vectors(number: int, generator: torch.Generator) -> Tensor:
+    """(number, WIDTH) float32 around centres, written in place but for one block."""
+    centres = random_vectors(max(1, number // ITEMS_A_CENTRE), generator)
+    vectors = random_vectors(number, generator)
+    for part in vectors.split(65536):
+        part += centres[torch.randint(len(centres), (len(part),), generator=generator)]
+    return vectors
+
+
+def measure_index(size: int, index: str, rescore: int, queries: int) -> dict:
+    """Fill a catalogue, ask it one query at a time, add 1,000 items and ask again."""
+    before, generator = peak_gib(), torch.Generator().manual_seed(0)
+    vectors = clustered_vectors(size, generator)
+    chosen = torch.randint(size, (queries,), generator=generator)
+    asked = vectors[chosen] + 0.5 * random_vectors(queries, generator)
+    catalogue = Catalogue(HASH, WIDTH, index, rescore)
+    catalogue.add([f"i{row}" for row in range(size)], [{}] * size, vectors, None)
+    del vectors
+    _, building = timed(catalogue.search, asked[:1], K)  # the first search builds the index
+    found, latencies = zip(*(timed(catalogue.search, query[None], K) for query in asked), strict=True)
+    peak = peak_gib()
+    _, adding = timed(add_new, catalogue, asked[:1], generator)
+    catalogue.remove([f"new{row}" for row in range(NEW_ITEMS)])
+    catalogue.index = "exact"
+    exact = catalogue.search(asked, K)[1]
+    return {
+        "items": size,
+        "index": index,
+        "rescore": rescore if index != "exact" else None,
+        "p50_ms": round(1000 * float(np.percentile(latencies, 50)), 2),
+        "p99_ms": round(1000 * float(np.percentile(latencies, 99)), 2),
+        "recall@10": round(recall([rows[0] for _, rows in found], exact), 4),
+        "first_search_seconds": round(building, 2),
+        "add_1000_and_search_seconds": round(adding, 3),
+        "vectors_gib": round(size * WIDTH * 4 / 2**30, 3),
+        "peak_gib": round(peak, 2),
+        "peak_gib_before": round(before, 2),
+    }
+
+
+def add_new(catalogue: Catalogue, query: Tensor, generator: torch.Generator) -> None:
+    """What a shop waits for: 1,000 new items with their vectors, until the first answer from all."""
+    new = [f"new{row}" for row in range(NEW_ITEMS)]
+    catalogue.add(new, [{}] * NEW_ITEMS, random_vectors(NEW_ITEMS, generator), None)
+    catalogue.search(query, K)
+
+
+def recall(found: list[np.ndarray], exact: np.ndarray) -> float:
+    """Share of the exact top K that was found."""
+    return float(np.mean([len(np.intersect1d(*pair)) / K for pair in zip(found, exact, strict=True)]))
+
+
+def timed(function, *arguments) -> tuple:
+    started = time.perf_counter()
+    result = function(*arguments)
+    return result, time.perf_counter() - started
+
+
+def add_by_text(checkpoint: str, size: int) -> dict:
+    """1,000 items a checkpoint never saw, from their texts to the first answer, in a catalogue of `size`."""
+    from transformers import pipeline
+
+    pipe = pipeline("sequential-recommendation", model=checkpoint, trust_remote_code=True)
+    vectors = random_vectors(size, torch.Generator().manual_seed(0))[:, : pipe.model.config.hidden_size]
+    pipe.catalogue.add([f"i{row}" for row in range(size)], [{"title": "old"}] * size, vectors, None)
+    items = [
+        {"item_id": f"new{row}", "title": f"Stoneware mug {row}, glazed blue, 350 ml", "brand": "Hearth & Vale",
+         "category": f"Kitchen, cups and mugs, series {row % 37}"}
+        for row in range(NEW_ITEMS)
+    ]  # fmt: skip
+    started = time.perf_counter()
+    pipe.add_items(items)
+    pipe({"history": ["new0"]}, top_k=K)
+    return {"items": size, "new_items": NEW_ITEMS, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def in_own_process(options: argparse.Namespace, size: int, index: str) -> dict:
+    command = [sys.executable, __file__, "--one", index, "--sizes", str(size), "--queries", str(options.queries)]
+    command += ["--rescore", str(options.rescore), "--threads", str(options.threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return json.loads(done.stdout)
+
+
+def set_threads(threads: int) -> None:
+    torch.set_num_threads(threads)
+    try:
+        import faiss
+    except ImportError:
+        return
+    faiss.omp_set_num_threads(threads)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="items (default: 10k, 100k, 1M)")
+    parser.add_argument("--indexes", nargs="+", choices=INDEXES, default=INDEXES)
+    parser.add_argument("--rescore", type=int, default=4, help="candidates an answer, re-ranked exactly (default: 4)")
+    parser.add_argument("--queries", type=int, default=500, help="default: 500")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    parser.add_argument("--checkpoint", help="also time 1,000 new items by text, in a catalogue of each size")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--one", choices=INDEXES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    set_threads(options.threads)
+    if options.one:
+        print(json.dumps(measure_index(options.sizes[0], options.one, options.rescore, options.queries)))
+        return
+    result = {"width": WIDTH, "threads": options.threads, "queries": options.queries}
+    result["searches"] = [in_own_process(options, size, index) for size in options.sizes for index in options.indexes]
+    if options.checkpoint:
+        result["new_items_by_text"] = [add_by_text(options.checkpoint, size) for size in options.sizes]
+    print(json.dumps(result))
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
