@@ -22,7 +22,7 @@ TEXTS ?= $(or $(SEQREC_DATA),../shared/data)/amazon_2018/scientific_unisrec/Scie
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help venv venv-dev quickstart dataset test check format table bench clean
+.PHONY: help venv venv-dev quickstart dataset test check format table publish bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,11 @@ format: $(VENV)/.dev ## put the code in order
 
 table: $(VENV)/.run ## rewrite the README's results from results/*.json
 	$(BIN)/python -m jepa4rec.model_cards.results_table README.md results
+
+publish: ## copy the record and ranks of RUN into results under RESULT
+	mkdir -p results/ranks
+	cp $(RUN)/ranks.parquet results/ranks/$(RESULT).parquet
+	cp $(RUN)/metrics.json results/$(RESULT).json
 
 bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (TEXTS= for the tokenizer's)
 	mkdir -p $(BENCH)

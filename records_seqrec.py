@@ -37,7 +37,7 @@ def write_evaluation(
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = {name: out_dir / f".{name}.{os.getpid()}.tmp" for name in ("ranks.parquet", "metrics.json")}
     try:
-        pq.write_table(table, partial["ranks.parquet"])
+        pq.write_table(table, partial["ranks.parquet"], compression="zstd")
         partial["metrics.json"].write_text(text, encoding="utf-8")
         for name, path in partial.items():
             os.replace(path, out_dir / name)

@@ -2,10 +2,12 @@
 
     python scripts/compare_runs.py runs/pretrained runs/plain
     python scripts/compare_runs.py 'runs/pretrained-seed*' 'runs/plain-seed*' --out results/comparisons/shop.json
+    python scripts/compare_runs.py 'results/scientific-pretrained-seed*.json' 'results/scientific-minilm-seed*.json'
 
-Each argument is a run's folder (metrics.json and ranks.parquet), or a pattern that matches one run a seed: a user's
-value is then the mean over the seeds. Prints a Markdown table: each metric of both, the difference, its 95 % interval
-and p-value by a paired bootstrap over users.
+Each argument is a run's folder (metrics.json and ranks.parquet), a published record (results/NAME.json with
+results/ranks/NAME.parquet), or a pattern that matches one run a seed: a user's value is then the mean over the seeds.
+Prints a Markdown table: each metric of both, the difference, its 95 % interval and p-value by a paired bootstrap over
+users.
 """
 
 import argparse
@@ -27,20 +29,24 @@ from jepa4rec.metrics.significance import paired_bootstrap
 SAME = {"fingerprint": None, "split": None, "protocol": "leave_one_out", "exclude_history": False, "ties": "mean"}
 
 
-def read_run(folder: Path) -> tuple[dict, pa.Table]:
-    """metrics.json and ranks.parquet of a run. Raises FileNotFoundError or ValueError, naming the file."""
-    for name in ("metrics.json", "ranks.parquet"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} does not exist: {folder} is not an evaluated run.")
+def read_run(place: Path) -> tuple[dict, pa.Table]:
+    """Record and ranks of a run's folder or of a published record. Raises FileNotFoundError or ValueError, naming the
+    file."""
+    metrics, ranks = place / "metrics.json", place / "ranks.parquet"
+    if place.suffix == ".json":
+        metrics, ranks = place, place.parent / "ranks" / f"{place.stem}.parquet"
+    for path in (metrics, ranks):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist: {place} is not an evaluated run.")
     try:
-        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        record = json.loads(metrics.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{folder / 'metrics.json'} is not valid JSON: {error}") from error
+        raise ValueError(f"{metrics} is not valid JSON: {error}") from error
     try:
-        ranks = pq.read_table(folder / "ranks.parquet", columns=["user_id", "target", "rank"])
+        table = pq.read_table(ranks, columns=["user_id", "target", "rank"])
     except (ValueError, OSError) as error:
-        raise ValueError(f"{folder / 'ranks.parquet'} cannot be read: {error}") from error
-    return record, ranks
+        raise ValueError(f"{ranks} cannot be read: {error}") from error
+    return record, table
 
 
 def read_system(pattern: str) -> list[tuple[dict, pa.Table]]:

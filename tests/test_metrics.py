@@ -192,3 +192,21 @@ def test_several_seeds_are_one_system_and_the_comparison_is_kept(tmp_path, compa
     gain = (1 + 3 / 4 + 2 / 3) / 3 - ((1 / 20 + 1 / 25) / 2 + (1 / 30 + 1 / 50) / 2 + (1 / 40 + 1 / 60) / 2) / 3
     assert comparison["metrics"]["mrr"]["difference"] == pytest.approx(gain)
     assert comparison["metrics"]["mrr"]["low"] > 0
+
+
+def test_published_records_are_compared_by_their_ranks(tmp_path, compare_main, capsys):
+    results = tmp_path / "results"
+    (results / "ranks").mkdir(parents=True)
+    for name, ranks in {
+        "ours-seed1": [1.0, 2.0, 3.0],
+        "ours-seed2": [1.0, 1.0, 3.0],
+        "plain": [9.0, 8.0, 7.0],
+    }.items():
+        run = Path(write_run(tmp_path / name, ranks))
+        (run / "metrics.json").rename(results / f"{name}.json")
+        (run / "ranks.parquet").rename(results / "ranks" / f"{name}.parquet")
+    compare_main([str(results / "ours-seed*.json"), str(results / "plain.json"), "--resamples", "50"])
+    assert "2 and 1 runs, 3 users" in capsys.readouterr().out
+    (results / "ranks" / "plain.parquet").unlink()
+    with pytest.raises(SystemExit, match="plain.parquet does not exist"):
+        compare_main([str(results / "ours-seed*.json"), str(results / "plain.json")])

@@ -22,7 +22,7 @@ def test_an_evaluation_is_two_files(tmp_path):
 def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     write_evaluation(tmp_path, {"old": True}, np.ones(1), ["a"], np.zeros(1))
 
-    def disk_full(table, path):
+    def disk_full(table, path, **_):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
