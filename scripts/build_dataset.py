@@ -2,6 +2,10 @@
 
 python scripts/build_dataset.py online_retail --config jepa4rec --data_files OnlineRetail.csv.gz --out data/retail
 python scripts/build_dataset.py table --data_files sales.csv products.csv --out data/shop --option rating=stars
+python scripts/build_dataset.py toy_shop --out data/toy --push me/toy-shop
+
+--push publishes the tables with a dataset card; `load_dataset("me/toy-shop", "items")` and `"sequences"` bring them
+back. Data whose licence does not let everybody pass them on go to a private repository (--private) or nowhere.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jepa4rec.datasets_builders import DATASETS, build, save_dataset
 from jepa4rec.datasets_builders.contract import check_output
+from jepa4rec.publishing_seqrec import check_repo_id, check_token, push_dataset
 
 PRINTED = ("users", "items", "interactions", "average_length", "density", "fingerprint")
 
@@ -21,13 +26,20 @@ PRINTED = ("users", "items", "interactions", "average_length", "density", "finge
 def main() -> None:
     arguments = parse_arguments()
     try:
+        if arguments.private and not arguments.push:
+            raise ValueError("--private says how to publish: give --push REPO_ID too")
+        if arguments.push:
+            check_repo_id(arguments.push)
+            check_token()
         check_output(arguments.out, arguments.overwrite)
         options = dict(map(parse_option, arguments.option))
         dataset = build(arguments.name, arguments.config, arguments.data_files, **options)
         save_dataset(dataset, arguments.out, arguments.overwrite)
+        published = push_dataset(arguments.out, arguments.push, arguments.private) if arguments.push else None
     except (ValueError, OSError) as error:
         sys.exit(f"build_dataset: {error}")
-    print(json.dumps({key: dataset.info[key] for key in PRINTED}))
+    printed = {key: dataset.info[key] for key in PRINTED} | ({"published": published} if published else {})
+    print(json.dumps(printed))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--overwrite", action="store_true", help="replace the dataset that --out holds")
+    parser.add_argument("--push", metavar="REPO_ID", help="publish the dataset on the Hub as OWNER/NAME")
+    parser.add_argument("--private", action="store_true", help="publish it in a private repository")
     return parser.parse_args()
 
 

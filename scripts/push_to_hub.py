@@ -12,7 +12,6 @@ overwritten. Log in with `hf auth login` or set HF_TOKEN.
 import argparse
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,22 +20,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import httpx2
 import torch
-from huggingface_hub import HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import logging as transformers_logging
 
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.publishing_seqrec import check_repo_id, check_text, check_token, push_folder
 from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 ALLOWED = {".safetensors", ".json", ".py", ".md", ".txt", ".png", ".model", ".jinja"}
 TEXTS = {".json", ".md", ".txt"}
-MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:home|root|Users|work|tmp|mnt|data|var)/[\w.-]+")
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+VOCABULARIES = {"tokenizer.json", "item_ids.json"}  # where anything may look like a path
 PROBE = [[{"title": "Green tea, loose leaf", "brand": "Leafwell"}, {"title": "Ceramic teapot"}], [{"title": "Tent"}]]
 STRANGER = """
 import json, sys
@@ -64,15 +60,6 @@ if "sequential-recommendation" in (getattr(model.config, "custom_pipelines", Non
 # ------------------------------------------------------------------------------------------------ checks
 
 
-def check_repo_id(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id} is no repository id: {error}") from error
-    if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id} is no repository id: write OWNER/NAME, for example me/jepa4rec-toy-shop")
-
-
 def check_files(checkpoint: Path) -> list[Path]:
     """The files that go, sorted.
 
@@ -88,19 +75,9 @@ def check_files(checkpoint: Path) -> list[Path]:
     for path in files:
         if path.suffix not in ALLOWED:
             raise ValueError(f"{path}: {path.suffix or 'such'} files are not published (safetensors only); remove it")
-        if path.suffix in TEXTS:
-            _check_text(path)
+        if path.suffix in TEXTS and path.name not in VOCABULARIES:
+            check_text(path)
     return files
-
-
-def _check_text(path: Path) -> None:
-    if path.name in ("tokenizer.json", "item_ids.json"):
-        return  # vocabularies and ids, where anything may look like a path
-    text = path.read_text(encoding="utf-8")
-    if found := MACHINE_PATH.search(text):
-        raise ValueError(f"{path} names {found.group()}, a path of one machine: take it out before publishing")
-    if TOKEN.search(text):
-        raise ValueError(f"{path} holds what looks like an access token: take it out before publishing")
 
 
 def check_card(checkpoint: Path) -> None:
@@ -138,55 +115,6 @@ def check_as_stranger(checkpoint: Path) -> None:
         raise ValueError(f"{checkpoint} gives a stranger other vectors than here: its code files are not its own")
 
 
-# ------------------------------------------------------------------------------------------------ the push
-
-
-def push(checkpoint: Path, options: argparse.Namespace) -> str:
-    """One commit with all files, and the tag; returns the commit's address.
-
-    Raises:
-        OSError: no network, no token, no right to push, or somebody pushed at the same time.
-    """
-    api = HfApi()
-    try:
-        api.create_repo(options.repo_id, private=options.private, exist_ok=True)
-        if options.revision != "main":
-            api.create_branch(options.repo_id, branch=options.revision, exist_ok=True)
-        parent = api.model_info(options.repo_id, revision=options.revision).sha
-        commit = api.upload_folder(
-            folder_path=checkpoint,
-            repo_id=options.repo_id,
-            revision=options.revision,
-            parent_commit=parent,
-            commit_message=options.message,
-            delete_patterns="*",  # what an older version had and this one has not
-            ignore_patterns="**/__pycache__/**",
-        )
-        if options.tag:
-            api.create_tag(options.repo_id, tag=options.tag, revision=commit.oid)
-    except HfHubHTTPError as error:
-        raise OSError(_explain(error, options.repo_id)) from error
-    except httpx2.HTTPError as error:
-        raise OSError(
-            f"the Hub at {api.endpoint} did not answer or broke off ({error}); what was published before is whole, "
-            "run the command again"
-        ) from error
-    return commit.commit_url
-
-
-def _explain(error: HfHubHTTPError, repo_id: str) -> str:
-    status = error.response.status_code if error.response is not None else 0
-    if status in (401, 403):
-        return (
-            f"the Hub does not let you push to {repo_id}: log in with `hf auth login` or set HF_TOKEN to a write token"
-        )
-    if status == 412:
-        return f"somebody pushed to {repo_id} at the same time; look at their commit, then run the command again"
-    if status == 409:
-        return f"the tag exists already in {repo_id}: choose another --tag"
-    return f"the Hub refused the push to {repo_id}: {' '.join(str(error).split())}"
-
-
 # ------------------------------------------------------------------------------------------------ command line
 
 
@@ -208,6 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     try:
         check_repo_id(options.repo_id)
+        if not options.dry_run:
+            check_token()
         checkpoint = Path(find_checkpoint(options.checkpoint))
         files = check_files(checkpoint)
         check_card(checkpoint)
@@ -217,7 +147,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.dry_run:
             print(f"all checks passed; nothing was pushed to {options.repo_id}")
         else:
-            print(f"pushed {len(files)} files: {push(checkpoint, options)}")
+            chosen = {name: getattr(options, name) for name in ("private", "revision", "tag", "message")}
+            print(f"pushed {len(files)} files: {push_folder(checkpoint, options.repo_id, **chosen)}")
     except (ValueError, OSError) as error:
         sys.exit(f"push_to_hub: {error}")
 

@@ -7,10 +7,14 @@ real Hub. Repositories are lists of commits, each a whole set of files; branches
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_loopback"
@@ -286,3 +290,19 @@ class HubServer(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
+
+
+def run_client(url: str, home: Path, what: str, *arguments, token: bool = True) -> subprocess.CompletedProcess:
+    """Run a script (a path) or code in a process of its own whose Hub is at `url`, with `home` as folder and cache.
+
+    The client reads its endpoint at import, so it cannot be told to another one in the tests' own process.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {"HF_TOKEN": TOKEN} if token else {}
+    command = [what] if what.endswith(".py") else ["-c", what]
+    return subprocess.run(
+        [sys.executable, *command, *map(str, arguments)],
+        cwd=home, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip

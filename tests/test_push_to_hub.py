@@ -1,15 +1,13 @@
 """Publishing over real HTTP: the real client, a Hub on loopback, strangers who pull; and all that must not go."""
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, TINY_ITEMS
-from hub_server import TOKEN, HubServer
+from hub_server import HubServer, run_client
 from huggingface_hub import EvalResult, ModelCardData
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
@@ -33,17 +31,8 @@ def home(tmp_path_factory):
 def ask(hub, home):
     """``ask(code or script, *arguments, token=True)`` runs a process whose Hub is the loopback one."""
 
-    def run(what, *arguments, token=True, endpoint=None, offline=False):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
-        environment |= {"HF_ENDPOINT": endpoint or hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
-        environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        environment |= {"HF_TOKEN": TOKEN} if token else {}
-        environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-        command = [str(ROOT / "scripts" / what)] if what.endswith(".py") else ["-c", what]
-        return subprocess.run(
-            [sys.executable, *command, *map(str, arguments)],
-            cwd=home, env=environment, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
+    def run(what, *arguments, token=True, endpoint=None):
+        return run_client(endpoint or hub.url, home, what, *arguments, token=token)
 
     return run
 
@@ -70,8 +59,6 @@ def checkpoint(tmp_path_factory, tiny_backend, tiny_tokenizer):
 @pytest.fixture
 def broken(checkpoint, tmp_path):
     """A copy of the checkpoint to spoil."""
-    import shutil
-
     return Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
 
 
@@ -103,7 +90,7 @@ print(json.dumps(answers))
 
 
 def test_what_is_pushed_is_what_a_stranger_pulls(ask, hub, checkpoint, tiny_tokenizer):
-    pushed = ask("push_to_hub.py", checkpoint, "me/tiny", "--tag", "v1")
+    pushed = ask(str(ROOT / "scripts" / "push_to_hub.py"), checkpoint, "me/tiny", "--tag", "v1")
     assert pushed.returncode == 0, pushed.stderr
     assert "model.safetensors" in pushed.stdout and "pipeline_seqrec.py" in pushed.stdout
     repository = hub.repositories["model", "me/tiny"]
@@ -119,37 +106,37 @@ def test_what_is_pushed_is_what_a_stranger_pulls(ask, hub, checkpoint, tiny_toke
         torch.testing.assert_close(torch.tensor(vectors), model.base_model(**batch).pooler_output)
     assert kind == "Jepa4RecForPreTraining" and len(found) == 3 and "0" not in found
     assert "checked" in tags and name == "tiny 0"
-    again = ask("push_to_hub.py", checkpoint, "me/tiny", "--tag", "v1")
-    assert again.returncode and "the tag exists already" in again.stderr
 
 
-def test_a_dry_run_checks_and_sends_nothing(ask, hub, checkpoint):
-    before = len(hub.requests)
-    done = ask("push_to_hub.py", checkpoint, "me/never", "--dry-run", token=False)
-    assert done.returncode == 0 and "all checks passed; nothing was pushed to me/never" in done.stdout
-    assert len(hub.requests) == before and ("model", "me/never") not in hub.repositories
+def test_a_dry_run_checks_and_sends_nothing(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(push_to_hub, "push_folder", lambda *_, **__: pytest.fail("it pushed"))
+    push_to_hub.main([str(checkpoint), "me/never", "--dry-run"])
+    told = capsys.readouterr().out
+    assert "all checks passed; nothing was pushed to me/never" in told
+    size = (checkpoint / "model.safetensors").stat().st_size
+    assert f"{size:,}  model.safetensors" in told
 
 
 # Pushes without the checks before them, in one process: [[repository, folder], options] each -> "" or the error.
 PUSHES = """
-import json, os, sys
-from argparse import Namespace
+import json, sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from jepa4rec.scripts import push_to_hub
+from jepa4rec.publishing_seqrec import push_folder
 
 def one(repo_id, folder, **options):
-    chosen = {"private": False, "revision": "main", "tag": None, "message": "m", **options}
     try:
-        push_to_hub.push(folder, Namespace(repo_id=repo_id, **chosen))
+        push_folder(Path(folder), repo_id, message="m", **options)
         return ""
-    except OSError as error:
+    except (ValueError, OSError) as error:
         return str(error)
 
 first, *rest = json.loads(sys.argv[1])
 answers = [one(*first[0], **first[1])]
 with ThreadPoolExecutor() as pool:
     answers += pool.map(lambda call: one(*call[0], **call[1]), rest)
+assert "torch" not in sys.modules
 print(json.dumps(answers))
 """
 
@@ -185,7 +172,7 @@ def test_without_a_token_nothing_goes_and_a_private_repository_stays_hidden(ask,
     code = "from transformers import AutoConfig; AutoConfig.from_pretrained('me/secret', trust_remote_code=True)"
     hidden = ask(code, token=False).stderr
     assert "RepositoryNotFound" in hidden or "not a valid model identifier" in hidden
-    assert ask(code).returncode == 0
+    assert ask("from huggingface_hub import HfApi; HfApi().model_info('me/secret')").returncode == 0
 
 
 def test_a_push_that_breaks_off_leaves_the_old_revision_whole(hub, push, checkpoint, other):
@@ -215,6 +202,15 @@ def test_branches_and_tags_keep_versions_apart(hub, push, checkpoint, other):
     repository = hub.repositories["model", "me/versions"]
     assert holds(repository, checkpoint) and repository.tags["v1"] == repository.refs["main"]
     assert repository.tags["v2"] == repository.refs["next"] != repository.refs["main"]
+    before = dict(repository.refs)
+    (taken,) = push(["me/versions", other, {"tag": "v1"}])
+    assert "the tag v1 exists already in me/versions" in taken and repository.refs == before
+
+
+def test_a_public_repository_is_not_pushed_to_as_a_private_one(hub, push, checkpoint, other):
+    assert push(["me/public", checkpoint, {}]) == [""]
+    (error,) = push(["me/public", other, {"private": True}])
+    assert "me/public exists and is public" in error and holds(hub.repositories["model", "me/public"], checkpoint)
 
 
 def test_no_network_is_one_sentence(push, checkpoint):
@@ -259,4 +255,9 @@ def test_a_malformed_repository_id_is_named(checkpoint, repo_id):
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(SystemExit, match="has no config.json"):
+        push_to_hub.main([str(tmp_path), "me/tiny", "--dry_run"])
+
+
+def test_no_token_is_said_before_anything_is_checked(tmp_path):
+    with pytest.raises(SystemExit, match="there is no token to push with: log in with"):
         push_to_hub.main([str(tmp_path), "me/tiny"])
