@@ -23,11 +23,13 @@ from torch import Tensor
 from transformers import AutoModel, Pipeline, PreTrainedConfig
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from .catalogue_seqrec import Catalogue, popularity_counts, split_items
 from .modeling_jepa4rec import Jepa4RecForSequentialRecommendation
 from .ranking_seqrec import encode_items, token_budget_batches
+
+logger = logging.get_logger(__name__)
 
 TASK = "sequential-recommendation"
 IDS_FILE = "item_ids.json"
@@ -322,6 +324,10 @@ def _known_items(model) -> dict | None:
         _raise_exceptions_for_missing_entries=False,
     )  # fmt: skip
     if path is None:
+        logger.warning(
+            f"{model.config.name_or_path} has no {IDS_FILE}: which items its learned vectors belong to is unknown, so "
+            "all items are read by their text alone, which recommends worse."
+        )
         return None
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if len(content["item_ids"]) != model.config.num_items:

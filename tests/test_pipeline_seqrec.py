@@ -141,6 +141,17 @@ def test_a_fine_tuned_checkpoint_reads_strangers_by_their_text(fine_tuned, tiny_
     torch.testing.assert_close(made.user_vectors([["p2", "new"]])[0], slow, rtol=1e-4, atol=1e-5)
 
 
+def test_learned_items_without_names_are_not_passed_over_in_silence(fine_tuned, tiny_tokenizer, tmp_path, monkeypatch):
+    folder, said = shutil.copytree(fine_tuned, tmp_path / "nameless"), []
+    (folder / "item_ids.json").unlink()
+    monkeypatch.setattr("jepa4rec.pipeline_seqrec.logger.warning", said.append)
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(folder)
+    made = SequentialRecommendationPipeline(model, tiny_tokenizer, task=TASK)
+    assert "has no item_ids.json" in said[0] and len(said) == 1
+    made.add_items(ITEMS)
+    assert len(made({"history": ["p0"]}, top_k=3)) == 3
+
+
 def test_the_hash_knows_weights_and_reading(pipe, tiny_backend, tiny_tokenizer):
     same = SequentialRecommendationPipeline(make_model(tiny_backend), tiny_tokenizer, task=TASK)
     assert same.weights_hash == pipe.weights_hash
