@@ -16,6 +16,7 @@ from jepa4rec.metrics.rating_error.rating_error import rating_errors
 from tests.conftest import ROOT
 
 STRANGER = """
+import sys
 
 class Absent:
     # The tests' own environment may have the package installed; a stranger has not.
