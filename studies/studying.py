@@ -12,7 +12,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from transformers import logging as transformers_logging
 from jepa4rec.checkpointing_seqrec import RunFolder
 from jepa4rec.loading_seqrec import RunData, load_run_data
 from jepa4rec.metrics.significance import mean_with_interval
+from jepa4rec.plotting_seqrec import require_plots
 from jepa4rec.recipe_seqrec import Recipe, read_recipe, recipe_to_dict
 from jepa4rec.records_seqrec import describe_run
 from jepa4rec.train_accelerate import run
@@ -219,12 +219,6 @@ def write(study: Study, name: str, title: str, x_label: str, points: Sequence[Po
 
 
 # ------------------------------------------------------------------------------------------------ command line
-
-
-def require_plots() -> None:
-    """Raise ValueError before an hour of training, not after it, where nothing could be drawn."""
-    if find_spec("matplotlib") is None:
-        raise ValueError("matplotlib draws the plots and is not installed: pip install 'jepa4rec[plots]'")
 
 
 def study_main(
