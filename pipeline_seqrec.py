@@ -12,6 +12,7 @@ or in a history, takes its text vector in their place, which is what learned vec
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -33,6 +34,7 @@ logger = logging.get_logger(__name__)
 
 TASK = "sequential-recommendation"
 IDS_FILE = "item_ids.json"
+EMBEDDING_CLASS = "embedding_seqrec.ItemSentEmbedding"  # for sentence-transformers
 BATCH_TOKENS = 16384
 Item = str | Mapping[str, Any]
 Filter = Callable[[dict], bool] | Sequence[str]
@@ -74,6 +76,11 @@ class SequentialRecommendationPipeline(Pipeline):
         return self._weights_hash
 
     @property
+    def known_items(self) -> dict | None:
+        """Items that a fine-tuned model was trained on: `{"rows": {id: row}, "popularity": [...]}`; else None."""
+        return self._known
+
+    @property
     def catalogue(self) -> Catalogue:
         if self._catalogue is None:
             self._catalogue = Catalogue(self.weights_hash, self.model.config.hidden_size, **self._settings)
@@ -91,11 +98,7 @@ class SequentialRecommendationPipeline(Pipeline):
         ids, attributes = split_items(items)
         popularity = None if popularity is None else popularity_counts(ids, popularity)
         self.catalogue.check_new(ids)
-        vectors = self._text_vectors(attributes, ids)
-        learned = self._learned_rows(ids)
-        if (learned >= 0).any():
-            own = torch.from_numpy(learned >= 0)
-            vectors[own] = self.model.item_vectors()[learned[own.numpy()]].detach().float().cpu()
+        vectors, learned = self._catalogue_vectors(attributes, ids)
         if popularity is None and self._known and self._known.get("popularity"):
             counts = np.array([*self._known["popularity"], np.nan])
             popularity = counts[learned]
@@ -118,8 +121,21 @@ class SequentialRecommendationPipeline(Pipeline):
     # ---- vectors
 
     def item_vectors(self, items: Sequence[Mapping]) -> Tensor:
-        """Text vectors of items, `{attribute: text}`, one long: (n, d) float32 on the CPU."""
-        return self._text_vectors([{k: v for k, v in item.items() if k != "item_id"} for item in items], None)
+        """Vectors of items, `{attribute: text}`, as a catalogue holds them, one long: (n, d) float32 on the CPU.
+
+        An item with an `item_id` that the model was trained on has its learned vector, any other that of its text.
+        """
+        attributes = [_attributes(item) for item in items]
+        return self._catalogue_vectors(attributes, [item.get("item_id") for item in items])[0]
+
+    def _catalogue_vectors(self, attributes: Sequence[Mapping], ids: Sequence) -> tuple[Tensor, np.ndarray]:
+        """Vectors (n, d) and the items' rows in the model's own item matrix, -1 for those that are read."""
+        vectors = self._text_vectors(attributes, None if None in ids else ids)
+        learned = self._learned_rows(ids)
+        if (learned >= 0).any():
+            own = torch.from_numpy(learned >= 0)
+            vectors[own] = self.model.item_vectors()[learned[own.numpy()]].detach().float().cpu()
+        return vectors, learned
 
     def _text_vectors(self, attributes: Sequence[Mapping], ids: Sequence[str] | None) -> Tensor:
         tokens = self.tokenizer.encode_items(attributes, ids)
@@ -341,12 +357,17 @@ def _known_items(model) -> dict | None:
 
 
 def save_checkpoint_files(model, tokenizer, folder: str | Path) -> None:
-    """Weights, configuration, tokenizer and all code, for `AutoModel`, `AutoTokenizer` and `pipeline` to open."""
+    """Weights, configuration, tokenizer and all code: `AutoModel`, `AutoTokenizer`, `pipeline` and
+    `SentenceTransformer` open it."""
     implementation = f"{Path(__file__).stem}.{SequentialRecommendationPipeline.__name__}"
     model.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     custom_object_save(SequentialRecommendationPipeline, folder)
+    # Copied and not imported: it needs sentence-transformers, which only its own users have.
+    shutil.copy(Path(__file__).with_name(f"{EMBEDDING_CLASS.partition('.')[0]}.py"), folder)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": EMBEDDING_CLASS}]
+    (Path(folder) / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
 
 
 def save_item_ids(folder: str | Path, item_ids: Sequence[str], counts: Sequence[float]) -> None:
