@@ -84,7 +84,9 @@ FIGURES = {
         True,
     ),
     "train_after_median_test": Figure(
-        "training interactions dated after the median test target", "the same, for half of the tests", True
+        "training interactions dated after the median test target",
+        "training knows a future that half of the tests ask for",
+        True,
     ),
     "users_after_other_tests": Figure(
         "users whose training history ends after another user's test", "future leakage, counted by users", True
@@ -129,6 +131,11 @@ def audit(dataset: SeqRecDataset, protocol: str = "leave_one_out") -> dict:
         "reasons": missing,
         "distributions": _distributions(dataset, flat),
     }
+
+
+def summarise(audited: dict) -> dict:
+    """What a record and a card carry of an audit: all but the distributions, which only plots need."""
+    return {name: audited[name] for name in ("protocol", "test_targets", "figures", "reasons")}
 
 
 def lay_flat(dataset: SeqRecDataset, protocol: str) -> Interactions:

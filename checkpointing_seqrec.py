@@ -96,11 +96,13 @@ def _to_disk(folder: Path) -> None:
 
 
 class PhaseEnd(NamedTuple):
-    """How a phase ended: optimiser steps done, of how many, and the validation metrics of the weights it left."""
+    """How a phase ended: optimiser steps done, of how many, the validation metrics of the weights it left, and the
+    seconds it took (None: begun by code that did not count them)."""
 
     steps: int
     total_steps: int
     metrics: dict[str, float]
+    seconds: float | None = None
 
 
 @dataclass
@@ -108,7 +110,8 @@ class Progress:
     """Where a phase stands.
 
     `best_step` and `best_metrics` are of the best evaluation so far (by NDCG@10), `stale` counts evaluations since;
-    `log_bytes` is the length of log.jsonl, so that a resumed run does not log twice.
+    `log_bytes` is the length of log.jsonl, so that a resumed run does not log twice; `seconds` is the wall time that
+    led here, over all parts of an interrupted run.
     """
 
     step: int = 0
@@ -118,6 +121,7 @@ class Progress:
     stopped: bool = False
     log_bytes: int = 0
     processes: int = 1
+    seconds: float | None = 0.0
 
 
 class RunFolder:
@@ -203,6 +207,11 @@ class RunFolder:
         """How a finished phase ended."""
         return PhaseEnd(**json.loads((self.state / f"phase-{phase}.json").read_text(encoding="utf-8")))
 
+    def training_seconds(self, phases: int) -> float | None:
+        """Wall seconds of all phases, validation included; None where one did not count its own."""
+        seconds = [self.end_of(phase).seconds for phase in range(phases)]
+        return None if None in seconds else sum(seconds)
+
     def finish_phase(self, phase: int, weights: Path, end: PhaseEnd) -> None:
         """`weights` become the phase's result; its states go."""
         write_json(self.state / f"phase-{phase}.json", end._asdict())
@@ -286,7 +295,7 @@ def load_state(accelerator, saved: Path) -> Progress:
     Raises:
         ValueError: the number of processes has changed (each has its own random state and its share of every batch).
     """
-    progress = Progress(**json.loads((saved / "progress.json").read_text(encoding="utf-8")))
+    progress = Progress(**{"seconds": None, **json.loads((saved / "progress.json").read_text(encoding="utf-8"))})
     if progress.processes != accelerator.num_processes:
         raise ValueError(
             f"the run was started with {progress.processes} process(es), this one has {accelerator.num_processes}: "

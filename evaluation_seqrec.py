@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
+from .auditing_seqrec import audit, summarise
 from .baselines import fit_baseline
 from .baselines.item_sequences import ItemSequenceModel
 from .baselines.scoring import SequenceScorer
@@ -68,7 +69,8 @@ def evaluate_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, d
 def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, results: dict[str, dict]) -> dict:
     """What metrics.json says about a run.
 
-    `origin` is `describe_run` from when it began; `results` holds metrics, validation_metrics, zero_shot, baselines.
+    `origin` is `describe_run` from when it began; `results` holds metrics, validation_metrics, zero_shot, baselines
+    and seconds, the wall time of all phases.
     """
     info = data.dataset.info
     return {
@@ -90,5 +92,6 @@ def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, res
         "processes": processes,
         **origin,
         **results,
+        "audit": summarise(audit(data.dataset, recipe.data.split)),
         "recipe": recipe_to_dict(recipe),
     }

@@ -15,8 +15,10 @@ from huggingface_hub import DatasetCardData, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .datasets_builders.contract import INFO_FILE, ITEMS_FILE, SEQUENCES_FILE
+from .auditing_seqrec import audit, figure_rows, summarise, unknown_because
+from .datasets_builders.contract import INFO_FILE, ITEMS_FILE, SEQUENCES_FILE, list_lengths, load_dataset_dir
 
+AUDIT_FILE = "audit.json"
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN to a write token"
 MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:home|root|Users|work|tmp|mnt|data|var)/[\w.-]+")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
@@ -134,23 +136,31 @@ def _explain(error: HfHubHTTPError, repo_id: str) -> str:
 
 
 def push_dataset(folder: Path, repo_id: str, private: bool) -> str:
-    """Write the card of a built dataset beside its tables and publish the folder; returns the commit's address.
+    """Write card and audit of a built dataset beside its tables and publish the folder; returns the commit's address.
 
-    Raises ValueError or OSError, see `check_licence`, `check_text` and `push_folder`.
+    Raises ValueError or OSError, see `load_dataset_dir`, `check_licence`, `check_text` and `push_folder`.
     """
-    info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+    dataset = load_dataset_dir(folder)
+    info = dataset.info
     check_licence(info, private)
-    fresh = folder / ".README.md.new"
-    fresh.write_text(dataset_card(info, repo_id), encoding="utf-8")
-    os.replace(fresh, folder / "README.md")
-    for name in (INFO_FILE, "README.md"):
+    # Where nobody has the three interactions of a test, the dataset is for pre-training and there is nothing to audit.
+    testable = list_lengths(dataset.sequences, "items").max() >= 3
+    audited = summarise(audit(dataset)) if testable else None
+    texts = {"README.md": dataset_card(info, repo_id, audited)}
+    if audited:
+        texts[AUDIT_FILE] = json.dumps({"fingerprint": dataset.fingerprint, **audited}, indent=2) + "\n"
+    for name, text in texts.items():
+        fresh = folder / f".{name}.new"
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, folder / name)
+    for name in (INFO_FILE, *texts):
         check_text(folder / name)
     message = f"Publish {info['name']} {info['config']}, fingerprint {info['fingerprint'][:12]}"
     return push_folder(folder, repo_id, repo_type="dataset", private=private, message=message)
 
 
-def dataset_card(info: dict, repo_id: str) -> str:
-    """README.md of a dataset, from the content of its dataset_info.json alone."""
+def dataset_card(info: dict, repo_id: str, audited: dict | None = None) -> str:
+    """README.md of a dataset, from the content of its dataset_info.json and audit.json alone."""
     data = DatasetCardData(
         pretty_name=f"{info['name']} {info['config']}",
         license=OPEN_LICENCES.get(info["licence"], "other"),
@@ -175,7 +185,25 @@ def dataset_card(info: dict, repo_id: str) -> str:
         "fingerprint": f"`{info['fingerprint']}`",
     }
     table = "\n".join(f"| {name} | {str(value).replace('|', ' ')} |" for name, value in rows.items())
-    return f"---\n{data}\n---\n\n{DATASET_PAGE.format(title=data.pretty_name, table=table, repo_id=repo_id)}"
+    page = DATASET_PAGE.format(
+        title=data.pretty_name, table=table, repo_id=repo_id, audit=_audit_section(audited) if audited else ""
+    )
+    return f"---\n{data}\n---\n\n{page}"
+
+
+def _audit_section(audited: dict) -> str:
+    rows = "\n".join(f"| {what} | {value} | {meaning} |" for what, value, meaning in figure_rows(audited))
+    unknown = f"\n{unknown_because(audited)}\n" if audited["reasons"] else ""
+    split = audited["protocol"].replace("_", "-")
+    return f"""
+## Before trusting a number
+
+Counted for the {split} split with {audited["test_targets"]:,} test targets, and kept in `{AUDIT_FILE}`.
+
+| share of | | what it means |
+| --- | ---: | --- |
+{rows}
+{unknown}"""
 
 
 def _one_split(name: str, file: str) -> list[dict[str, str]]:
@@ -204,4 +232,4 @@ tables hold whole histories: the split rule says which of a user's items are for
 
 jepa4rec reads a copy of the repository as it is, and checks it against the fingerprint:
 `load_dataset_dir(snapshot_download("{repo_id}", repo_type="dataset"))`.
-"""
+{audit}"""

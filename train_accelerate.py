@@ -12,8 +12,9 @@ import math
 import os
 import shutil
 import sys
+import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ from jepa4rec.loading_seqrec import (
 )
 from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
-from jepa4rec.model_cards.render import render_card
+from jepa4rec.model_cards.render import write_card
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
 from jepa4rec.pipeline_seqrec import save_checkpoint_files, save_item_ids
 from jepa4rec.ranking_seqrec import encode_items
@@ -71,7 +72,7 @@ class Training:
     """One phase under way: everything the loop works with.
 
     `schedule_start` and `schedule_steps` place the phase in the course of its learning rates; `items_step` is the step
-    at which the item matrix was last encoded.
+    at which the item matrix was last encoded; `clock` is when `count_seconds` last read the time.
     """
 
     accelerator: Accelerator
@@ -89,6 +90,7 @@ class Training:
     schedule_start: int = 0
     schedule_steps: int = 0
     items_step: int = 0
+    clock: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self):
         self.schedule_steps = self.schedule_steps or self.total_steps
@@ -104,6 +106,13 @@ class Training:
         if steps is None:
             steps = round(self.phase.evaluate_every_epochs * len(self.batches))
         return steps or self.total_steps
+
+    def count_seconds(self) -> None:
+        """Add to the progress the wall time since this was last called."""
+        now = time.perf_counter()
+        if self.progress.seconds is not None:
+            self.progress.seconds += now - self.clock
+        self.clock = now
 
     @property
     def keeps_item_vectors(self) -> bool:
@@ -172,6 +181,7 @@ def after_step(training: Training, watch: StepWatch) -> StepWatch:
         keep_if_best(training)
     if save:
         training.progress.log_bytes = training.log.length()
+        training.count_seconds()
         save_state(training.accelerator, training.folder, training.index, training.progress)
     return StepWatch()
 
@@ -328,8 +338,10 @@ def run_phase(
         training.progress = load_state(accelerator, saved)
     log.cut(training.progress.log_bytes)
     train_phase(training)
+    training.count_seconds()
     if accelerator.is_main_process:
-        end = PhaseEnd(training.progress.step, training.total_steps, training.progress.best_metrics)
+        progress = training.progress
+        end = PhaseEnd(progress.step, training.total_steps, progress.best_metrics, progress.seconds)
         folder.finish_phase(index, folder.best(index, training.progress.best_step), end)
     accelerator.free_memory()
     accelerator.wait_for_everyone()
@@ -378,6 +390,7 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     if not accelerator.is_main_process:
         return results
     results["baselines"] = evaluate_baselines(data, recipe.evaluation)
+    results["seconds"] = folder.training_seconds(len(recipe.phases))
     record = make_record(recipe, data, accelerator.num_processes, origin, results)
     publish(recipe, record, ranks, data, weights, folder)
     print(result_table(record))
@@ -392,7 +405,7 @@ def publish(recipe: Recipe, record: dict, ranks, data: RunData, weights: Path, f
     shutil.copy(folder.log, staged)
     with written_folder(folder.checkpoint) as fresh:
         shutil.copytree(weights, fresh, dirs_exist_ok=True)
-        (fresh / "README.md").write_text(render_card(staged), encoding="utf-8")
+        write_card(staged, fresh)
         if isinstance(recipe.phases[-1], FinetunePhase):
             counts = Popularity.fit(data.splits.train, data.num_items).counts
             save_item_ids(fresh, data.dataset.items["item_id"].to_pylist(), counts)

@@ -1,10 +1,15 @@
 """The model card of a run, written from the run's own files: metrics.json, recipe.yaml and log.jsonl.
 
 python -m jepa4rec.model_cards.render runs/quickstart > card.md
+python -m jepa4rec.model_cards.render runs/old --audit results/audits/shop.json --into runs/old/checkpoint
+
+A run's record carries the audit of its dataset; --audit is for records from before they did. --into writes the card,
+and the plot of its collapse telemetry, into a checkpoint's folder.
 """
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,25 +17,55 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..auditing_seqrec import KEY_FIGURES, figure_rows, unknown_because
+from ..plotting_seqrec import can_plot
 from .results_table import METRIC_NAMES, METRICS, check_record, results_table
+from .telemetry import can_draw, draw_telemetry, read_telemetry, telemetry_rows
 
 TEMPLATE = Path(__file__).resolve().parent / "jepa4rec.md.jinja"
-TELEMETRY = {
-    "target_variance": "variance of the target vectors (0 = collapsed)",
-    "effective_rank": "effective rank of the target vectors (1 = collapsed)",
-    "uniformity": "uniformity of the target vectors (0 = collapsed, lower is better)",
-    "alignment": "alignment of history and next item (0 = equal, 4 = opposite)",
-    "ema_distance": "distance of the target encoder from the context encoder",
-}
 # Shown of each phase; everything else is in the recipe itself.
 PHASE_FIELDS = ("kind", "epochs", "steps", "batch_size", "prefixes", "lr", "lr_items", "history_items", "max_items")
+TELEMETRY_PLOT = "telemetry.png"
+CITATIONS = {
+    "RecFormer": "J. Li et al.: Text Is All You Need: Learning Language Representations for Sequential "
+    "Recommendation. KDD 2023.",
+    "SASRec": "W.-C. Kang, J. McAuley: Self-Attentive Sequential Recommendation. ICDM 2018.",
+    "BERT4Rec": "F. Sun et al.: BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from "
+    "Transformer. CIKM 2019.",
+    "GRU4Rec": "B. Hidasi, A. Karatzoglou, L. Baltrunas, D. Tikk: Session-based Recommendations with Recurrent Neural "
+    "Networks. ICLR 2016.",
+    "UniSRec": "Y. Hou et al.: Towards Universal Sequence Representation Learning for Recommender Systems. KDD 2022.",
+}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def render_card(run_dir: str | Path) -> str:
+def write_card(run_dir: str | Path, checkpoint: Path, audit_file: Path | None = None) -> None:
+    """README.md in a checkpoint's folder and, where matplotlib is there and pre-training was watched, its plot."""
+    gauges = read_telemetry(Path(run_dir) / "log.jsonl")
+    plot = TELEMETRY_PLOT if can_draw(gauges) and can_plot() else None
+    card = render_card(run_dir, audit_file, plot)
+    staged = {name: checkpoint / f".{name}.{os.getpid()}" for name in (plot, "README.md") if name}
+    try:
+        if plot:
+            draw_telemetry(gauges, staged[plot])
+        staged["README.md"].write_text(card, encoding="utf-8")
+        for name, path in staged.items():
+            os.replace(path, checkpoint / name)
+    finally:
+        for path in staged.values():
+            path.unlink(missing_ok=True)
+
+
+def render_card(run_dir: str | Path, audit_file: Path | None = None, plot: str | None = None) -> str:
     """README.md for a run's checkpoint: YAML header with model-index, then the page.
 
-    Raises FileNotFoundError when metrics.json or recipe.yaml is missing, ValueError when one of them is damaged.
+    Args:
+        run_dir: where metrics.json, recipe.yaml and log.jsonl are.
+        audit_file: what `audit_dataset.py` wrote, for a record that carries no audit.
+        plot: name of the telemetry's plot beside the card.
+
+    Raises FileNotFoundError when metrics.json or recipe.yaml is missing, ValueError when one of them is damaged, or
+    the audit is of another dataset.
     """
     run_dir = Path(run_dir)
     record = check_record(_read(run_dir / "metrics.json", json.loads), run_dir / "metrics.json")
@@ -46,9 +81,46 @@ def render_card(run_dir: str | Path) -> str:
         phases=[phase_line(phase) for phase in recipe["phases"]],
         table=results_table(compared(record)),
         metric_names=METRIC_NAMES,
-        telemetry=telemetry_rows(run_dir / "log.jsonl"),
+        telemetry=telemetry_rows(read_telemetry(run_dir / "log.jsonl")),
+        telemetry_plot=plot,
+        audited=audit_part(find_audit(record, audit_file)),
+        took=duration(record["seconds"]) if record.get("seconds") else None,
+        citation=CITATIONS.get(record["system"]),
     )
     return str(card)
+
+
+def find_audit(record: dict, audit_file: Path | None) -> dict | None:
+    """The record's own audit, else the file's. Raises ValueError for the audit of other data or another split."""
+    if record.get("audit") or audit_file is None:
+        return record.get("audit")
+    if not audit_file.is_file():
+        raise FileNotFoundError(f"{audit_file} does not exist: scripts/audit_dataset.py writes audits")
+    audited = _read(audit_file, json.loads)
+    for field, default in (("fingerprint", None), ("protocol", "leave_one_out")):
+        if audited.get(field) != record.get(field, default):
+            raise ValueError(
+                f"{audit_file} is the audit of another {field} ({audited.get(field)}) than the run's "
+                f"({record.get(field, default)})"
+            )
+    return audited
+
+
+def audit_part(audited: dict | None) -> dict | None:
+    """Rows (what, value, meaning) of the key figures, and the sentence on those not known."""
+    if audited is None:
+        return None
+    return {
+        "rows": figure_rows(audited, KEY_FIGURES),
+        "unknown": unknown_because(audited) if audited["reasons"] else None,
+    }
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `7 min 12 s` or `42 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def compared(record: dict) -> list[dict]:
@@ -132,19 +204,6 @@ def phase_line(phase: dict) -> str:
     return f"**{phase['kind']}**: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
 
 
-def telemetry_rows(log: Path) -> list[tuple[str, str, str]]:
-    """(what, first value, last value) of each collapse gauge that pre-training logged; empty without pre-training."""
-    if not log.is_file():
-        return []
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = []
-    for name, description in TELEMETRY.items():
-        values = [record[name] for record in records if name in record]
-        if values:
-            rows.append((description, f"{values[0]:.4g}", f"{values[-1]:.4g}"))
-    return rows
-
-
 def _read(path: Path, parse):
     """A run's file, parsed; one sentence when it is missing or damaged."""
     if not path.is_file():
@@ -158,9 +217,14 @@ def _read(path: Path, parse):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Print the model card of a finished run.")
     parser.add_argument("run", type=Path, help="a run's output_dir")
+    parser.add_argument("--audit", type=Path, help="audit of the run's dataset, where its record has none")
+    parser.add_argument("--into", type=Path, help="write README.md and the plot into this folder instead")
     args = parser.parse_args()
     try:
-        print(render_card(args.run))
+        if args.into:
+            write_card(args.run, args.into, args.audit)
+        else:
+            print(render_card(args.run, args.audit))
     except (ValueError, OSError) as error:
         sys.exit(f"render: {error}")
 

@@ -19,6 +19,7 @@ from transformers import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.auditing_seqrec import audit, summarise
 from jepa4rec.baselines import BASELINES, fit_baseline
 from jepa4rec.datasets_builders.contract import (
     SeqRecDataset,
@@ -170,6 +171,7 @@ def evaluate(options: argparse.Namespace) -> dict:
         **describe_run(),
         "metrics": ranking_metrics(ranks, options.cutoffs),
         "baselines": evaluate_baselines(splits, split, dataset.num_items, options),
+        "audit": summarise(audit(dataset, options.protocol)),
     }
     write_evaluation(options.out, record, ranks, split.user_ids, split.targets)
     return record

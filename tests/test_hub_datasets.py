@@ -59,6 +59,9 @@ def test_the_card_says_what_the_dataset_is(pushed):
         "sequences",
         "items",
     ]
+    audited = json.loads((home / "toy" / "audit.json").read_text(encoding="utf-8"))
+    assert audited["fingerprint"] == printed["fingerprint"] and audited["figures"]["repeat_targets"] == 0
+    assert "| test targets that are in the user's history | 0.0 % |" in card.text
     for words in ("are invented", "Apache-2.0", "leave_one_out", printed["fingerprint"], f"{printed['users']:,}"):
         assert words in card.text
 

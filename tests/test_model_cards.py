@@ -9,8 +9,9 @@ import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
 
-from jepa4rec.model_cards import results_table
-from jepa4rec.model_cards.render import render_card
+from jepa4rec.auditing_seqrec import FIGURES
+from jepa4rec.model_cards import render, results_table
+from jepa4rec.model_cards.render import duration, render_card, write_card
 from jepa4rec.model_cards.results_table import BEGIN, END, METRICS, read_records, results_block, rewrite_block
 from jepa4rec.recipe_seqrec import read_recipe, write_recipe
 
@@ -95,6 +96,58 @@ def test_card_shows_collapse_gauges_from_first_to_last(run):
     assert "| effective rank of the target vectors (1 = collapsed) | 50 | 40 |" in render_card(run)
     (run / "log.jsonl").write_text('{"kind": "finetune", "loss": 1.0}\n', encoding="utf-8")
     assert "Did it collapse?" not in render_card(run)
+
+
+def audit_of(**changes) -> dict:
+    figures = {name: 0.123 for name in FIGURES}
+    return {"protocol": "leave_one_out", "test_targets": 9, "figures": figures, "reasons": {}, **changes}
+
+
+def test_card_carries_the_audit_of_its_record(run):
+    assert "## What the test asks" not in render_card(run)
+    assert "| test targets that nobody has in training | 12.3 % |" in render_card_of(run, record(audit=audit_of()))
+    audited = audit_of(reasons={"tied_targets": "the dataset has no timestamps"})
+    audited["figures"]["tied_targets"] = None
+    card = render_card_of(run, record(audit=audited))
+    assert "| test targets with the timestamp of the interaction before | not known |" in card
+    assert "Not known: the dataset has no timestamps." in card
+
+
+def test_card_of_an_older_record_takes_the_audit_of_the_same_data_only(run, tmp_path):
+    file = tmp_path / "audit.json"
+    file.write_text(json.dumps(audit_of(fingerprint=FINGERPRINT)), encoding="utf-8")
+    assert "12.3 %" in render_card(run, file)
+    for changes in ({"fingerprint": "f" * 64}, {"fingerprint": FINGERPRINT, "protocol": "absolute_timestamp"}):
+        file.write_text(json.dumps(audit_of(**changes)), encoding="utf-8")
+        with pytest.raises(ValueError, match="is the audit of another (fingerprint|protocol)"):
+            render_card(run, file)
+    with pytest.raises(FileNotFoundError, match="audit_dataset.py writes audits"):
+        render_card(run, tmp_path / "none.json")
+
+
+def test_card_says_how_long_it_took_and_invents_no_energy(run):
+    assert "was not recorded" in render_card(run)
+    card = render_card_of(run, record(seconds=7530.4, processes=2))
+    assert "Training took 2 h 05 min of wall time, validation included, in 2 process(es)" in card
+    assert "Energy was not" in card and "co2" not in card.lower()
+    assert [duration(seconds) for seconds in (41.7, 432, 7530)] == ["42 s", "7 min 12 s", "2 h 05 min"]
+
+
+def test_the_telemetry_is_drawn_beside_the_card(run, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    write_card(run, checkpoint)
+    assert "(telemetry.png)" in (checkpoint / "README.md").read_text(encoding="utf-8")
+    plot = (checkpoint / "telemetry.png").read_bytes()
+    assert plot.startswith(b"\x89PNG") and len(plot) < 100_000
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["README.md", "telemetry.png"]
+    monkeypatch.setattr(render, "can_plot", lambda: False)
+    write_card(run, checkpoint)
+    assert "telemetry.png" not in (checkpoint / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_knows_the_paper_of_its_system(run):
+    assert "ICDM 2018" in render_card_of(run, record(system="SASRec"))
 
 
 def test_card_names_a_hub_start_but_no_folder_of_this_machine(run):

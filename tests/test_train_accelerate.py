@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_accelerate
-from jepa4rec.checkpointing_seqrec import RunFolder, written_folder
+from jepa4rec.checkpointing_seqrec import PhaseEnd, RunFolder, written_folder
 from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, save_dataset
 from jepa4rec.evaluation_seqrec import evaluate_validation
 from jepa4rec.losses_seqrec import normalise
@@ -116,7 +116,10 @@ def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_r
     assert sorted(p.name for p in run.iterdir()) == [
         "checkpoint", "log.jsonl", "metrics.json", "ranks.parquet", "recipe.yaml",
     ]  # fmt: skip
-    assert (run / "checkpoint" / "README.md").is_file()
+    card = (run / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    assert "(telemetry.png)" in card and (run / "checkpoint" / "telemetry.png").is_file()
+    assert record["seconds"] > 0 and "Training took" in card
+    assert record["audit"]["figures"]["repeat_targets"] == 0 and "What the test asks" in card
     assert read_recipe(run / "recipe.yaml").phases[1].steps == 60
     telemetry = [line for line in log_lines(run) if "effective_rank" in line]
     assert [line["step"] for line in telemetry] == [4, 8, 12]
@@ -351,10 +354,21 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(write_
         patch.setattr("train_accelerate.after_step", interrupt_at(13, train_accelerate.after_step))
         with pytest.raises(KeyboardInterrupt):
             train(path)
+    saved = tmp_path / "run" / "state" / "phase-0-step-10" / "progress.json"
+    seconds_before = json.loads(saved.read_text(encoding="utf-8"))["seconds"]
     kill_when(launch(path, "run.resume=true"), tmp_path / "run" / "state", "phase-1-step-1?")
-    train(path, "run.resume=true")
+    assert train(path, "run.resume=true")["seconds"] > seconds_before > 0
     assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)
     assert logged_losses(tmp_path / "run") == logged_losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("second", "expected"), [(2.0, 3.5), (None, None)])
+def test_a_run_takes_as_long_as_its_phases_or_does_not_know(tmp_path, second, expected):
+    folder = RunFolder(tmp_path)
+    for phase, seconds in enumerate((1.5, second)):
+        (tmp_path / f"weights-{phase}").mkdir()
+        folder.finish_phase(phase, tmp_path / f"weights-{phase}", PhaseEnd(1, 1, {}, seconds))
+    assert folder.training_seconds(2) == expected
 
 
 def interrupt_at(step: int, after_step):
