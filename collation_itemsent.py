@@ -230,6 +230,16 @@ class HistoryCollator:
         return batch
 
 
+class ItemCollator:
+    """Item indices -> model inputs (B, L), every item read alone."""
+
+    def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens):
+        self.tokenizer, self.item_tokens = tokenizer, item_tokens
+
+    def __call__(self, items: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
+        return dict(self.tokenizer.batch_items(self.item_tokens, items))
+
+
 class FineTuningCollator:
     """Examples -> model inputs, history_item_ids (B, history_items) and target_item_ids (B,)."""
 

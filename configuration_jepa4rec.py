@@ -92,6 +92,11 @@ class Jepa4RecConfig(PreTrainedConfig):
         """Longest input in tokens, `[CLS]` included."""
         return self.max_position_embeddings - self.position_offset
 
+    @property
+    def vector_size(self) -> int:
+        """Width of a history's or an item's vector."""
+        return self.hidden_size
+
     def validate_heads(self):
         """Every head has the same width."""
         if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:

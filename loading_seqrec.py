@@ -12,7 +12,7 @@ import datasets as hf_datasets
 import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
@@ -44,12 +44,14 @@ from .recipe_seqrec import (
     SequencePhase,
 )
 from .tokenization_itemsent import ItemSentTokenizer, ItemTokens
+from .tokenization_st5rec import TAGS
 
 SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
 TOKENIZER_SETTINGS = ("max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "attribute_names")
 SCRATCH_SPECIAL_TOKENS = {
     "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
 }  # fmt: skip
+T5_SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
 # ------------------------------------------------------------------------------------------------ datasets
@@ -251,18 +253,35 @@ def _from_scratch(recipe: Recipe, data: RunData) -> tuple[Jepa4RecModel, ItemSen
     return Jepa4RecModel(Jepa4RecConfig(**{**shape, **recipe.model.config})), tokenizer
 
 
-def train_wordpiece(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_wordpiece(
+    texts: list[str], vocab_size: int, special_tokens: dict[str, str] = SCRATCH_SPECIAL_TOKENS
+) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece vocabulary learned from texts, with BERT's special tokens. Same texts, same ids."""
-    special, normalizer = list(SCRATCH_SPECIAL_TOKENS.values()), normalizers.BertNormalizer()
+    special, normalizer = list(special_tokens.values()), normalizers.BertNormalizer()
+    unknown = special_tokens["unk_token"]
     # The trainer numbers the "##x" pieces in the order in which it meets them, which differs from run to run, and ties
     # are broken by number. Handing them over first, in a fixed order, makes the vocabulary reproducible.
     letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
     first = [*special, *(f"##{letter}" for letter in letters)]
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
-    learned = _wordpiece(models.WordPiece(unk_token="[UNK]"), normalizer)
+    learned = _wordpiece(models.WordPiece(unk_token=unknown), normalizer)
     learned.train_from_iterator(texts, trainer)
-    tokenizer = _wordpiece(models.WordPiece(learned.get_vocab(), unk_token="[UNK]"), normalizer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SCRATCH_SPECIAL_TOKENS)
+    tokenizer = _wordpiece(models.WordPiece(learned.get_vocab(), unk_token=unknown), normalizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens)
+
+
+def train_t5_wordpiece(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """The same with T5's special tokens instead and the tags of its sentences, for a T5 from scratch.
+
+    Not a Unigram, as T5's own: training one gives another vocabulary every time.
+    """
+    tokenizer = train_wordpiece(texts, vocab_size - len(TAGS), T5_SPECIAL_TOKENS)
+    tokenizer.add_special_tokens({"extra_special_tokens": list(TAGS)})
+    end = (T5_SPECIAL_TOKENS["eos_token"], tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    return tokenizer
 
 
 def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> Tokenizer:

@@ -211,27 +211,23 @@ class Jepa4RecEncoder(nn.Module):
         return hidden
 
 
-class Jepa4RecPreTrainedModel(PreTrainedModel):
-    """Loading and initialisation shared by the encoder and the models around it."""
+class SeqRecPreTrainedModel(PreTrainedModel):
+    """Loading that is strict about what it loads; a subclass names its encoder's weights."""
 
-    config_class = Jepa4RecConfig
-    base_model_prefix = "jepa4rec"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Jepa4RecEmbeddings", "Jepa4RecLayer"]
-    _supports_sdpa = True
+    _encoder_weights: tuple[str, ...] = ()  # how their names begin inside the encoder
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers, but a checkpoint of another kind or with broken or missing weights is an error.
 
         Raises:
-            ValueError: not a JEPA4Rec checkpoint, an unreadable weights file, weights of another shape, or encoder
-                weights that are not there (transformers would go on with random ones).
+            ValueError: a checkpoint of another family, an unreadable weights file, weights of another shape, or
+                encoder weights that are not there (transformers would go on with random ones).
             OSError: no such checkpoint.
         """
         name, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         if kwargs.get("config") is None:
-            _check_model_type(name, kwargs)
+            _check_model_type(name, cls.config_class.model_type, kwargs)
         try:
             model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
@@ -249,7 +245,18 @@ class Jepa4RecPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
 
-def _check_model_type(name, kwargs: dict) -> None:
+class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
+    """What the encoder and the models around it share."""
+
+    config_class = Jepa4RecConfig
+    base_model_prefix = "jepa4rec"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Jepa4RecEmbeddings", "Jepa4RecLayer"]
+    _supports_sdpa = True
+    _encoder_weights = ("embeddings.", "encoder.")
+
+
+def _check_model_type(name, wanted: str, kwargs: dict) -> None:
     """Transformers only warns about another model's config, then starts from random weights."""
     hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
     options = {key: kwargs[key] for key in hub_options if key in kwargs}
@@ -258,16 +265,17 @@ def _check_model_type(name, kwargs: dict) -> None:
     except OSError as error:
         reason = str(error).splitlines()[0]
         raise OSError(f"{name} is no checkpoint folder, and the Hub does not give it: {reason}") from error
-    if model_type != Jepa4RecConfig.model_type:
+    if model_type != wanted:
         raise ValueError(
-            f'{name} is a "{model_type}" checkpoint, not a "{Jepa4RecConfig.model_type}" one; '
-            "scripts/import_checkpoint.py makes one from Longformer, RoBERTa and BERT."
+            f'{name} is a "{model_type}" checkpoint, not a "{wanted}" one; scripts/import_checkpoint.py makes '
+            '"jepa4rec" ones from Longformer, RoBERTa and BERT, "st5rec" ones from Sentence-T5.'
         )
 
 
-def _check_encoder_is_complete(name, model: PreTrainedModel, missing_keys) -> None:
-    prefix = "" if isinstance(model, Jepa4RecModel) else f"{model.base_model_prefix}."
-    missing = sorted(key for key in missing_keys if key.startswith((f"{prefix}embeddings.", f"{prefix}encoder.")))
+def _check_encoder_is_complete(name, model: SeqRecPreTrainedModel, missing_keys) -> None:
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    beginnings = tuple(f"{prefix}{part}" for part in model._encoder_weights)
+    missing = sorted(key for key in missing_keys if key.startswith(beginnings))
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} weights of the encoder, the first of them {missing[0]}.")
 

@@ -83,7 +83,7 @@ class SequentialRecommendationPipeline(Pipeline):
     @property
     def catalogue(self) -> Catalogue:
         if self._catalogue is None:
-            self._catalogue = Catalogue(self.weights_hash, self.model.config.hidden_size, **self._settings)
+            self._catalogue = Catalogue(self.weights_hash, self.model.config.vector_size, **self._settings)
         return self._catalogue
 
     def add_items(self, items: Sequence[Mapping], popularity: Sequence[float] | None = None) -> None:
@@ -177,7 +177,7 @@ class SequentialRecommendationPipeline(Pipeline):
         ends = np.cumsum([len(history) for history in texts])
         histories = [np.arange(end - len(history), end) for end, history in zip(ends, texts, strict=True)]
         lengths = np.array([1 + tokens.lengths[h[-self.tokenizer.max_items :]].sum() for h in histories])
-        vectors = torch.empty(len(texts), self.model.config.hidden_size)
+        vectors = torch.empty(len(texts), self.model.config.vector_size)
         for rows in token_budget_batches(np.minimum(lengths, self.tokenizer.max_tokens), BATCH_TOKENS):
             batch = self.tokenizer.batch_histories(tokens, [histories[row] for row in rows]).to(self.device)
             vectors[rows] = self.model.base_model.embed(**batch).float().cpu()
@@ -256,7 +256,7 @@ class SequentialRecommendationPipeline(Pipeline):
 
     def _forward(self, histories: list[list[Item]]) -> tuple[list[list[Item]], Tensor]:
         """Histories and their vectors; zeros for an empty one."""
-        vectors = torch.zeros(len(histories), self.model.config.hidden_size)
+        vectors = torch.zeros(len(histories), self.model.config.vector_size)
         told = [place for place, history in enumerate(histories) if history]
         if told:
             vectors[told] = self.user_vectors([histories[place] for place in told])

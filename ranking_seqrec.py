@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .collation_itemsent import HistoryCollator
+from .collation_itemsent import HistoryCollator, ItemCollator
 
 Histories = Sequence[np.ndarray]  # item indices of each user, oldest first
 Ties = Literal["mean", "official"]
@@ -277,7 +277,7 @@ def _hash_rows(vectors: Tensor) -> Tensor:
 def encode_items(
     model, tokenizer, item_tokens, batch_tokens: int = BATCH_TOKENS, progress: bool | None = None
 ) -> Tensor:
-    """Vector of every item of a catalogue, each read as a history of one: float32 (N, d) on the model's device.
+    """Vector of every item of a catalogue, each read alone: float32 (N, d) on the model's device.
 
     Items with equal text are encoded once, so their vectors are equal to the last bit and they tie.
 
@@ -289,11 +289,11 @@ def encode_items(
         progress: show a bar; None shows one on a terminal.
     """
     distinct, place = _distinct_items(item_tokens)
-    histories = [np.array([item]) for item in distinct]
-    collate = HistoryCollator(tokenizer, item_tokens)
-    batches = _batches(histories, collate, batch_tokens)
-    with _bar(len(histories), "encode items", "item", progress) as bar:
-        vectors = _encode(model, model.base_model.embed, len(histories), batches, bar)
+    collate, lengths = ItemCollator(tokenizer, item_tokens), 1 + item_tokens.lengths[distinct]
+    batches = token_budget_batches(np.minimum(lengths, tokenizer.max_tokens), batch_tokens)
+    batches = ((rows, collate(distinct[rows])) for rows in batches)
+    with _bar(len(distinct), "encode items", "item", progress) as bar:
+        vectors = _encode(model, model.base_model.embed, len(distinct), batches, bar)
     return vectors if len(distinct) == item_tokens.num_items else vectors[_to(place, vectors)]
 
 
@@ -357,7 +357,7 @@ def token_budget_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.
 
 def _encode(model, embed: Callable[..., Tensor], num_rows: int, batches: Iterator, bar: tqdm) -> Tensor:
     """`embed` on every batch: float32 (num_rows, d), in the order of the rows."""
-    vectors = torch.empty(num_rows, model.config.hidden_size, device=model.device)
+    vectors = torch.empty(num_rows, model.config.vector_size, device=model.device)
     with _evaluating(model):
         for rows, batch in batches:
             inputs = {name: values.to(model.device) for name, values in batch.items()}

@@ -7,6 +7,8 @@ sentence, newest item first (RecFormer, Li et al. 2023, section 3.1; JEPA4Rec se
       0     1    2     1    2       1     2    1    2        token_type_ids: CLS, attribute name, value (pads have 3)
       0     1    1     1    1       2     2    2    2        item_position_ids: CLS, newest item, the one before it
 
+The setting `sentence` chooses ST5's formats instead (`tokenization_st5rec`): items oldest first, between tags.
+
 A catalogue is encoded once into flat arrays (`ItemTokens`); batches are cut out of them by offset arithmetic.
 """
 
@@ -22,6 +24,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerBase, TokenizersBackend
 
+from .tokenization_st5rec import INSTRUCTION, SENTENCES, TAGS, Marks, item_text, lay_out
+
 CLS_TYPE, NAME_TYPE, VALUE_TYPE, PAD_TYPE = range(4)
 
 SETTINGS = {
@@ -33,7 +37,15 @@ SETTINGS = {
     "empty_attributes": False,  # True: the name of an attribute without a value is written
     "whole_items": False,  # True: leave out an item that does not fit whole; False: cut it at max_tokens
     "pad_item_position": 0,  # item_position_ids of padding
+    "sentence": "attributes",  # or ST5's formats, "structured" by tags or "unstructured"; the rest is for those alone
+    "instruction": False,  # True: a sentence of explanation stands before every history
+    "title_attributes": None,  # names of the attributes that make the title; None = title, or the first one
+    "description": False,  # True: the description follows the title
 }
+CHOICES = {"sentence": ("attributes", *SENTENCES)}
+
+# The format of the ST5 thesis; max_attributes and max_attribute_tokens mean nothing in it.
+ST5_SETTINGS = {"sentence": "structured", "max_tokens": 255}
 
 # The tokenisation of the published RecFormer code (fine-tuning configuration).
 RECFORMER_SETTINGS = {
@@ -99,6 +111,10 @@ class ItemSentTokenizer(TokenizersBackend):
     empty_attributes = property(lambda self: self._setting("empty_attributes"))
     whole_items = property(lambda self: self._setting("whole_items"))
     pad_item_position = property(lambda self: self._setting("pad_item_position"))
+    sentence = property(lambda self: self._setting("sentence"))
+    instruction = property(lambda self: self._setting("instruction"))
+    title_attributes = property(lambda self: self._setting("title_attributes"))
+    description = property(lambda self: self._setting("description"))
 
     @property
     def max_tokens(self) -> int:
@@ -145,6 +161,8 @@ class ItemSentTokenizer(TokenizersBackend):
     def _encode_items(self, items: list, label) -> ItemTokens:
         if not items:
             raise ValueError("there is no item to encode: the catalogue is empty")
+        if self.sentence != "attributes":
+            return self._encode_item_texts(items, label)
         strings, refs, counts = self._collect_attributes(items, label)
         _check_every_item_has_text(counts, label)
         ids, starts, lengths = self._encode_strings(strings)
@@ -155,6 +173,20 @@ class ItemSentTokenizer(TokenizersBackend):
             token_type_ids=np.repeat(np.tile(np.int8([NAME_TYPE, VALUE_TYPE]), len(keep)), keep.ravel()),
             offsets=_from_zero(keep.sum(1))[_from_zero(counts)],
         )
+
+    def _encode_item_texts(self, items: list, label) -> ItemTokens:
+        """Tokens of the texts that ST5's sentences are made of, without tags."""
+        index: dict[str, int] = {}
+        places = np.empty(len(items), np.int64)
+        for i, item in enumerate(items):
+            text = item_text(_text_attributes(item, label(i)), self.title_attributes, self.description)
+            if not text:
+                raise ValueError(f"{label(i)} has no text: give it a title or remove it")
+            places[i] = index.setdefault(text, len(index))
+        ids, starts, lengths = self._encode_strings(list(index))
+        keep = np.minimum(lengths, self.max_tokens)[places]
+        input_ids = ids[_ranges(starts[places], keep)]
+        return ItemTokens(input_ids, np.full(len(input_ids), VALUE_TYPE, np.int8), _from_zero(keep))
 
     def _collect_attributes(self, items, label) -> tuple[list[str], np.ndarray, np.ndarray]:
         """Distinct strings; (attributes, 2) index of each attribute's name and value in them; attributes per item."""
@@ -231,6 +263,7 @@ class ItemSentTokenizer(TokenizersBackend):
         pad_to_multiple_of: int | None = None,
         padding_side: str | None = None,
         allow_empty: bool = False,
+        alone: bool = False,
     ) -> BatchEncoding:
         """Model inputs of B histories (item indices, oldest first), int64 (B, L), without Python work per token.
 
@@ -238,29 +271,84 @@ class ItemSentTokenizer(TokenizersBackend):
             return_tensors: "pt", "np" or None for lists (only lists may stay unpadded, `padding=False`).
             max_items, max_tokens: override the settings of the same name.
             padding: True or "longest", or "max_length" for L = max_tokens.
-            allow_empty: an empty history is its CLS alone.
+            allow_empty: an empty history is its CLS alone (in ST5's formats: the marks around a history).
+            alone: each history is one item, to be read as an item: ST5's formats then leave a history's tags out.
 
         Raises:
             ValueError: an empty history (unless allowed) or an index outside the catalogue, named by its row.
         """
+        marks = None if self.sentence == "attributes" else self._marks(alone)
         max_items, max_tokens = max_items or self.max_items, max_tokens or self.max_tokens
         rows, items, positions = _newest_items(histories, max_items, item_tokens.num_items, allow_empty)
-        starts, keep = self._place_items(item_tokens.lengths[items], rows, positions, max_tokens)
-        lengths = 1 + np.bincount(rows, keep, len(histories)).astype(np.int64)
+        if marks is None:
+            starts, keep = self._place_items(item_tokens.lengths[items], rows, positions, max_tokens)
+            lengths = 1 + np.bincount(rows, keep, len(histories)).astype(np.int64)
+        else:
+            layout = lay_out(item_tokens.lengths[items], rows, positions, len(histories), marks, max_tokens)
+            rows, items, positions = rows[layout.kept], items[layout.kept], positions[layout.kept]
+            starts, keep, lengths = layout.starts + len(marks.item_opening), layout.texts, layout.rows
         width = max_tokens if padding == "max_length" else int(lengths.max())
         width += -width % (pad_to_multiple_of or 1)
         shift = (width - lengths) if (padding_side or self.padding_side) == "left" else np.zeros_like(lengths)
         source = _ranges(item_tokens.offsets[items], keep)
         target = _ranges(rows * width + shift[rows] + starts, keep)
-        arrays = self._padded_arrays(lengths, shift, width)
+        arrays = self._padded_arrays(lengths, shift, width, opened=marks is None)
         arrays["input_ids"].reshape(-1)[target] = item_tokens.input_ids[source]
         arrays["token_type_ids"].reshape(-1)[target] = item_tokens.token_type_ids[source]
         arrays["item_position_ids"].reshape(-1)[target] = np.repeat(positions, keep)
+        if marks is not None:
+            begins = np.arange(len(lengths)) * width + shift
+            self._write_marks(arrays, marks, layout, begins, begins[rows] + layout.starts, positions)
         if return_tensors == "pt":
             return BatchEncoding({name: torch.from_numpy(array) for name, array in arrays.items()})
         if return_tensors is None:
             return BatchEncoding(_as_lists(arrays, unpadded=padding is False))
         return BatchEncoding(arrays, tensor_type=return_tensors)
+
+    def batch_items(self, item_tokens: ItemTokens, items: Sequence[int] | np.ndarray, **options) -> BatchEncoding:
+        """Model inputs of B items (indices), each read alone; options are those of `batch_histories`."""
+        return self.batch_histories(item_tokens, np.asarray(items, np.int64)[:, None], alone=True, **options)
+
+    def _marks(self, alone: bool) -> Marks:
+        """What ST5's format writes around texts; what the vocabulary itself opens and ends a text with, outermost.
+
+        Raises:
+            ValueError: the vocabulary has no tags.
+        """
+        first = next((i for i in (self.cls_token_id, self.bos_token_id) if i is not None), None)
+        last = next((i for i in (self.eos_token_id, self.sep_token_id) if i is not None), None)
+        opening, closing = ([] if i is None else [i] for i in (first, last))
+        if self.instruction and not alone:
+            opening = opening + super().__call__(INSTRUCTION, add_special_tokens=False)["input_ids"]
+        if self.sentence == "unstructured":
+            comma = self.get_vocab().get(",")
+            separator = super().__call__(",", add_special_tokens=False)["input_ids"] if comma is None else [comma]
+            return Marks(opening, [], [], separator, closing)
+        missing = [tag for tag in TAGS if tag not in self.get_vocab()]
+        if missing:
+            raise ValueError(f'sentence="structured" needs the tags of T5 in the vocabulary, and {missing[0]} is not')
+        start, item_start, item_end, end = self.convert_tokens_to_ids(list(TAGS))
+        if alone:
+            return Marks(opening, [item_start], [item_end], [], closing)
+        return Marks([*opening, start], [item_start], [item_end], [], [end, *closing])
+
+    def _write_marks(self, arrays, marks: Marks, layout, begins, item_begins, positions) -> None:
+        """Put marks into arrays (B, L) that hold the texts; `begins` (B,) and `item_begins` (n,) are flat slots."""
+        ends, item_ends = begins + layout.rows, item_begins + layout.sizes
+        separated = positions > 1
+        text_ends = item_ends - separated * len(marks.separator)
+        outside = [(begins, marks.opening), (ends - len(marks.closing), marks.closing)]
+        inside = [(item_begins, marks.item_opening), (text_ends - len(marks.item_closing), marks.item_closing)]
+        inside += [(text_ends[separated], marks.separator)]
+        for places, ids in outside + inside:
+            for column, token_id in enumerate(ids):
+                arrays["input_ids"].reshape(-1)[places + column] = token_id
+                arrays["token_type_ids"].reshape(-1)[places + column] = VALUE_TYPE
+                arrays["item_position_ids"].reshape(-1)[places + column] = 0
+        tagged = _ranges(item_begins, layout.sizes)
+        arrays["item_position_ids"].reshape(-1)[tagged] = np.repeat(positions, layout.sizes)
+        if marks.opening and marks.opening[0] in (self.cls_token_id, self.bos_token_id):
+            arrays["token_type_ids"].reshape(-1)[begins] = CLS_TYPE
 
     def _place_items(self, lengths, rows, positions, max_tokens) -> tuple[np.ndarray, np.ndarray]:
         """First column of every item (the CLS is column 0) and how many of its tokens fit below max_tokens."""
@@ -274,15 +362,15 @@ class ItemSentTokenizer(TokenizersBackend):
             keep[(keep < lengths) & ~newest] = 0  # the newest item is cut rather than lost
         return starts, keep
 
-    def _padded_arrays(self, lengths, shift, width) -> dict[str, np.ndarray]:
-        """Arrays (B, width) that hold the CLS and the padding."""
+    def _padded_arrays(self, lengths, shift, width, opened: bool) -> dict[str, np.ndarray]:
+        """Arrays (B, width) that hold the padding and, where rows are `opened` by one, the CLS."""
         if self.pad_token_id is None:
             raise ValueError("the tokenizer has no pad_token: set one, for example tokenizer.pad_token = '<pad>'")
         columns = np.arange(width) - shift[:, None]
         real = (columns >= 0) & (columns < lengths[:, None])
-        first = columns == 0
+        first = (columns == 0) & opened
         return {
-            "input_ids": np.where(first, self.first_token_id, self.pad_token_id),
+            "input_ids": np.where(first, self.first_token_id if opened else 0, self.pad_token_id),
             "attention_mask": real.astype(np.int64),
             "token_type_ids": np.where(first, CLS_TYPE, PAD_TYPE),
             "item_position_ids": np.where(first, 0, self.pad_item_position),
@@ -299,7 +387,8 @@ class ItemSentTokenizer(TokenizersBackend):
         """
         histories = None if kwargs.get("is_split_into_words") else _as_histories(text)
         if histories is not None:
-            return self._encode_histories(histories, *args, single=histories is not text, **kwargs)
+            alone = isinstance(text, Mapping)
+            return self._encode_histories(histories, *args, single=histories is not text, alone=alone, **kwargs)
         # A plain text is one item of values: without token types the model gives it just that, whereas the zeros of a
         # BERT tokenizer would make a CLS of every token.
         kwargs.setdefault("return_token_type_ids", False)
@@ -310,6 +399,7 @@ class ItemSentTokenizer(TokenizersBackend):
         histories,
         *,
         single: bool,
+        alone: bool,
         padding: bool | str | None = None,
         truncation: bool | str = True,
         max_length: int | None = None,
@@ -333,6 +423,7 @@ class ItemSentTokenizer(TokenizersBackend):
             padding=return_tensors is not None if padding is None else padding,
             pad_to_multiple_of=pad_to_multiple_of,
             padding_side=padding_side,
+            alone=alone,
         )
         flat = single and return_tensors is None
         return BatchEncoding({name: rows[0] for name, rows in batch.items()}) if flat else batch
@@ -355,7 +446,12 @@ def _check_setting(name: str, value: Any) -> None:
     if name not in SETTINGS:
         near = difflib.get_close_matches(name, SETTINGS, 1) or list(SETTINGS)
         raise ValueError(f"unknown tokenizer setting {name!r}: did you mean {' or '.join(map(repr, near))}?")
-    if isinstance(SETTINGS[name], bool):
+    if name in CHOICES:
+        fits, wanted = value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+    elif name == "title_attributes":
+        names = isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
+        fits, wanted = value is None or names, "a list of attribute names"
+    elif isinstance(SETTINGS[name], bool):
         fits, wanted = isinstance(value, bool), "true or false"
     elif value is None:
         fits, wanted = SETTINGS[name] is None, "a whole number"
@@ -391,6 +487,14 @@ def _as_histories(text) -> list | None:
     lists = all(isinstance(history, (list, tuple)) for history in text)
     items = lists and any(isinstance(item, Mapping) for history in text for item in history[:1])
     return text if items or (lists and not any(text)) else None
+
+
+def _text_attributes(item: Any, label: str) -> dict[str, str]:
+    """An item's attributes as text, "" for those without."""
+    if not isinstance(item, Mapping):
+        raise ValueError(f"{label} is a {type(item).__name__}: give a mapping of attribute name to text")
+    texts = {name: _text_of(value, lambda: f"attribute {name!r} of {label}") for name, value in item.items()}  # noqa: B023
+    return {name: "" if text.isspace() else text for name, text in texts.items()}
 
 
 def _text_of(value: Any, label) -> str:

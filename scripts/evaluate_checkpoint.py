@@ -9,6 +9,7 @@ beside it.
 """
 
 import argparse
+import math
 import re
 import sys
 from pathlib import Path
@@ -29,8 +30,9 @@ from jepa4rec.datasets_builders.contract import (
     leave_one_out,
     load_dataset_dir,
 )
+from jepa4rec.encoders_seqrec import encoder_class
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
-from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
 from jepa4rec.ranking_seqrec import (
     BATCH_TOKENS,
     DualEncoderScorer,
@@ -72,7 +74,7 @@ def load_model(checkpoint: str, fingerprint: str) -> torch.nn.Module:
     config = read_config(checkpoint)
     fine_tuned = Jepa4RecForSequentialRecommendation.__name__ in (config.get("architectures") or [])
     fits = fine_tuned and config.get("catalogue_fingerprint") == fingerprint
-    model_class = Jepa4RecForSequentialRecommendation if fits else Jepa4RecModel
+    model_class = Jepa4RecForSequentialRecommendation if fits else encoder_class(checkpoint)
     try:
         model, info = model_class.from_pretrained(checkpoint, output_loading_info=True)
     except RuntimeError as error:
@@ -118,7 +120,7 @@ def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Modul
         ) from error
     if max_items is None:
         return tokenizer
-    most = model.config.max_item_embeddings - 1
+    most = getattr(model.config, "max_item_embeddings", math.inf) - 1
     if max_items > most:
         raise ValueError(f"--max_items is {max_items}, but the model reads at most {most} items of a history.")
     return ItemSentTokenizer.wrap(tokenizer, max_items=max_items)

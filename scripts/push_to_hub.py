@@ -25,7 +25,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import logging as transformers_logging
 
-from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.encoders_seqrec import open_encoder
 from jepa4rec.publishing_seqrec import check_repo_id, check_text, check_token, push_folder
 from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -93,7 +93,7 @@ def check_card(checkpoint: Path) -> None:
 
 def check_as_stranger(checkpoint: Path) -> None:
     """Raises ValueError when the checkpoint does not load, or gives other vectors, in a stranger's process."""
-    model, tokenizer = Jepa4RecModel.from_pretrained(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
+    model, tokenizer = open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
     with torch.no_grad():
         expected = model(**tokenizer(PROBE, return_tensors="pt")).pooler_output
     with tempfile.TemporaryDirectory(prefix="stranger-") as home:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from jepa4rec.datasets_builders.contract import SeqRecDataset, make_dataset, save_dataset
-from jepa4rec.studies.measuring import baseline_ranks, group_points, open_encoder, rank_as_texts
+from jepa4rec.studies.measuring import baseline_ranks, group_points, open_trained, rank_as_texts
 from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
 
 NAMES = {"negatives": "as negatives", "fixed": "fixed", "left_out": "left out of the softmax"}
@@ -82,7 +82,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
         settings = [f"phases.{place}.objective.unseen_items={way}" for place in places]
         trained = held_out.train_seeds(lambda settings=settings: held_out.variant(settings))
         series[f"fine-tuned, cold items {NAMES[way]}"] = stack(trained)
-    texts = [rank_as_texts(held_out, open_encoder(one)) for one in trained]
+    texts = [rank_as_texts(held_out, open_trained(one)) for one in trained]
     series |= {"its text encoder alone": np.stack(texts), **baseline_ranks(held_out)}
     facts = {"trained_on": held_out.data.dataset.fingerprint, "held_out_items": int(cold.sum())}
     return group_points(held_out, series, groups), facts

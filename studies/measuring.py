@@ -6,8 +6,8 @@ import numpy as np
 from accelerate.utils import set_seed
 
 from jepa4rec.baselines import ItemTransition, Popularity, fit_baseline
+from jepa4rec.encoders_seqrec import open_encoder
 from jepa4rec.loading_seqrec import make_starting_checkpoint
-from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.ranking_seqrec import DualEncoderScorer, rank_split
 from jepa4rec.studies.studying import Point, Study, Trained
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -39,9 +39,9 @@ def start_checkpoint(study: Study) -> tuple:
     return make_starting_checkpoint(recipe, study.data)
 
 
-def open_encoder(trained: Trained) -> tuple:
+def open_trained(trained: Trained) -> tuple:
     """A run's text encoder and tokenizer."""
-    model = Jepa4RecModel.from_pretrained(trained.checkpoint).eval()
+    model = open_encoder(trained.checkpoint).eval()
     return model, ItemSentTokenizer.from_pretrained(trained.checkpoint)
 
 

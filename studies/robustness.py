@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from jepa4rec.studies.measuring import change_texts, open_encoder, rank_as_texts, start_checkpoint
+from jepa4rec.studies.measuring import change_texts, open_trained, rank_as_texts, start_checkpoint
 from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_main
 
 Change = Callable[[dict[str, str], np.random.Generator], dict[str, str]]
@@ -74,7 +74,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     if study.recipe.pretrain:
         study.phases("pretrain")
         trained = study.train_seeds(lambda: study.variant(["evaluation.zero_shot=false"], ("pretrain",)))
-        checkpoints = [open_encoder(one) for one in trained]
+        checkpoints = [open_trained(one) for one in trained]
     else:
         checkpoints = [start_checkpoint(study)]
     texts, seeds = study.data.dataset.item_texts(), study.recipe.seeds

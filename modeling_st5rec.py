@@ -1,0 +1,82 @@
+"""ST5: item sentences -> one vector each, by Sentence-T5 (Ni et al. 2022): T5's encoder, mean, dense layer, length 1.
+
+The same function reads items and histories; `ItemSentTokenizer` with `sentence="structured"` writes both so that the
+encoder can tell them apart. Cosines of its vectors rank items for users, with nothing learned per item.
+
+Sizes: B rows of L slots, encoder width d_model, vectors of width d = `config.projection_size`.
+"""
+
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
+
+from .configuration_st5rec import St5RecConfig
+from .losses_seqrec import normalise
+from .modeling_jepa4rec import SeqRecPreTrainedModel
+
+
+class St5RecModel(SeqRecPreTrainedModel):
+    """T5's encoder, the mean over a text's tokens, a dense layer without bias, and L2 normalisation."""
+
+    config_class = St5RecConfig
+    base_model_prefix = "st5rec"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["T5Block"]
+    _encoder_weights = ("t5.", "projection.")
+
+    def __init__(self, config: St5RecConfig):
+        super().__init__(config)
+        self.t5 = T5EncoderModel(config)
+        self.projection = nn.Linear(config.d_model, config.projection_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.normal_(self.projection.weight, std=self.config.d_model**-0.5)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.t5.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.t5.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        item_position_ids: Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Encode a padded batch.
+
+        Args:
+            input_ids: (B, L).
+            attention_mask: (B, L), 1 at tokens; without it every id but `pad_token_id` is one.
+            token_type_ids, item_position_ids: part of every batch of `ItemSentTokenizer`, and of no use here: T5 is
+                told by the tags in the text where an item begins.
+
+        Returns:
+            `last_hidden_state` (B, L, d_model) of T5, and `pooler_output` (B, d), each row of length one.
+
+        Raises:
+            ValueError: a row without a token.
+        """
+        if attention_mask is None:
+            attention_mask = input_ids != self.config.pad_token_id
+        lengths = attention_mask.sum(1, keepdim=True)
+        if not lengths.all():
+            raise ValueError(f"Row {int(lengths.flatten().argmin())} of the batch has no token.")
+        hidden = self.t5(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mean = (hidden * attention_mask[..., None].to(hidden.dtype)).sum(1) / lengths.to(hidden.dtype)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=normalise(self.projection(mean)))
+
+    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, **unread: Tensor) -> Tensor:
+        """`forward(...).pooler_output`, (B, d)."""
+        return self(input_ids, attention_mask).pooler_output
+
+
+St5RecModel.register_for_auto_class("AutoModel")

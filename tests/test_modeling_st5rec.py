@@ -1,0 +1,197 @@
+"""Sentence-T5: equal to sentence-transformers both ways, loadable by a stranger, and clear about broken folders."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import TINY_ITEMS
+from safetensors.torch import load_file, save_file
+from test_round_trip import STRANGER
+from transformers import T5Config, T5EncoderModel
+
+from jepa4rec.configuration_st5rec import St5RecConfig
+from jepa4rec.loading_seqrec import train_t5_wordpiece
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.modeling_st5rec import St5RecModel
+from jepa4rec.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.scripts.import_checkpoint import import_checkpoint, main
+from jepa4rec.scripts.sentence_t5_folder import write_sentence_t5
+from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
+
+SENTENCES = [
+    "<extra_id_1>TITLE: Ceramic teapot<extra_id_2>",
+    "<extra_id_0><extra_id_1>TITLE: Green tea, loose leaf<extra_id_2><extra_id_1>TITLE: Honey dipper<extra_id_2>"
+    "<extra_id_3>",
+    "tea",
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return train_t5_wordpiece([text for item in TINY_ITEMS for text in item.values()] + ["TITLE:"], 300)
+
+
+def tiny_shape(vocabulary, **changes) -> dict:
+    shape = {"vocab_size": len(vocabulary), "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
+    return {**shape, "feed_forward_proj": "gated-gelu", **changes}
+
+
+@pytest.fixture(scope="module")
+def sentence_t5(vocabulary, tmp_path_factory):
+    """A small random Sentence-T5, written by sentence-transformers: the folder, and its vectors of SENTENCES."""
+    library = pytest.importorskip("sentence_transformers")
+    parts, home = (
+        importlib.import_module("sentence_transformers.sentence_transformer.modules"),
+        tmp_path_factory.mktemp("st5"),
+    )
+    torch.manual_seed(0)
+    T5EncoderModel(T5Config(**tiny_shape(vocabulary))).save_pretrained(home / "t5")
+    vocabulary.save_pretrained(home / "t5")
+    modules = [parts.Transformer(str(home / "t5")), parts.Pooling(16, "mean")]
+    modules += [parts.Dense(16, 12, bias=False, activation_function=torch.nn.Identity()), parts.Normalize()]
+    model = library.SentenceTransformer(modules=modules, device="cpu")
+    model.save(str(home / "folder"))
+    return home / "folder", torch.from_numpy(model.encode(SENTENCES))
+
+
+@pytest.fixture
+def broken(sentence_t5, tmp_path):
+    """A copy of the folder, to break."""
+    shutil.copytree(sentence_t5[0], tmp_path / "folder")
+    return tmp_path / "folder"
+
+
+@torch.no_grad()
+def vectors_of(model, tokenizer, sentences=SENTENCES) -> torch.Tensor:
+    """Texts as they are written, one at a time and so without padding."""
+    return torch.cat([model.embed(**tokenizer(text, return_tensors="pt")) for text in sentences])
+
+
+def test_an_imported_folder_equals_sentence_transformers(sentence_t5):
+    folder, expected = sentence_t5
+    model, tokenizer = import_checkpoint(str(folder))
+    assert isinstance(model, St5RecModel) and model.config.vector_size == 12
+    torch.testing.assert_close(vectors_of(model, tokenizer), expected, atol=1e-5, rtol=0)
+    # Our own reading of items and histories is that of the sentences written out, padding or not.
+    batch = tokenizer([TINY_ITEMS[2:3] + TINY_ITEMS[4:5], TINY_ITEMS[:1]], return_tensors="pt")
+    with torch.no_grad():
+        own = torch.cat([model(**tokenizer(TINY_ITEMS[0], return_tensors="pt")).pooler_output, model.embed(**batch)])
+    torch.testing.assert_close(own[:2], expected[:2], atol=1e-5, rtol=0)
+    torch.testing.assert_close(own.norm(dim=1), torch.ones(3))
+
+
+def test_an_exported_folder_gives_sentence_transformers_our_vectors(vocabulary, tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    torch.manual_seed(1)
+    model = St5RecModel(St5RecConfig(**tiny_shape(vocabulary), projection_size=20)).eval()
+    tokenizer = ItemSentTokenizer.wrap(vocabulary, **ST5_SETTINGS)
+    write_sentence_t5(model, tokenizer, tmp_path / "folder")
+    theirs = library.SentenceTransformer(str(tmp_path / "folder"), device="cpu")
+    assert theirs.max_seq_length == 255 and not list(tmp_path.rglob("*.py"))
+    given = torch.from_numpy(theirs.encode(SENTENCES))
+    torch.testing.assert_close(given, vectors_of(model, tokenizer), atol=1e-5, rtol=0)
+    again, _ = import_checkpoint(str(tmp_path / "folder"))
+    assert {k: v.tolist() for k, v in again.state_dict().items()} == {
+        k: v.tolist() for k, v in model.state_dict().items()
+    }
+
+
+def test_the_command_makes_a_checkpoint_that_a_stranger_opens(sentence_t5, tmp_path, monkeypatch, capsys):
+    folder, expected = sentence_t5
+    monkeypatch.setattr(sys, "argv", ["import_checkpoint.py", str(folder), str(tmp_path / "Checkpoint")])
+    main()
+    assert "St5RecModel, 2 layers of width 16, mean pooling, up to 255 tokens" in capsys.readouterr().out
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    (tmp_path / "items.json").write_text(json.dumps([TINY_ITEMS[2], TINY_ITEMS[4]]))
+    command = [sys.executable, "-c", STRANGER, "Checkpoint"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for noise in ("UNEXPECTED", "MISSING", "newly initialized"):
+        assert noise not in done.stderr, done.stderr
+    answers = load_file(tmp_path / "Checkpoint.answers")
+    torch.testing.assert_close(answers["pooler_output"][0], expected[1], atol=1e-5, rtol=0)
+    assert {path.suffix for path in (tmp_path / "Checkpoint").iterdir()} == {".py", ".json", ".safetensors"}
+
+
+def without_modules(folder):
+    (folder / "modules.json").unlink()
+
+
+def without_dense(folder):
+    shutil.rmtree(folder / "2_Dense")
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps([m for m in modules if m["path"] != "2_Dense"]))
+
+
+def without_dense_weights(folder):
+    (folder / "2_Dense" / "model.safetensors").unlink()
+
+
+def with_torn_dense(folder):
+    path = folder / "2_Dense" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def with_bias(folder):
+    path = folder / "2_Dense" / "config.json"
+    path.write_text(path.read_text().replace("false", "true"))
+
+
+def with_cls(folder):
+    path = folder / "1_Pooling" / "config.json"
+    path.write_text(path.read_text().replace("mean", "cls"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_modules, r"its dense layer \(2_Dense\) is missing"),
+        (without_dense, "Dense is missing"),
+        (without_dense_weights, "lacks the weights of its dense layer, 2_Dense/model.safetensors"),
+        (with_torn_dense, "2_Dense/model.safetensors is truncated or corrupt"),
+        (with_bias, "has no bias and no activation, this one has"),
+        (with_cls, "takes the mean over tokens, this one cls"),
+    ],
+)
+def test_a_broken_folder_is_one_clear_sentence(damage, message, broken, tmp_path, monkeypatch):
+    damage(broken)
+    monkeypatch.setattr(sys, "argv", ["import_checkpoint.py", str(broken), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=f"^import_checkpoint: .*{message}"):
+        main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_that_it_does_not_have_is_named(sentence_t5):
+    with pytest.raises(ValueError, match="max_item_embeddings is nothing that a Sentence-T5 has"):
+        import_checkpoint(str(sentence_t5[0]), max_item_embeddings=5)
+
+
+def test_padding_changes_nothing_and_gradients_reach_every_weight(vocabulary):
+    model = St5RecModel(St5RecConfig(**tiny_shape(vocabulary), projection_size=8)).eval()
+    tokenizer = ItemSentTokenizer.wrap(vocabulary, **ST5_SETTINGS)
+    batch = tokenizer([TINY_ITEMS, TINY_ITEMS[:1]], return_tensors="pt")
+    alone = model.embed(**tokenizer([TINY_ITEMS[:1]], return_tensors="pt"))
+    both = model.embed(**batch)
+    torch.testing.assert_close(both[1:], alone)
+    both[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    with pytest.raises(ValueError, match="Row 1 of the batch has no token"):
+        model(torch.tensor([[5, 1], [0, 0]]))
+
+
+def test_checkpoints_of_the_other_family_and_lost_weights_are_named(vocabulary, tmp_path):
+    model = St5RecModel(St5RecConfig(**tiny_shape(vocabulary)))
+    save_checkpoint_files(model, ItemSentTokenizer.wrap(vocabulary, **ST5_SETTINGS), tmp_path)
+    with pytest.raises(ValueError, match='is a "st5rec" checkpoint, not a "jepa4rec" one'):
+        Jepa4RecModel.from_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights of the encoder, the first of them projection.weight"):
+        St5RecModel.from_pretrained(tmp_path)
