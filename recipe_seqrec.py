@@ -25,9 +25,9 @@ class RunRecipe:
     """Where the run lives and how it is carried out; nothing here changes what is learned, except the seed.
 
     `name` is what tables and the model card call the run (None: the last part of `output_dir`), `system` the method it
-    trains.
-    `mixed_precision` None leaves the choice to `accelerate launch`. `save_every` counts optimiser steps between two
-    saved states (0: none between phases). `resume` continues an interrupted run, `overwrite` replaces a finished one.
+    trains. `mixed_precision` None leaves the choice to `accelerate launch`. `save_every` counts optimiser steps between
+    two saved states (0: none between phases), `telemetry_every` those between two looks for collapse (0: none). `resume`
+    continues an interrupted run, `overwrite` replaces a finished one.
     """
 
     output_dir: str
@@ -42,6 +42,11 @@ class RunRecipe:
     log_every: int = 20
     save_every: int = 500
     telemetry_every: int = 100
+
+    def __post_init__(self):
+        for name, least in {"log_every": 1, "save_every": 0, "telemetry_every": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)

@@ -149,7 +149,8 @@ def optimiser_step(training: Training, slices: list[dict]):
     step, total, phase = training.progress.step, training.total_steps, training.phase
     place = (training.schedule_start + step, training.schedule_steps)
     set_learning_rates(training.optimizer, learning_rate_factor(*place, phase.warmup, phase.schedule))
-    telemetry, outputs = (step + 1) % training.recipe.run.telemetry_every == 0, []
+    looks, outputs = training.recipe.run.telemetry_every, []
+    telemetry = bool(looks) and (step + 1) % looks == 0
     for number, batch in enumerate(slices, start=1):
         batch = send_to_device(batch, training.accelerator.device, non_blocking=True)
         # Gradients travel between processes once a step, with the last slice.
