@@ -129,6 +129,9 @@ class Desk:
         module = importlib.import_module("jepa4rec." + words[0].removesuffix(".py").replace("/", "."))
         if words[0].startswith("studies/"):
             words = [*words, "--set", f"base={self.tiny_base()}"]
+        if words[0] == "scripts/search_settings.py":
+            smaller = self.small(read_recipe(words[words.index("--recipe") + 1]))
+            words += [word for setting in smaller for word in ("--set", setting)]
         if words[0].startswith("benchmarks/catalogue"):
             words = [*words, "--sizes", "50", "--queries", "5", "--indexes", "exact"]
         self.monkeypatch.setattr(sys, "argv", words)

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, TINY_ITEMS
 from documents import TINY, Desk, blocks, steps
 from hub_server import HubServer, Repository
-from test_datasets_builders import write_invoices, write_unisrec
+from test_datasets_builders import write_invoices
 from test_recformer_weights import longformer_config, official_state, save_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 from transformers import logging as transformers_logging
@@ -103,6 +103,20 @@ def things(tmp_path_factory):
     shutil.copytree(ROOT / "results", folder / "results")
     shutil.copy(ROOT / "README.md", folder)
     return folder
+
+
+def write_unisrec(folder) -> None:
+    """Twenty walks round nine items in UniSRec's files: histories with their next item, one split a file."""
+    folder.mkdir()
+    walks = [[str((user + step) % 9) for step in range(6)] for user in range(20)]
+    head = "user_id:token\titem_id_list:token_seq\titem_id:token"
+    for ending, ends in {"train": range(1, 4), "valid": [4], "test": [5]}.items():
+        lines = [f"{user}\t{' '.join(walk[:end])}\t{walk[end]}" for user, walk in enumerate(walks) for end in ends]
+        (folder / f"Scientific.{ending}.inter").write_text("\n".join([head, *lines]) + "\n")
+    texts = [f"B{item}\tBeaker no. {item}" for item in range(9)]
+    (folder / "Scientific.text").write_text("\n".join(["item_id:token\ttext:token_seq", *texts]) + "\n")
+    (folder / "Scientific.item2index").write_text("".join(f"B{item}\t{item}\n" for item in range(9)))
+    (folder / "Scientific.user2index").write_text("".join(f"u{user}\t{user}\n" for user in range(20)))
 
 
 def write_amazon_2014(folder) -> None:
