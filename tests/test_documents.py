@@ -162,6 +162,7 @@ def test_every_command_and_block_runs(document, desk, capsys):
 
 
 def check_readme(desk, names):
+    assert (desk.folder / "checkpoints/minilm/model.safetensors").is_file()
     assert names["vectors"].shape == (2, TINY["hidden_size"])
     assert {item["item_id"] for item in names["found"]} == {"dipper", "torch"}
     assert (desk.folder / "runs/shop-zero-shot/metrics.json").is_file()
@@ -214,7 +215,8 @@ def test_a_command_that_is_wrong_is_found(desk):
 
 
 def test_loading_takes_five_lines_and_own_data_ten():
-    load = [line for line in blocks(README, "python")[0].splitlines() if line.strip() and not line.startswith("from ")]
+    section = README.partition("## Load a checkpoint")[2].partition("\n## ")[0]
+    load = [line for line in blocks(section, "python")[0].splitlines() if line.strip() and not line.startswith("from ")]
     assert len(load) == 5
     own_data = README.partition("## Your own data")[2].partition("\n## ")[0]
     lines = [
