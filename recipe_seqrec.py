@@ -25,8 +25,8 @@ class RunRecipe:
     """Where the run lives and how it is carried out; nothing here changes what is learned, except the seed.
 
     `name` is what tables and the model card call the run (None: the last part of `output_dir`), `system` the method it
-    trains. `mixed_precision` None leaves the choice to `accelerate launch`. `save_every` counts optimiser steps between
-    two saved states (0: none between phases), `telemetry_every` those between two looks for collapse (0: none). `resume`
+    trains. `mixed_precision` None leaves the choice to `accelerate launch`. `save_every` counts optimiser steps
+    between saved states (0: none between phases), `telemetry_every` between looks for collapse (0: none). `resume`
     continues an interrupted run, `overwrite` replaces a finished one.
     """
 

@@ -52,7 +52,7 @@ def steps(text: str) -> list[tuple[str, str]]:
 
 
 class Desk:
-    """A folder to work in. `run` takes one command as written and raises AssertionError with its output if it fails."""
+    """A folder to work in. `run` takes one command as written and raises when it fails."""
 
     def __init__(self, folder: Path, monkeypatch, hub):
         self.folder, self.monkeypatch, self.hub = folder, monkeypatch, hub

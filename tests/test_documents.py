@@ -1,4 +1,4 @@
-"""README.md and docs/ tell the truth: every command and every block in them runs, in order, on small made-up things."""
+"""README.md and docs/ tell the truth: every command and block in them runs, in order, on small made-up things."""
 
 import gzip
 import json
@@ -35,9 +35,9 @@ COLUMNS = {
 }
 MEANING = {column: meaning for meaning, columns in COLUMNS.items() for column in columns}
 ITEMS = [
-    {"item": f"p{5 * row + edition}", "title": f"{item['title']}, no. {edition}", "brand": item["brand"], "description": ""}
+    {"item": f"p{5 * row + no}", "title": f"{item['title']}, no. {no}", "brand": item["brand"], "description": ""}
     for row, item in enumerate(TINY_ITEMS)
-    for edition in range(5)
+    for no in range(5)
 ]  # fmt: skip
 
 
@@ -130,7 +130,8 @@ def write_amazon_2014(folder) -> None:
 def write_amazon_2018(folder) -> None:
     folder.mkdir()
     reviews = [
-        {"reviewerID": f"u{user}", "asin": f"B{(user + step) % 9}", "unixReviewTime": 1_500_000_000 + step, "overall": 5.0}
+        {"reviewerID": f"u{user}", "asin": f"B{(user + step) % 9}", "unixReviewTime": 1_500_000_000 + step,
+         "overall": 5.0}
         for user in range(9)
         for step in range(5)
     ]  # fmt: skip
@@ -216,7 +217,9 @@ def test_a_command_that_is_wrong_is_found(desk):
 
 def test_loading_takes_five_lines_and_own_data_ten():
     section = README.partition("## Load a checkpoint")[2].partition("\n## ")[0]
-    load = [line for line in blocks(section, "python")[0].splitlines() if line.strip() and not line.startswith("from ")]
+    load = [
+        line for line in blocks(section, "python")[0].splitlines() if line.strip() and not line.startswith("from ")
+    ]
     assert len(load) == 5
     own_data = README.partition("## Your own data")[2].partition("\n## ")[0]
     lines = [
