@@ -19,6 +19,8 @@ OUT ?= runs/quickstart$(if $(filter-out toy_shop,$(NAME)),-$(NAME))
 SET ?=
 BENCH ?= results/benchmarks
 TEXTS ?= $(or $(SEQREC_DATA),../shared/data)/amazon_2018/scientific_unisrec/Scientific.text
+# A file of tests stays in one process, as many processes as cores, up to four: each loads torch.
+PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
@@ -55,12 +57,12 @@ browser: ## Chromium for the tests of the page, where it is missing and can be i
 	    || echo "chromium is missing and was not installed: the tests of the page are skipped"
 
 test: $(VENV)/.dev ## the test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.dev ## the whole gate: lint, format, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 format: $(VENV)/.dev ## put the code in order
 	$(BIN)/ruff check --fix .
