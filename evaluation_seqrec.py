@@ -1,5 +1,6 @@
 """How good is a run, and beside what: full ranking, shared between processes, and the run's record."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from .baselines import fit_baseline
 from .baselines.item_sequences import ItemSequenceModel
 from .baselines.scoring import SequenceScorer
 from .loading_seqrec import RunData, sample_users, take_rows
-from .metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
-from .ranking_seqrec import DualEncoderScorer, Scorer, rank_split
+from .metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
+from .ranking_seqrec import DualEncoderScorer, Ranks, Scorer, Ties, rank_split_both_ways
 from .recipe_seqrec import EvaluationRecipe, Recipe, recipe_to_dict
 
 
@@ -27,20 +28,20 @@ def make_scorer(model: nn.Module, tokenizer, data: RunData, settings: Evaluation
     return DualEncoderScorer(model, tokenizer, item_tokens, matrix, settings.batch_tokens, progress=False)
 
 
-def rank_together(accelerator: Accelerator, scorer: Scorer, split, settings: EvaluationRecipe) -> np.ndarray:
-    """Ranks (U,) of a split's targets; every process ranks its share of the users and receives all ranks."""
+def rank_together(accelerator: Accelerator, scorer: Scorer, split, settings: EvaluationRecipe) -> Ranks:
+    """Ranks of a split's targets; every process ranks its share of the users and receives all ranks."""
     rows = np.arange(accelerator.process_index, len(split.targets), accelerator.num_processes)
-    own = _rank(scorer, take_rows(split, rows), settings) if len(rows) else np.empty(0)
+    own = _rank(scorer, take_rows(split, rows), settings) if len(rows) else Ranks(np.empty(0), np.empty(0))
     if accelerator.num_processes == 1:
         return own
-    ranks = np.empty(len(split.targets))
-    for process_rows, process_ranks in gather_object([(rows, own)]):
-        ranks[process_rows] = process_ranks
-    return ranks
+    ranks = np.empty((2, len(split.targets)))
+    for process_rows, process_ranks in gather_object([(rows, tuple(own))]):
+        ranks[:, process_rows] = process_ranks
+    return Ranks(*ranks)
 
 
-def _rank(scorer: Scorer, split, settings: EvaluationRecipe) -> np.ndarray:
-    return rank_split(scorer, split, settings.exclude_history, settings.ties, progress=False)
+def _rank(scorer: Scorer, split, settings: EvaluationRecipe) -> Ranks:
+    return rank_split_both_ways(scorer, split, settings.exclude_history, progress=False)
 
 
 def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> dict[str, float]:
@@ -48,28 +49,35 @@ def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunDat
     settings = recipe.evaluation
     split = sample_users(data.splits.validation, settings.validation_users, recipe.run.seed)
     scorer = make_scorer(model, tokenizer, data, settings)
-    return ranking_metrics(rank_together(accelerator, scorer, split, settings))
+    return ranking_metrics(rank_together(accelerator, scorer, split, settings).by(settings.ties))
 
 
-def rank_test_split(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> np.ndarray:
+def rank_test_split(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> Ranks:
     """Ranks of all test users."""
     scorer = make_scorer(model, tokenizer, data, recipe.evaluation)
     return rank_together(accelerator, scorer, data.splits.test, recipe.evaluation)
 
 
-def evaluate_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, dict[str, float]]:
-    """Test metrics of the recipe's baselines."""
-    metrics = {}
-    for name in settings.baselines:
-        scorer = fit_baseline(name, data.splits, "test", data.num_items)
-        metrics[name] = ranking_metrics(_rank(scorer, data.splits.test, settings))
-    return metrics
+def rank_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, Ranks]:
+    """Ranks of all test users by each of the recipe's baselines."""
+    scorers = {name: fit_baseline(name, data.splits, "test", data.num_items) for name in settings.baselines}
+    return {name: _rank(scorer, data.splits.test, settings) for name, scorer in scorers.items()}
+
+
+def measure(ranks: Ranks, baselines: dict[str, Ranks], ties: Ties, cutoffs: Sequence[int] = CUTOFFS) -> dict:
+    """`metrics` and `baselines` as a record has them, and both once more under `official`, by optimistic ties."""
+
+    def metrics_by(way: Ties) -> dict:
+        by_baseline = {name: ranking_metrics(own.by(way), cutoffs) for name, own in baselines.items()}
+        return {"metrics": ranking_metrics(ranks.by(way), cutoffs), "baselines": by_baseline}
+
+    return {**metrics_by(ties), "official": metrics_by("official")}
 
 
 def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, results: dict[str, dict]) -> dict:
     """What metrics.json says about a run.
 
-    `origin` is `describe_run` from when it began; `results` holds metrics, validation_metrics, zero_shot, baselines
+    `origin` is `describe_run` from when it began; `results` holds what `measure` gives, validation_metrics, zero_shot
     and seconds, the wall time of all phases.
     """
     info = data.dataset.info

@@ -13,7 +13,7 @@ Memory: one block of scores (users of the block x items) and never anything of s
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -51,6 +51,19 @@ class SplitLike(Protocol):
 # Ranks
 
 
+class Ranks(NamedTuple):
+    """Ranks of the same targets by both ways to count ties, float64 (U,) each."""
+
+    mean: np.ndarray
+    official: np.ndarray
+
+    def by(self, ties: Ties) -> np.ndarray:
+        """The ranks of one way. Raises ValueError for an unknown one."""
+        if ties not in self._fields:
+            raise ValueError(f'ties is "{ties}"; it is "mean" or "official".')
+        return getattr(self, ties)
+
+
 def rank_split(
     scorer: Scorer,
     split: SplitLike,
@@ -60,11 +73,20 @@ def rank_split(
 ) -> np.ndarray:
     """Rank of the target of every row of a split, float64 (U,).
 
+    Arguments and errors as `rank_split_both_ways`; ties: "mean" or "official", see above.
+    """
+    return rank_split_both_ways(scorer, split, exclude_history, progress).by(ties)
+
+
+def rank_split_both_ways(
+    scorer: Scorer, split: SplitLike, exclude_history: bool = False, progress: bool | None = None
+) -> Ranks:
+    """Rank of the target of every row of a split, ties counted by their mean and as RecFormer's code does.
+
     Args:
         scorer: scores the histories a block at a time, blocks sorted by history length.
         split: `histories` and `targets`, one a row.
         exclude_history: take history items out of the candidates; a target among them ranks infinity.
-        ties: "mean" or "official", see above.
         progress: show a bar; None shows one on a terminal.
 
     Raises:
@@ -72,15 +94,15 @@ def rank_split(
     """
     check_histories(split.histories, scorer.num_items)
     targets = _check_targets(split.targets, len(split.histories), scorer.num_items)
-    ranks = np.empty(len(targets))
+    ranks = np.empty((2, len(targets)))
     by_length = np.argsort([len(history) for history in split.histories], kind="stable")
     with _bar(len(targets), "rank", "user", progress) as bar:
         for rows in _blocks(by_length, scorer.num_items):
             histories = [split.histories[row] for row in rows]
             excluded = histories if exclude_history else None
-            ranks[rows] = _rank_block(scorer.score(histories), targets[rows], excluded, ties, rows)
+            ranks[:, rows] = _rank_block(scorer.score(histories), targets[rows], excluded, rows)
             bar.update(len(rows))
-    return ranks
+    return Ranks(*ranks)
 
 
 def rank_targets(
@@ -105,14 +127,14 @@ def rank_targets(
     index = ItemIndex(item_vectors, similarity)
     targets = _check_targets(targets, len(user_vectors), index.num_items)
     _check_excluded(excluded, len(targets), index.num_items)
-    ranks = np.empty(len(targets))
+    ranks = np.empty((2, len(targets)))
     with _bar(len(targets), "rank", "user", progress) as bar:
         for rows in _blocks(np.arange(len(targets)), index.num_items):
             block_excluded = None if excluded is None else [excluded[row] for row in rows]
             scores = index.scores(user_vectors[rows[0] : rows[-1] + 1])
-            ranks[rows] = _rank_block(scores, targets[rows], block_excluded, ties, rows)
+            ranks[:, rows] = _rank_block(scores, targets[rows], block_excluded, rows)
             bar.update(len(rows))
-    return ranks
+    return Ranks(*ranks).by(ties)
 
 
 def rank_scores(
@@ -121,15 +143,11 @@ def rank_scores(
     """Rank of each row's target in (B, N) scores, float64 (B,). Arguments and errors as `rank_targets`."""
     targets = _check_targets(targets, *scores.shape)
     _check_excluded(excluded, *scores.shape)
-    return _rank_block(scores, targets, excluded, ties, np.arange(len(targets)))
+    return _rank_block(scores, targets, excluded, np.arange(len(targets))).by(ties)
 
 
-def _rank_block(
-    scores: Tensor, targets: np.ndarray, excluded: Histories | None, ties: Ties, rows: np.ndarray
-) -> np.ndarray:
-    """`rank_scores` on checked items; `rows` are the names of the rows in errors."""
-    if ties not in ("mean", "official"):
-        raise ValueError(f'ties is "{ties}"; it is "mean" or "official".')
+def _rank_block(scores: Tensor, targets: np.ndarray, excluded: Histories | None, rows: np.ndarray) -> Ranks:
+    """`rank_scores` on checked items, both ways; `rows` are the names of the rows in errors."""
     _check_finite(scores, rows)
     # The target's score is read out of the block: computed apart it could differ from its equals in the last bit.
     target_scores = scores.gather(1, torch.as_tensor(targets, device=scores.device)[:, None])
@@ -142,8 +160,8 @@ def _rank_block(
         higher -= np.bincount(users, (gone > bound).cpu().numpy(), len(targets)).astype(np.int64)
         equal -= np.bincount(users, (gone == bound).cpu().numpy(), len(targets)).astype(np.int64)
         missed[users[items == targets[users]]] = True
-    ranks = higher + 1.0 + (equal / 2 if ties == "mean" else 0.0)
-    return np.where(missed, np.inf, ranks)
+    official = higher + 1.0
+    return Ranks(*(np.where(missed, np.inf, ranks) for ranks in (official + equal / 2, official)))
 
 
 def _excluded_pairs(excluded: Histories, num_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -128,6 +128,14 @@ class EvaluationRecipe:
     )
     batch_tokens: int = 16384
 
+    def __post_init__(self):
+        missing = [name for name in ("popularity", "item_transition") if name not in self.baselines]
+        if missing:
+            raise ValueError(
+                f"baselines lacks {' and '.join(missing)}: every table carries popularity and item_transition, so "
+                "every run measures them"
+            )
+
 
 @dataclass(kw_only=True)
 class Phase:

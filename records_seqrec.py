@@ -16,23 +16,31 @@ import torch
 
 
 def write_evaluation(
-    out_dir: str | Path, record: dict, ranks: np.ndarray, user_ids: Sequence, targets: np.ndarray
+    out_dir: str | Path,
+    record: dict,
+    ranks: np.ndarray,
+    user_ids: Sequence,
+    targets: np.ndarray,
+    official_ranks: np.ndarray | None = None,
 ) -> None:
     """Write metrics.json (the record) and ranks.parquet (user_id, target, rank: one row a user) into a folder.
 
-    Both are complete before either appears under its name. Raises ValueError when the columns differ in length or the
-    record holds a number that JSON cannot.
+    `rank` counts ties as the record's `ties` says; `official_rank`, where given, is the optimistic one. Both files are
+    complete before either appears under its name. Raises ValueError when the columns differ in length or the record
+    holds a number that JSON cannot.
     """
-    if not len(ranks) == len(user_ids) == len(targets):
+    columns_of_ranks = [ranks] if official_ranks is None else [ranks, official_ranks]
+    if any(not len(column) == len(user_ids) == len(targets) for column in columns_of_ranks):
         raise ValueError(f"{len(ranks)} ranks, {len(user_ids)} users and {len(targets)} targets are not one table.")
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    table = pa.table(
-        {
-            "user_id": pa.array([str(user) for user in user_ids], pa.string()),
-            "target": pa.array(np.asarray(targets), pa.int32()),
-            "rank": pa.array(np.asarray(ranks), pa.float64()),
-        }
-    )
+    columns = {
+        "user_id": pa.array([str(user) for user in user_ids], pa.string()),
+        "target": pa.array(np.asarray(targets), pa.int32()),
+        "rank": pa.array(np.asarray(ranks), pa.float64()),
+    }
+    if official_ranks is not None:
+        columns["official_rank"] = pa.array(np.asarray(official_ranks), pa.float64())
+    table = pa.table(columns)
     out_dir = Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
     partial = {name: out_dir / f".{name}.{os.getpid()}.tmp" for name in ("ranks.parquet", "metrics.json")}

@@ -35,9 +35,10 @@ from jepa4rec.checkpointing_seqrec import (
     written_folder,
 )
 from jepa4rec.evaluation_seqrec import (
-    evaluate_baselines,
     evaluate_validation,
     make_record,
+    measure,
+    rank_baselines,
     rank_test_split,
 )
 from jepa4rec.loading_seqrec import (
@@ -56,7 +57,7 @@ from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.render import write_card
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
 from jepa4rec.pipeline_seqrec import save_checkpoint_files, save_item_ids
-from jepa4rec.ranking_seqrec import encode_items
+from jepa4rec.ranking_seqrec import Ranks, encode_items
 from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, Recipe, read_recipe, write_recipe
 from jepa4rec.records_seqrec import describe_run, write_evaluation
 from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
@@ -382,15 +383,16 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     phase, weights = recipe.phases[-1], folder.finished_phase(len(recipe.phases) - 1)
     tokenizer = open_phase_tokenizer(folder.start, phase)
     model = open_phase_model(weights, phase, data).to(accelerator.device)
-    ranks = rank_test_split(accelerator, model, tokenizer, data, recipe)
-    results = {"metrics": ranking_metrics(ranks)}
+    ranks, ties = rank_test_split(accelerator, model, tokenizer, data, recipe), recipe.evaluation.ties
+    results = {"metrics": ranking_metrics(ranks.by(ties))}
     results["validation_metrics"] = folder.end_of(len(recipe.phases) - 1).metrics
     if recipe.evaluation.zero_shot and not recipe.model.baseline:
         start = open_start_model(folder.start).to(accelerator.device)
-        results["zero_shot"] = ranking_metrics(rank_test_split(accelerator, start, tokenizer, data, recipe))
+        before = rank_test_split(accelerator, start, tokenizer, data, recipe)
+        results["zero_shot"] = ranking_metrics(before.by(ties))
     if not accelerator.is_main_process:
         return results
-    results["baselines"] = evaluate_baselines(data, recipe.evaluation)
+    results |= measure(ranks, rank_baselines(data, recipe.evaluation), ties)
     results["seconds"] = folder.training_seconds(len(recipe.phases))
     record = make_record(recipe, data, accelerator.num_processes, origin, results)
     publish(recipe, record, ranks, data, weights, folder)
@@ -398,10 +400,10 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     return record
 
 
-def publish(recipe: Recipe, record: dict, ranks, data: RunData, weights: Path, folder: RunFolder) -> None:
+def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: Path, folder: RunFolder) -> None:
     """Put the result into the run's folder, each file whole; metrics.json, a finished run's mark, comes last."""
     staged, test = folder.state / "result", data.splits.test
-    write_evaluation(staged, record, ranks, test.user_ids, test.targets)
+    write_evaluation(staged, record, ranks.by(recipe.evaluation.ties), test.user_ids, test.targets, ranks.official)
     write_recipe(recipe, staged / folder.recipe.name)
     shutil.copy(folder.log, staged)
     with written_folder(folder.checkpoint) as fresh:

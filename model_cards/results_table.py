@@ -63,16 +63,20 @@ def group_records(records: list[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def baseline_rows(records: list[dict]) -> dict[str, dict[str, float]]:
-    """Metrics of the baselines measured beside the records of one group.
+    """Metrics of the baselines measured beside the records of one group; those by official ties, where a record has
+    them, under `official`.
 
     Raises ValueError when two records disagree (baselines have no seed) or one that every table needs is missing.
     """
-    rows: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict] = {}
     for record in records:
+        official = record.get("official", {}).get("baselines", {})
         for name, metrics in record.get("baselines", {}).items():
-            known = rows.setdefault(name, metrics)
+            known = rows.setdefault(name, dict(metrics))
             if any(not math.isclose(known[metric], metrics[metric], abs_tol=1e-9) for metric in METRICS):
                 raise ValueError(f"{describe(records)}: two records disagree about the baseline {name}")
+            if name in official:
+                known["official"] = official[name]
     missing = [name for name in NEEDED_BASELINES if name not in rows]
     if missing:
         raise ValueError(f"{describe(records)}: no record carries the baseline {missing[0]}, which every table needs")
@@ -80,7 +84,7 @@ def baseline_rows(records: list[dict]) -> dict[str, dict[str, float]]:
 
 
 def model_rows(records: list[dict]) -> dict[str, list[dict[str, float]]]:
-    """Metrics of every seed of every model of one group, the worst NDCG@10 first.
+    """Metrics of every seed of every model of one group, the worst NDCG@10 first; `official` as in `baseline_rows`.
 
     Raises ValueError when a model has the same seed twice.
     """
@@ -88,7 +92,8 @@ def model_rows(records: list[dict]) -> dict[str, list[dict[str, float]]]:
     for record in records:
         if record["seed"] in runs[record["model"]]:
             raise ValueError(f"{describe(records)}: {record['model']} has two records with seed {record['seed']}")
-        runs[record["model"]][record["seed"]] = record["metrics"]
+        official = {"official": record["official"]["metrics"]} if "official" in record else {}
+        runs[record["model"]][record["seed"]] = {**record["metrics"], **official}
     rows = {model: list(seeds.values()) for model, seeds in runs.items()}
     return dict(sorted(rows.items(), key=lambda row: statistics.mean(run["ndcg@10"] for run in row[1])))
 
@@ -100,32 +105,46 @@ def describe(records: list[dict]) -> str:
     return f"{dataset}, {first['split']} split, fingerprint `{first['fingerprint'][:12]}`"
 
 
-def results_table(records: list[dict]) -> str:
-    """One Markdown table: the baselines, then the models; the best mean of a column is bold."""
+def results_table(records: list[dict], official: bool = False) -> str:
+    """One Markdown table: the baselines, then the models; the best mean of a column is bold.
+
+    With `official` each metric stands there twice: strictly (ties take the mean rank), and by RecFormer's optimistic
+    ties; "–" where a record does not know those.
+    """
     named_baselines = {BASELINE_NAMES.get(name, name): [m] for name, m in baseline_rows(records).items()}
     rows = {**named_baselines, **model_rows(records)}
-    best = {metric: max(_mean(runs, metric) for runs in rows.values()) for metric in METRICS}
-    lines = [
-        "| model | seeds | " + " | ".join(METRIC_NAMES.values()) + " |",
-        "| --- | ---: |" + " ---: |" * len(METRICS),
-    ]
+    columns = [(metric, way) for metric in METRICS for way in ((False, True) if official else (False,))]
+    best = {column: max(_mean(runs, *column) for runs in rows.values()) for column in columns}
+    heads = [METRIC_NAMES[metric] + (", official" if way else "") for metric, way in columns]
+    lines = ["| model | seeds | " + " | ".join(heads) + " |", "| --- | ---: |" + " ---: |" * len(heads)]
     for name, runs in rows.items():
         seeds = "–" if name in named_baselines else str(len(runs))  # baselines have none
-        cells = [_cell(runs, metric, bold=_mean(runs, metric) == best[metric]) for metric in METRICS]
+        cells = [_cell(runs, *column, bold=_mean(runs, *column) == best[column]) for column in columns]
         lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _mean(runs: list[dict[str, float]], metric: str) -> float:
-    return statistics.mean(run[metric] for run in runs)
+def _values(runs: list[dict], metric: str, official: bool) -> list[float]:
+    """The metric of each seed; none where it is not known of all of them."""
+    if official:
+        runs = [run["official"] for run in runs] if all("official" in run for run in runs) else []
+    return [run[metric] for run in runs]
 
 
-def _cell(runs: list[dict[str, float]], metric: str, bold: bool) -> str:
-    """`.2916 ± .0012` over seeds, `.2916` for one, `**.2916**` for the best of the column."""
-    mean = f"{_mean(runs, metric):.4f}".removeprefix("0")
+def _mean(runs: list[dict], metric: str, official: bool) -> float:
+    values = _values(runs, metric, official)
+    return statistics.mean(values) if values else -math.inf
+
+
+def _cell(runs: list[dict], metric: str, official: bool, bold: bool) -> str:
+    """`.2916 ± .0012` over seeds, `.2916` for one, `**.2916**` for the best of the column, `–` where not known."""
+    values = _values(runs, metric, official)
+    if not values:
+        return "–"
+    mean = f"{statistics.mean(values):.4f}".removeprefix("0")
     text = f"**{mean}**" if bold else mean
-    if len(runs) > 1:
-        text += f" ± {statistics.stdev(run[metric] for run in runs):.4f}".replace("± 0.", "± .")
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.4f}".replace("± 0.", "± .")
     return text
 
 

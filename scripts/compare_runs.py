@@ -1,21 +1,27 @@
-"""Compare two systems user by user: is A better than B, or was it luck?
+"""Compare systems user by user: is the first better than each other one, or was it luck?
 
     python scripts/compare_runs.py runs/pretrained runs/plain
     python scripts/compare_runs.py 'runs/pretrained-seed*' 'runs/plain-seed*' --out results/comparisons/shop.json
-    python scripts/compare_runs.py 'results/scientific-pretrained-seed*.json' 'results/scientific-minilm-seed*.json'
+    python scripts/compare_runs.py 'results/scientific-pretrained-seed*.json' 'results/scientific-minilm-seed*.json' \\
+        'results/scientific-sasrec-seed*.json'
 
 Each argument is a run's folder (metrics.json and ranks.parquet), a published record (results/NAME.json with
 results/ranks/NAME.parquet), or a pattern that matches one run a seed: a user's value is then the mean over the seeds.
-Prints a Markdown table: each metric of both, the difference, its 95 % interval and p-value by a paired bootstrap over
-users.
+All must be of one dataset fingerprint, split and set of rules.
+
+Prints Markdown: the README's table (mean ± sd over seeds, baselines beside it, each metric strictly and by RecFormer's
+`official` ties; "–" where older records have no such ranks), then the first system against each other one: per metric
+the difference, its 95 % interval and p-value by a paired bootstrap over users.
 """
 
 import argparse
 import glob
 import json
 import os
+import statistics
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,10 +29,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.metrics.significance import paired_bootstrap
+from jepa4rec.model_cards.results_table import METRIC_NAMES, METRICS, check_record, describe, results_table
 
+OFFICIAL = "official_rank"
 # What must be equal for the ranks of two runs to answer the same question, and its value where a record lacks it.
 SAME = {"fingerprint": None, "split": None, "protocol": "leave_one_out", "exclude_history": False, "ties": "mean"}
+
+
+class System(NamedTuple):
+    """One system under comparison: its name in tables, and records and ranks of its seeds."""
+
+    name: str
+    records: list[dict]
+    tables: list[pa.Table]
+
+    def ranks(self, column: str) -> np.ndarray | None:
+        """(seeds, U), or None where a run has no such column."""
+        if any(column not in table.column_names for table in self.tables):
+            return None
+        return np.stack([table[column].to_numpy() for table in self.tables])
 
 
 def read_run(place: Path) -> tuple[dict, pa.Table]:
@@ -37,25 +60,44 @@ def read_run(place: Path) -> tuple[dict, pa.Table]:
         metrics, ranks = place, place.parent / "ranks" / f"{place.stem}.parquet"
     for path in (metrics, ranks):
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: {place} is not an evaluated run.")
+            raise FileNotFoundError(f"{path} does not exist: {place} is not an evaluated run with ranks.")
     try:
         record = json.loads(metrics.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{metrics} is not valid JSON: {error}") from error
     try:
-        table = pq.read_table(ranks, columns=["user_id", "target", "rank"])
-    except (ValueError, OSError) as error:
+        table = pq.read_table(ranks)
+        columns = [name for name in ("user_id", "target", "rank", OFFICIAL) if name in table.column_names]
+        return check_record(record, metrics), table.select(columns)
+    except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{ranks} cannot be read: {error}") from error
-    return record, table
 
 
-def read_system(pattern: str) -> list[tuple[dict, pa.Table]]:
-    """The run of a folder, or the runs of all folders that a pattern matches, by name."""
-    folders = sorted(Path(place) for place in glob.glob(pattern)) or [Path(pattern)]
-    runs = [read_run(folder) for folder in folders]
-    for run in runs[1:]:
-        check_same_question(runs[0], run)
-    return runs
+def read_systems(patterns: list[str]) -> list[System]:
+    """One system an argument: the run of a folder, or the runs of all that a pattern matches, by name.
+
+    Raises ValueError unless all ranked the same targets of the same users, by the same rules.
+    """
+    systems = []
+    for pattern in patterns:
+        places = sorted(Path(place) for place in glob.glob(pattern)) or [Path(pattern)]
+        records, tables = zip(*(read_run(place) for place in places), strict=True)
+        systems.append(System(pattern, list(records), list(tables)))
+    first = (systems[0].records[0], systems[0].tables[0])
+    for system in systems:
+        for run in zip(system.records, system.tables, strict=True):
+            check_same_question(first, run)
+    return named(systems)
+
+
+def named(systems: list[System]) -> list[System]:
+    """Systems under the name their records have, or under their argument where that would not tell them apart."""
+    models = [{record["model"] for record in system.records} for system in systems]
+    names = [next(iter(own)) if len(own) == 1 else system.name for own, system in zip(models, systems, strict=True)]
+    return [
+        system._replace(name=name if names.count(name) == 1 else f"{name} ({system.name})")
+        for name, system in zip(names, systems, strict=True)
+    ]
 
 
 def check_same_question(a: tuple[dict, pa.Table], b: tuple[dict, pa.Table]) -> None:
@@ -68,48 +110,89 @@ def check_same_question(a: tuple[dict, pa.Table], b: tuple[dict, pa.Table]) -> N
         raise ValueError("The runs did not rank the same targets of the same users in the same order.")
 
 
-def compare(a: list[tuple[dict, pa.Table]], b: list[tuple[dict, pa.Table]], resamples: int, seed: int) -> dict:
-    """Per metric that all runs report: means of A and of B over their seeds, and the paired test."""
-    ranks_a, ranks_b = (np.stack([table["rank"].to_numpy() for _, table in runs]) for runs in (a, b))
+def compare(a: System, b: System, column: str, resamples: int, seed: int) -> dict | None:
+    """Per metric: means of A and of B over their seeds, and the paired test; None where the ranks are not known."""
+    ranks_a, ranks_b = a.ranks(column), b.ranks(column)
+    if ranks_a is None or ranks_b is None:
+        return None
     rows = {}
-    for metric in [name for name in a[0][0]["metrics"] if all(name in record["metrics"] for record, _ in [*a, *b])]:
-        means = [float(np.mean([record["metrics"][metric] for record, _ in runs])) for runs in (a, b)]
+    for metric in METRICS:
+        means = [np.mean([ranking_metrics(one)[metric] for one in ranks]) for ranks in (ranks_a, ranks_b)]
         test = paired_bootstrap(ranks_a, ranks_b, metric, resamples, seed)
-        rows[metric] = {"a": means[0], "b": means[1], **test._asdict()}
+        rows[metric] = {"a": float(means[0]), "b": float(means[1]), **test._asdict()}
     return rows
 
 
-def markdown_table(rows: dict) -> str:
-    """One row a metric."""
-    lines = ["| metric | A | B | A - B | 95 % interval | p |", "| --- | --- | --- | --- | --- | --- |"]
-    for metric, row in rows.items():
-        interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
-        values = f"{row['a']:.4f} | {row['b']:.4f} | {row['difference']:+.4f}"
-        lines.append(f"| {metric} | {values} | {interval} | {row['p_value']:.4f} |")
+def compare_all(systems: list[System], resamples: int, seed: int) -> dict:
+    """The whole comparison, as the JSON holds it: every system, and the first against each other one."""
+    first = systems[0].records[0]
+    pairs = []
+    for other in systems[1:]:
+        print(f"{systems[0].name} against {other.name}: {resamples} resamples", file=sys.stderr)
+        strict, official = (compare(systems[0], other, column, resamples, seed) for column in ("rank", OFFICIAL))
+        pairs.append({"a": systems[0].name, "b": other.name, "metrics": strict, "official": official})
+    return {
+        "dataset": first["dataset"],
+        "config": first["config"],
+        **{field: first.get(field, default) for field, default in SAME.items()},
+        "users": systems[0].tables[0].num_rows,
+        "resamples": resamples,
+        "systems": [describe_system(system) for system in systems],
+        "comparisons": pairs,
+    }
+
+
+def describe_system(system: System) -> dict:
+    """Name, seeds, and mean and sd over the seeds of each metric; the sd of one seed is null."""
+    values = {metric: [record["metrics"][metric] for record in system.records] for metric in METRICS}
+    spread = {
+        metric: {"mean": statistics.mean(own), "sd": statistics.stdev(own) if len(own) > 1 else None}
+        for metric, own in values.items()
+    }
+    return {"name": system.name, "seeds": [record["seed"] for record in system.records], "metrics": spread}
+
+
+# Output
+
+
+def markdown(systems: list[System], comparison: dict) -> str:
+    """What was compared, the table of all systems, and one table a pair."""
+    records = [{**record, "model": system.name} for system in systems for record in system.records]
+    official = any("official" in record for record in records)
+    parts = [f"**{describe(records)}**, {comparison['users']:,} users", results_table(records, official)]
+    if not official:
+        parts.append("None of these records has ranks by `official` ties; runs from now on do.")
+    for pair in comparison["comparisons"]:
+        seeds = " and ".join(
+            f"{len(system['seeds'])}" for name in (pair["a"], pair["b"]) for system in comparison["systems"]
+            if system["name"] == name
+        )  # fmt: skip
+        heading = f"A: {pair['a']}, B: {pair['b']} ({seeds} runs, {comparison['resamples']:,} resamples)"
+        parts.append(f"{heading}\n\n{pair_table(pair)}")
+    return "\n\n".join(parts)
+
+
+def pair_table(pair: dict) -> str:
+    """One row a metric, the strict ranks first."""
+    lines = ["| metric | A | B | A - B | 95 % interval | p |", "| --- |" + " ---: |" * 5]
+    for ways, suffix in ((pair["metrics"], ""), (pair["official"], ", official")):
+        for metric, row in (ways or {}).items():
+            interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
+            values = f"{row['a']:.4f} | {row['b']:.4f} | {row['difference']:+.4f}"
+            lines.append(f"| {METRIC_NAMES[metric]}{suffix} | {values} | {interval} | {row['p_value']:.4f} |")
     return "\n".join(lines)
 
 
-def write_comparison(out: Path, a: list, b: list, rows: dict, options: argparse.Namespace) -> None:
-    """What was compared, and the table's numbers, as JSON."""
-    first = a[0][0]
-    sides = [
-        {"model": runs[0][0].get("model"), "seeds": [record.get("seed") for record, _ in runs]} for runs in (a, b)
-    ]
-    what = {field: first.get(field, default) for field, default in SAME.items()}
-    comparison = {
-        "dataset": first.get("dataset"), "config": first.get("config"), **what, "a": sides[0], "b": sides[1],
-        "users": a[0][1].num_rows, "resamples": options.resamples, "metrics": rows,
-    }  # fmt: skip
+def write_comparison(out: Path, comparison: dict) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.tmp")
-    partial.write_text(json.dumps(comparison, indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, out)
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_a", metavar="RUN_A", help="a run's folder, or a quoted pattern for several seeds")
-    parser.add_argument("run_b", metavar="RUN_B")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or a quoted pattern for several seeds")
     parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: 10000)")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     parser.add_argument("--out", type=Path, help="also write the comparison here as JSON")
@@ -119,15 +202,16 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     try:
-        a, b = read_system(options.run_a), read_system(options.run_b)
-        check_same_question(a[0], b[0])
-        rows = compare(a, b, options.resamples, options.seed)
+        if len(options.runs) < 2:
+            raise ValueError(f"{options.runs[0]} alone cannot be compared: name at least two runs")
+        systems = read_systems(options.runs)
+        comparison = compare_all(systems, options.resamples, options.seed)
+        text = markdown(systems, comparison)
         if options.out:
-            write_comparison(options.out, a, b, rows, options)
+            write_comparison(options.out, comparison)
     except (ValueError, OSError) as error:
         sys.exit(f"compare_runs: {error}")
-    seeds = f"{len(a)} and {len(b)} runs, {a[0][1].num_rows} users, {options.resamples} resamples"
-    print(f"A: {options.run_a}, B: {options.run_b} ({seeds})\n\n{markdown_table(rows)}")
+    print(text)
 
 
 if __name__ == "__main__":

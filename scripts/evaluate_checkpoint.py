@@ -4,8 +4,8 @@
     python scripts/evaluate_checkpoint.py runs/quickstart data/retail --split validation --exclude_history
 
 Zero-shot: items and histories are read as texts, so any checkpoint ranks any catalogue. Only a checkpoint that was
-fine-tuned on this very dataset (same fingerprint) ranks with its own item matrix. Popularity and item-transition stand
-beside it.
+fine-tuned on this very dataset (same fingerprint) ranks with its own item matrix. A baseline (SASRec, …) knows item
+ids alone and ranks only the dataset it was trained on. Popularity and item-transition stand beside it.
 """
 
 import argparse
@@ -21,7 +21,9 @@ from transformers import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.auditing_seqrec import audit, summarise
-from jepa4rec.baselines import BASELINES, fit_baseline
+from jepa4rec.baselines import BASELINES, SEQUENCE_MODELS, fit_baseline
+from jepa4rec.baselines.item_sequences import ItemSequenceModel
+from jepa4rec.baselines.scoring import SequenceScorer
 from jepa4rec.datasets_builders.contract import (
     SeqRecDataset,
     Split,
@@ -31,14 +33,17 @@ from jepa4rec.datasets_builders.contract import (
     load_dataset_dir,
 )
 from jepa4rec.encoders_seqrec import encoder_class
-from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
+from jepa4rec.evaluation_seqrec import measure
+from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import CUTOFFS
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
 from jepa4rec.ranking_seqrec import (
     BATCH_TOKENS,
     DualEncoderScorer,
+    Ranks,
+    Scorer,
     check_histories,
     check_k,
-    rank_split,
+    rank_split_both_ways,
 )
 from jepa4rec.records_seqrec import describe_run, portable_path, write_evaluation
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -66,15 +71,21 @@ def find_checkpoint(place: str) -> str:
 
 
 def load_model(checkpoint: str, fingerprint: str) -> torch.nn.Module:
-    """The fine-tuned model where its item matrix is for the dataset of this fingerprint, else the encoder.
+    """The fine-tuned model where its item matrix is for the dataset of this fingerprint, else the encoder; or the
+    baseline that the checkpoint holds.
 
     Raises:
-        ValueError: another kind of checkpoint, a broken file, missing weights, or weights that are no numbers.
+        ValueError: a baseline of another dataset, another kind of checkpoint, a broken file, missing weights, or
+            weights that are no numbers.
     """
     config = read_config(checkpoint)
     fine_tuned = Jepa4RecForSequentialRecommendation.__name__ in (config.get("architectures") or [])
     fits = fine_tuned and config.get("catalogue_fingerprint") == fingerprint
-    model_class = Jepa4RecForSequentialRecommendation if fits else encoder_class(checkpoint)
+    if config.get("model_type") in SEQUENCE_MODELS:
+        check_catalogue(checkpoint, config, fingerprint)
+        model_class = SEQUENCE_MODELS[config["model_type"]]
+    else:
+        model_class = Jepa4RecForSequentialRecommendation if fits else encoder_class(checkpoint)
     try:
         model, info = model_class.from_pretrained(checkpoint, output_loading_info=True)
     except RuntimeError as error:
@@ -85,6 +96,16 @@ def load_model(checkpoint: str, fingerprint: str) -> torch.nn.Module:
         )
     check_weights(checkpoint, model)
     return model.eval()
+
+
+def check_catalogue(checkpoint: str, config: dict, fingerprint: str) -> None:
+    """Raises ValueError unless a baseline was trained on the dataset of this fingerprint: its items are numbers."""
+    trained_on = config.get("catalogue_fingerprint")
+    if trained_on != fingerprint:
+        raise ValueError(
+            f"{checkpoint} is a {config['model_type']} trained on the dataset of fingerprint "
+            f"{str(trained_on)[:12]}, not {fingerprint[:12]}: a baseline ranks no other catalogue than its own."
+        )
 
 
 def read_config(checkpoint: str) -> dict:
@@ -106,11 +127,15 @@ def check_weights(checkpoint: str, model: torch.nn.Module) -> None:
             )
 
 
-def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Module) -> ItemSentTokenizer:
-    """The checkpoint's tokenizer, reading `max_items` of a history where given.
+def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Module) -> ItemSentTokenizer | None:
+    """The checkpoint's tokenizer, reading `max_items` of a history where given; None for a baseline.
 
     Raises ValueError when there is no tokenizer, or the model has no item positions for so many.
     """
+    if isinstance(model, ItemSequenceModel):
+        if max_items is not None:
+            raise ValueError(f"--max_items is for models that read texts; {checkpoint} is a baseline.")
+        return None
     try:
         tokenizer = ItemSentTokenizer.from_pretrained(checkpoint)
     except (ValueError, OSError) as error:
@@ -126,8 +151,11 @@ def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Modul
     return ItemSentTokenizer.wrap(tokenizer, max_items=max_items)
 
 
-def make_scorer(model, tokenizer, dataset: SeqRecDataset, batch_tokens: int) -> DualEncoderScorer:
-    """A scorer for the dataset's catalogue: with the item matrix of a fine-tuned model, else with encoded texts."""
+def make_scorer(model, tokenizer, dataset: SeqRecDataset, batch_tokens: int) -> Scorer:
+    """A scorer for the dataset's catalogue: with the item matrix of a fine-tuned model or the items of a baseline,
+    else with encoded texts."""
+    if isinstance(model, ItemSequenceModel):
+        return SequenceScorer(model)
     item_tokens = tokenizer.encode_items(dataset.item_texts(), dataset.items["item_id"].to_pylist())
     vectors = model.item_vectors() if is_fine_tuned(model) else None
     return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens)
@@ -163,30 +191,28 @@ def evaluate(options: argparse.Namespace) -> dict:
     model = load_model(checkpoint, dataset.fingerprint).to(options.device)
     tokenizer = load_tokenizer(checkpoint, options.max_items, model)
     scorer = make_scorer(model, tokenizer, dataset, options.batch_tokens)
-    ranks = rank_split(scorer, split, options.exclude_history, options.ties)
+    ranks = rank_split_both_ways(scorer, split, options.exclude_history)
     record = {
         **describe_evaluation(checkpoint, dataset, options),
-        "item_vectors": "matrix" if is_fine_tuned(model) else "text",
-        "tokenizer": tokenizer.settings,
-        "users": len(ranks),
+        "item_vectors": "matrix" if is_fine_tuned(model) or tokenizer is None else "text",
+        "tokenizer": tokenizer and tokenizer.settings,
+        "users": len(split.targets),
         "items": dataset.num_items,
         **describe_run(),
-        "metrics": ranking_metrics(ranks, options.cutoffs),
-        "baselines": evaluate_baselines(splits, split, dataset.num_items, options),
+        **measure(ranks, rank_baselines(splits, split, dataset.num_items, options), options.ties, options.cutoffs),
         "audit": summarise(audit(dataset, options.protocol)),
     }
-    write_evaluation(options.out, record, ranks, split.user_ids, split.targets)
+    write_evaluation(options.out, record, ranks.by(options.ties), split.user_ids, split.targets, ranks.official)
     return record
 
 
-def evaluate_baselines(splits: Splits, split: Split, num_items: int, options: argparse.Namespace) -> dict:
-    """Metrics of every baseline on the same users, by the same rules."""
-    metrics = {}
-    for name in BASELINES:
-        scorer = fit_baseline(name, splits, options.split, num_items)
-        ranks = rank_split(scorer, split, options.exclude_history, options.ties, progress=False)
-        metrics[name] = ranking_metrics(ranks, options.cutoffs)
-    return metrics
+def rank_baselines(splits: Splits, split: Split, num_items: int, options: argparse.Namespace) -> dict[str, Ranks]:
+    """Ranks of the same users by every baseline, by the same rules."""
+    scorers = {name: fit_baseline(name, splits, options.split, num_items) for name in BASELINES}
+    return {
+        name: rank_split_both_ways(scorer, split, options.exclude_history, progress=False)
+        for name, scorer in scorers.items()
+    }
 
 
 def check_places(out: Path, device: str) -> None:

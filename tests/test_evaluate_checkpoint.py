@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from jepa4rec.baselines.sasrec import SasRec
+from jepa4rec.baselines.scoring import SequenceScorer
 from jepa4rec.datasets_builders import contract
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.modeling_jepa4rec import (
@@ -21,6 +23,7 @@ from jepa4rec.modeling_jepa4rec import (
     Jepa4RecForSequentialRecommendation,
     Jepa4RecModel,
 )
+from jepa4rec.ranking_seqrec import rank_scores
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "evaluate_checkpoint.py"
 HISTORIES = [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11, 4], [1, 0, 1], [2, 3, 2, 3, 0]]
@@ -117,7 +120,9 @@ def test_as_a_program_from_another_folder(save, dataset_dir, tmp_path):
 
 def test_ranks_and_metrics_belong_together(save, dataset_dir, run):
     record, ranks = run(save(Jepa4RecModel), dataset_dir)
-    assert ranks.column_names == ["user_id", "target", "rank"]
+    assert ranks.column_names == ["user_id", "target", "rank", "official_rank"]
+    assert record["official"]["metrics"] == ranking_metrics(ranks["official_rank"].to_numpy(), [2, 5])
+    assert record["audit"]["test_targets"] == 5
     assert ranks["user_id"].to_pylist() == ["u0", "u1", "u2", "u3", "u4"]
     assert ranks["target"].to_pylist() == [history[-1] for history in HISTORIES]
     assert record["metrics"] == ranking_metrics(ranks["rank"].to_numpy(), [2, 5])
@@ -215,6 +220,25 @@ def test_a_missing_tokenizer(refuses, save, dataset_dir):
     for path in checkpoint.glob("token*"):
         path.unlink()
     refuses("has no tokenizer that loads", checkpoint, dataset_dir, "--cutoffs", "2")
+
+
+def test_a_baseline_ranks_its_own_dataset_and_no_other(run, refuses, dataset_dir, tmp_path):
+    torch.manual_seed(0)
+    own = contract.load_dataset_dir(dataset_dir).fingerprint
+    shape = {"num_items": 12, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "max_length": 4}
+    for name, fingerprint in (("own", own), ("other", "f" * 64)):
+        config = SasRec.config_class(**shape, catalogue_fingerprint=fingerprint)
+        SasRec(config).save_pretrained(tmp_path / name)
+    record, ranks = run(tmp_path / "own", dataset_dir, "--system", "SASRec")
+    model = SasRec.from_pretrained(tmp_path / "own").eval()
+    histories = [np.array(history[:-1]) for history in HISTORIES]
+    targets = [history[-1] for history in HISTORIES]
+    assert ranks["rank"].to_pylist() == rank_scores(SequenceScorer(model).score(histories), targets).tolist()
+    assert (record["system"], record["item_vectors"], record["tokenizer"]) == ("SASRec", "matrix", None)
+    shutil.rmtree(tmp_path / "out")
+    cut = ("--cutoffs", "2")
+    refuses("is a sasrec trained on the dataset of fingerprint ffffffffffff", tmp_path / "other", dataset_dir, *cut)
+    refuses("--max_items is for models that read texts", tmp_path / "own", dataset_dir, *cut, "--max_items", "3")
 
 
 def test_a_missing_dataset(refuses, save, tmp_path):

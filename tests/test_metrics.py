@@ -132,8 +132,17 @@ def test_bootstrap_of_different_users_is_an_error():
 
 
 def write_run(folder, ranks, **fields):
-    record = {"fingerprint": "f", "split": "test", "metrics": ranking_metrics(ranks), **fields}
-    write_evaluation(folder, record, np.array(ranks), [f"u{row}" for row in range(len(ranks))], np.zeros(len(ranks)))
+    """A run's folder; with `official` ranks as well as strict ones."""
+    counted = {name: ranking_metrics([50.0] * len(ranks)) for name in ("popularity", "item_transition")}
+    record = {
+        "model": folder.name, "system": "JEPA4Rec", "dataset": "shop", "config": None, "fingerprint": "f" * 64,
+        "split": "test", "seed": 0, "metrics": ranking_metrics(ranks), "baselines": counted, **fields,
+    }  # fmt: skip
+    official = record.pop("official_ranks", None)
+    if official is not None:
+        record["official"] = {"metrics": ranking_metrics(official), "baselines": counted}
+    users = [f"u{row}" for row in range(len(ranks))]
+    write_evaluation(folder, record, np.array(ranks), users, np.zeros(len(ranks)), official)
     return str(folder)
 
 
@@ -153,11 +162,56 @@ def test_compare_runs_prints_a_markdown_table(tmp_path, compare_main, capsys):
     compare_main([a, b, "--resamples", "50"])
     lines = capsys.readouterr().out.splitlines()
     assert "| metric | A | B | A - B | 95 % interval | p |" in lines
-    row = next(line for line in lines if line.startswith("| recall@50 |"))
-    assert row.startswith("| recall@50 | 1.0000 | 0.6667 | +0.3333 |")
+    row = next(line for line in lines if line.startswith("| R@50 |"))
+    assert row.startswith("| R@50 | 1.0000 | 0.6667 | +0.3333 |")
+    assert "| popularity | – | .0000 | **1.0000** |" in "\n".join(lines)  # rank 50 for everybody
+    assert "| model | seeds | R@10 | R@50 | NDCG@10 | NDCG@50 | MRR |" in lines
 
 
-@pytest.mark.parametrize("field", ["fingerprint", "split", "exclude_history"])
+def test_the_first_system_is_compared_with_each_other_one(tmp_path, compare_main, capsys):
+    runs = [write_run(tmp_path / name, ranks) for name, ranks in (("a", [1.0, 2]), ("b", [2.0, 4]), ("c", [4.0, 8]))]
+    out = tmp_path / "abc.json"
+    compare_main([*runs, "--resamples", "50", "--out", str(out)])
+    comparison = json.loads(out.read_text(encoding="utf-8"))
+    assert [(pair["a"], pair["b"]) for pair in comparison["comparisons"]] == [("a", "b"), ("a", "c")]
+    gains = [pair["metrics"]["mrr"]["difference"] for pair in comparison["comparisons"]]
+    assert gains == pytest.approx([3 / 4 - 3 / 8, 3 / 4 - 3 / 16])
+    text = capsys.readouterr().out
+    assert "A: a, B: b" in text and "A: a, B: c" in text and "None of these records has ranks by `official`" in text
+
+
+def test_strict_and_official_stand_side_by_side(tmp_path, compare_main, capsys):
+    """Strictly the constant scorer shares the middle; by official ties it comes first."""
+    new = write_run(tmp_path / "new", [20.0, 20.0], official_ranks=[1.0, 1.0])
+    best = write_run(tmp_path / "best", [2.0, 2.0], official_ranks=[2.0, 2.0])
+    old = write_run(tmp_path / "old", [4.0, 4.0])
+    out = tmp_path / "out.json"
+    compare_main([new, best, old, "--resamples", "20", "--out", str(out)])
+    text = capsys.readouterr().out
+    assert "| model | seeds | R@10 | R@10, official | R@50 |" in text
+    row = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert row["new"].startswith("| new | 1 | .0000 | **1.0000** |")
+    assert row["old"].startswith("| old | 1 | **1.0000** | – |")
+    assert row["MRR, official"].startswith("| MRR, official | 1.0000 | 0.5000 | +0.5000 |")
+    with_best, with_old = json.loads(out.read_text(encoding="utf-8"))["comparisons"]
+    assert with_best["metrics"]["mrr"]["difference"] == pytest.approx(1 / 20 - 1 / 2)
+    assert with_best["official"]["mrr"]["difference"] == pytest.approx(1 / 2) and with_old["official"] is None
+
+
+def test_one_run_alone_or_the_same_seed_twice_is_no_comparison(tmp_path, compare_main):
+    a, b = write_run(tmp_path / "a", [1.0, 2.0]), write_run(tmp_path / "b", [2.0, 2.0])
+    with pytest.raises(SystemExit, match="alone cannot be compared: name at least two runs"):
+        compare_main([a])
+    write_run(tmp_path / "twice-1", [1.0, 2.0], model="m")
+    write_run(tmp_path / "twice-2", [1.0, 2.0], model="m")
+    with pytest.raises(SystemExit, match="m has two records with seed 0"):
+        compare_main([str(tmp_path / "twice-*"), b])
+    with pytest.raises(SystemExit, match="no record carries the baseline item_transition"):
+        compare_main([write_run(tmp_path / "bare", [1.0, 2.0], baselines={"popularity": ranking_metrics([1.0])}),
+                      write_run(tmp_path / "bare2", [1.0, 2.0], baselines={})])  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["fingerprint", "split", "exclude_history", "ties"])
 def test_compare_runs_refuses_different_questions(tmp_path, compare_main, field):
     a, b = write_run(tmp_path / "a", [1.0, 2.0]), write_run(tmp_path / "b", [2.0, 2.0], **{field: "other"})
     with pytest.raises(SystemExit, match=f"differ in {field}"):
@@ -182,16 +236,22 @@ def test_several_seeds_are_one_system_and_the_comparison_is_kept(tmp_path, compa
     for seed, (better, worse) in enumerate(
         [([1.0, 2.0, 1.0], [20.0, 30.0, 40.0]), ([1.0, 1.0, 3.0], [25.0, 50.0, 60.0])]
     ):
-        write_run(tmp_path / f"a-seed{seed}", better)
-        write_run(tmp_path / f"b-seed{seed}", worse)
+        write_run(tmp_path / f"a-seed{seed}", better, model="ours", seed=seed)
+        write_run(tmp_path / f"b-seed{seed}", worse, model="theirs", seed=seed)
     out = tmp_path / "comparisons" / "ab.json"
     compare_main([str(tmp_path / "a-seed*"), str(tmp_path / "b-seed*"), "--resamples", "200", "--out", str(out)])
-    assert "2 and 2 runs, 3 users" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "3 users" in text and "A: ours, B: theirs (2 and 2 runs" in text
+    # NDCG@10 of A, seed by seed: (2 + 1 / log2(3)) / 3 and (2 + 1 / 2) / 3
+    assert "| ours | 2 | **1.0000** ± .0000 | **1.0000** ± .0000 | **.8552** ± .0309 |" in text
     comparison = json.loads(out.read_text(encoding="utf-8"))
     # mean reciprocal rank of A: user by user (1 + 1) / 2, (1/2 + 1) / 2, (1 + 1/3) / 2
     gain = (1 + 3 / 4 + 2 / 3) / 3 - ((1 / 20 + 1 / 25) / 2 + (1 / 30 + 1 / 50) / 2 + (1 / 40 + 1 / 60) / 2) / 3
-    assert comparison["metrics"]["mrr"]["difference"] == pytest.approx(gain)
-    assert comparison["metrics"]["mrr"]["low"] > 0
+    (pair,) = comparison["comparisons"]
+    assert pair["metrics"]["mrr"]["difference"] == pytest.approx(gain) and pair["metrics"]["mrr"]["low"] > 0
+    assert [system["seeds"] for system in comparison["systems"]] == [[0, 1], [0, 1]]
+    spread = comparison["systems"][0]["metrics"]["mrr"]
+    assert spread == pytest.approx({"mean": ((1 + 1 / 2 + 1) / 3 + (1 + 1 + 1 / 3) / 3) / 2, "sd": 1 / 18 / 2**0.5})
 
 
 def test_published_records_are_compared_by_their_ranks(tmp_path, compare_main, capsys):
@@ -202,11 +262,11 @@ def test_published_records_are_compared_by_their_ranks(tmp_path, compare_main, c
         "ours-seed2": [1.0, 1.0, 3.0],
         "plain": [9.0, 8.0, 7.0],
     }.items():
-        run = Path(write_run(tmp_path / name, ranks))
+        run = Path(write_run(tmp_path / name, ranks, seed=int(name[-1]) if "seed" in name else 0))
         (run / "metrics.json").rename(results / f"{name}.json")
         (run / "ranks.parquet").rename(results / "ranks" / f"{name}.parquet")
     compare_main([str(results / "ours-seed*.json"), str(results / "plain.json"), "--resamples", "50"])
-    assert "2 and 1 runs, 3 users" in capsys.readouterr().out
+    assert "(2 and 1 runs, 50 resamples)" in capsys.readouterr().out
     (results / "ranks" / "plain.parquet").unlink()
     with pytest.raises(SystemExit, match="plain.parquet does not exist"):
         compare_main([str(results / "ours-seed*.json"), str(results / "plain.json")])

@@ -16,6 +16,7 @@ from jepa4rec.ranking_seqrec import (
     find_repeated_rows,
     rank_scores,
     rank_split,
+    rank_split_both_ways,
     rank_targets,
     token_budget_batches,
     top_k,
@@ -53,6 +54,16 @@ def brute_force_rank(scores, target, excluded=(), ties="mean"):
 
 
 # The rules, by hand
+
+
+def test_both_ways_to_count_ties_come_out_of_one_ranking():
+    """Two equals beside the target: the middle of three places, or the first; a miss is a miss either way."""
+    table = [[0.5, 0.9, 0.5, 0.5], [0.1, 0.2, 0.3, 0.4], [0.0] * 4, [0.0] * 4]
+    split = split_of([[0], [1]], [3, 1])
+    mean, official = rank_split_both_ways(FixedScorer(table), split, exclude_history=True, progress=False)
+    assert (mean.tolist(), official.tolist()) == ([2.5, INF], [2.0, INF])
+    for ties, expected in (("mean", [3.0, 3.0]), ("official", [2.0, 3.0])):
+        assert rank_split(FixedScorer(table), split, ties=ties).tolist() == expected
 
 
 def test_rank_counts_the_items_above():

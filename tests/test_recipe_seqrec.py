@@ -78,6 +78,8 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("phases.0.batch_size=1.5", "phases.0.batch_size: expected a whole number, found a number"),
         ("phases.0.batch_size=true", "phases.0.batch_size: expected a whole number, found true or false"),
         ("run.resume=1", "run.resume: expected true or false, found a whole number"),
+        ("evaluation.baselines=[popularity]", "evaluation: baselines lacks item_transition: every table carries"),
+        ("evaluation.baselines=[]", "evaluation: baselines lacks popularity and item_transition"),
         ("evaluation.baselines=[popularty]", "evaluation.baselines.0: expected one of popularity"),
         ("run.tracker=wandb", "run.tracker: expected one of none, tensorboard, trackio"),
         ("phases.0.kind=train", "phases.0.kind: expected one of pretrain, finetune"),

@@ -38,7 +38,15 @@ def test_a_record_holds_no_nan_and_its_columns_fit(tmp_path):
         write_evaluation(tmp_path / "run", {"mrr": float("nan")}, np.ones(1), ["a"], np.zeros(1))
     with pytest.raises(ValueError, match="2 ranks, 1 users and 1 targets"):
         write_evaluation(tmp_path / "run", {}, np.ones(2), ["a"], np.zeros(1))
+    with pytest.raises(ValueError, match="not one table"):
+        write_evaluation(tmp_path / "run", {}, np.ones(1), ["a"], np.zeros(1), np.ones(2))
     assert not (tmp_path / "run").exists()
+
+
+def test_optimistic_ranks_are_kept_beside_the_strict_ones(tmp_path):
+    write_evaluation(tmp_path, {}, np.array([1.5]), ["a"], np.array([3]), np.array([1.0]))
+    rows = pq.read_table(tmp_path / "ranks.parquet").to_pydict()
+    assert rows == {"user_id": ["a"], "target": [3], "rank": [1.5], "official_rank": [1.0]}
 
 
 def test_the_command_of_a_run_names_no_machine_path(tmp_path, monkeypatch):

@@ -112,7 +112,8 @@ def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_r
     assert record == json.loads((run / "metrics.json").read_text())
     needed = {"model", "system", "dataset", "config", "fingerprint", "split", "seed", "commit", "command", "hardware"}
     assert needed <= record.keys() and record["model"] == "walks"
-    assert pq.read_table(run / "ranks.parquet").column_names == ["user_id", "target", "rank"]
+    assert pq.read_table(run / "ranks.parquet").column_names == ["user_id", "target", "rank", "official_rank"]
+    assert record["official"]["baselines"]["popularity"]["mrr"] > record["baselines"]["popularity"]["mrr"]
     assert sorted(p.name for p in run.iterdir()) == [
         "checkpoint", "log.jsonl", "metrics.json", "ranks.parquet", "recipe.yaml",
     ]  # fmt: skip
