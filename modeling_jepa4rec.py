@@ -44,6 +44,8 @@ from .losses_seqrec import (
 
 # Token types of an input that names none.
 CLS_TYPE, VALUE_TYPE = 0, 2
+# What `from_pretrained` is told about reaching a checkpoint.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # Weight of a history item beside the next newer one, before training.
 RECENCY_DECAY = 0.5
 
@@ -242,7 +244,12 @@ class SeqRecPreTrainedModel(PreTrainedModel):
                 "the report above lists them."
             ) from error
         _check_encoder_is_complete(name, model, info["missing_keys"])
+        model.hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}  # to fetch what lies beside
         return (model, info) if wants_info else model
+
+    def __getstate__(self) -> dict:
+        """A copy or a pickle takes no access token along."""
+        return {name: value for name, value in self.__dict__.items() if name != "hub_options"}
 
 
 class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
@@ -258,8 +265,7 @@ class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
 
 def _check_model_type(name, wanted: str, kwargs: dict) -> None:
     """Transformers only warns about another model's config, then starts from random weights."""
-    hub_options = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-    options = {key: kwargs[key] for key in hub_options if key in kwargs}
+    options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
     try:
         model_type = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
     except OSError as error:

@@ -320,9 +320,15 @@ def _whole_model(model) -> torch.nn.Module:
     fine_tuned = Jepa4RecForSequentialRecommendation.__name__
     if type(model).__name__ == fine_tuned or fine_tuned not in (getattr(config, "architectures", None) or []):
         return model
-    revision = getattr(config, "_commit_hash", None)
-    whole = Jepa4RecForSequentialRecommendation.from_pretrained(config.name_or_path, revision=revision or "main")
+    whole = Jepa4RecForSequentialRecommendation.from_pretrained(config.name_or_path, **_hub_options(model))
     return whole.to(model.device, model.dtype)
+
+
+def _hub_options(model) -> dict:
+    """How the model's checkpoint was reached (token, cache, ...), for other files of the same commit."""
+    options = dict(getattr(model, "hub_options", {}))
+    options.pop("force_download", None)
+    return options | {"revision": getattr(model.config, "_commit_hash", None) or options.get("revision") or "main"}
 
 
 def _shape(config) -> dict:
@@ -336,9 +342,8 @@ def _known_items(model) -> dict | None:
     if type(model).__name__ != Jepa4RecForSequentialRecommendation.__name__ or not model.config.name_or_path:
         return None
     path = cached_file(
-        model.config.name_or_path, IDS_FILE, revision=getattr(model.config, "_commit_hash", None),
-        _raise_exceptions_for_missing_entries=False,
-    )  # fmt: skip
+        model.config.name_or_path, IDS_FILE, _raise_exceptions_for_missing_entries=False, **_hub_options(model)
+    )
     if path is None:
         logger.warning(
             f"{model.config.name_or_path} has no {IDS_FILE}: which items its learned vectors belong to is unknown, so "

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -52,7 +53,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         hub, url = self.server, urlsplit(self.path)
-        self.path_only, self.query, self.body = unquote(url.path), parse_qs(url.query), self._read()
+        self.path_only, self.query = unquote(url.path), parse_qs(url.query)
+        if hub.broken == "half-way" and "/commit/" in self.path_only:
+            self.rfile.read(10_000)  # a part of the first files
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
+        self.body = self._read()
         with hub.lock:
             hub.requests.append((self.command, self.path_only))
             for pattern, answer in ROUTES:
@@ -138,7 +144,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         if not self.known:
             return self.refuse(401, "", "Invalid username or password.")
-        if self.server.broken:  # the connection breaks after all was sent and before anything was kept
+        if self.server.broken == "at the end":  # the connection breaks after all was sent and before anything was kept
             self.close_connection = True
             return self.connection.close()
         operations = [json.loads(line) for line in self.body.splitlines() if line]
@@ -272,7 +278,7 @@ ROUTES = [
 
 
 class HubServer(ThreadingHTTPServer):
-    """`with HubServer() as hub:` serves at `hub.url`; `hub.broken` makes commits break off."""
+    """`with HubServer() as hub:` serves at `hub.url`; `hub.broken`: commits break off "half-way" or "at the end"."""
 
     daemon_threads = True
 
@@ -281,7 +287,7 @@ class HubServer(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[tuple[str, str]] = []
-        self.lock, self.broken = threading.Lock(), False
+        self.lock, self.broken = threading.Lock(), ""
 
     def __enter__(self):
         threading.Thread(target=self.serve_forever, daemon=True).start()

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY_ITEMS
-from hub_server import HubServer, run_client
+from hub_server import TOKEN, HubServer, run_client
 from huggingface_hub import EvalResult, ModelCardData
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
-from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
-from jepa4rec.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation
+from jepa4rec.pipeline_seqrec import save_checkpoint_files, save_item_ids
 from jepa4rec.scripts import push_to_hub
 
 
@@ -159,33 +159,70 @@ def other(tmp_path_factory, tiny_backend, tiny_tokenizer):
     return write_checkpoint(tmp_path_factory.mktemp("other") / "checkpoint", tiny_backend, tiny_tokenizer, seed=1)
 
 
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory, tiny_backend, tiny_tokenizer):
+    """A checkpoint of several parts: its learned items and their ids are fetched after the encoder."""
+    shape = {"vocab_size": len(tiny_backend), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = Jepa4RecForSequentialRecommendation(Jepa4RecConfig(num_items=3, history_items=2, **shape))
+    folder = tmp_path_factory.mktemp("fine-tuned") / "checkpoint"
+    save_checkpoint_files(model, tiny_tokenizer, folder)
+    save_item_ids(folder, ["p0", "p1", "p2"], [1, 2, 0])
+    return folder
+
+
 def holds(repository, folder: Path) -> bool:
     """Whether the newest revision is just this checkpoint."""
     last = repository.commits[repository.refs["main"]]
     return all(last[path.name] == path.read_bytes() for path in folder.iterdir() if path.is_file())
 
 
-def test_without_a_token_nothing_goes_and_a_private_repository_stays_hidden(ask, push, checkpoint):
+# A stranger who is not logged in: without a token, then with one that he passes on.
+PRIVATE = """
+import json, sys
+from transformers import pipeline
+
+secret = {"model": "me/secret", "trust_remote_code": True}
+try:
+    pipeline("sequential-recommendation", **secret)
+except OSError as error:
+    refused = str(error)
+pipe = pipeline("sequential-recommendation", token=sys.argv[1], **secret)
+pipe.add_items([{"item_id": f"p{n}", "title": title} for n, title in enumerate(["Green tea", "Ceramic teapot"])])
+assert sorted(pipe.known_items["rows"]) == ["p0", "p1", "p2"]
+print(json.dumps([refused, [row["item_id"] for row in pipe({"history": []}, top_k=2)]]))
+"""
+
+
+def test_without_a_token_nothing_goes_and_a_private_repository_stays_hidden(ask, push, checkpoint, fine_tuned):
     (refused,) = push(["me/other", checkpoint, {}], token=False)
     assert "log in with `hf auth login` or set HF_TOKEN" in refused
-    assert push(["me/secret", checkpoint, {"private": True}]) == [""]
-    code = "from transformers import AutoConfig; AutoConfig.from_pretrained('me/secret', trust_remote_code=True)"
-    hidden = ask(code, token=False).stderr
-    assert "RepositoryNotFound" in hidden or "not a valid model identifier" in hidden
-    assert ask("from huggingface_hub import HfApi; HfApi().model_info('me/secret')").returncode == 0
+    assert push(["me/secret", fine_tuned, {"private": True}]) == [""]
+    told = ask(PRIVATE, TOKEN, token=False)
+    assert told.returncode == 0, told.stderr
+    refused, found = json.loads(told.stdout.splitlines()[-1])
+    assert "me/secret is not a local folder and is not a valid model identifier" in refused and "token=" in refused
+    assert found == ["p1", "p0"]
 
 
-def test_a_push_that_breaks_off_leaves_the_old_revision_whole(hub, push, checkpoint, other):
-    assert push(["me/breaks", checkpoint, {}]) == [""]
-    repository = hub.repositories["model", "me/breaks"]
+DOWNLOAD = "import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))"
+
+
+@pytest.mark.parametrize("when", ["half-way", "at the end"])
+def test_a_push_that_breaks_off_leaves_the_old_revision_whole(hub, ask, push, checkpoint, other, when):
+    repo_id = f"me/breaks-{when.replace(' ', '-')}"
+    assert push([repo_id, checkpoint, {}]) == [""]
+    repository = hub.repositories["model", repo_id]
     before = repository.refs["main"]
-    hub.broken = True
+    hub.broken = when
     try:
-        (error,) = push(["me/breaks", other, {}])
+        (error,) = push([repo_id, other, {}])
+        downloaded = ask(DOWNLOAD, repo_id)
     finally:
-        hub.broken = False
+        hub.broken = ""
     assert "broke off" in error and repository.refs["main"] == before and holds(repository, checkpoint)
-    assert push(["me/breaks", other, {}]) == [""] and holds(repository, other)
+    folder = Path(downloaded.stdout.split()[-1])
+    assert all((folder / path.name).read_bytes() == path.read_bytes() for path in checkpoint.iterdir())
+    assert push([repo_id, other, {}]) == [""] and holds(repository, other)
 
 
 def test_of_two_pushes_at_once_none_mixes_with_the_other(hub, push, checkpoint, other):
