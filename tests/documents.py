@@ -21,6 +21,7 @@ from conftest import ROOT
 from hub_server import run_client
 
 from jepa4rec import train_accelerate
+from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.recipe_seqrec import PretrainPhase, Recipe, SequencePhase, read_recipe
 
 PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scripts", "studies", "train_accelerate.py")
@@ -128,7 +129,8 @@ class Desk:
             return
         module = importlib.import_module("jepa4rec." + words[0].removesuffix(".py").replace("/", "."))
         if words[0].startswith("studies/"):
-            words = [*words, "--set", f"base={self.tiny_base()}"]
+            assert load_dataset_dir(words[words.index("--data") + 1]).num_users
+            words = [*words, "--data", "data/walks", "--set", f"base={self.tiny_base()}"]  # with users enough
         if words[0] == "scripts/search_settings.py":
             smaller = self.small(read_recipe(words[words.index("--recipe") + 1]))
             words += [word for setting in smaller for word in ("--set", setting)]
