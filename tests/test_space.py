@@ -4,8 +4,15 @@ The page is served by a process that knows nothing of this repository: a copy of
 a dataset that come from a Hub on loopback.
 """
 
+import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +20,9 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY_ITEMS
+from hub_server import HubServer, Repository
 
+import drawing
 from attribution_seqrec import words_of
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
@@ -163,6 +172,27 @@ def test_told_words_stay_told_and_all_of_them_bring_the_target_up(shop):
     assert shop.reveal(["p0"], "p9").order == shop.reveal(["p5"], "p9").order
 
 
+def test_colours_are_for_words_that_matter(shop):
+    why = shop.explain(["p0", "p3"], "p9")
+    assert drawing.explanation(why, "").count("<mark") == len(why.places)
+    faint = replace(why, words=why.words * 1e-3)
+    assert "<mark" not in drawing.explanation(faint, "") and "None matters by itself" in drawing.explanation(faint, "")
+
+
+def test_what_a_catalogue_says_is_text_and_no_markup(shop):
+    evil = '<img src=x onerror="alert(1)">'
+    own = shop.with_items([{"item_id": evil, "title": f"Tent {evil}"}, {"item_id": "b", "title": "Stove"}], evil)
+    pages = [
+        drawing.header(own),
+        drawing.history_list(own, [evil]),
+        drawing.results(own, [evil], False, evil, "add"),
+        drawing.recommendations(own, own.recommend(["b"], top_k=1), ["b"], False, None, ""),
+        drawing.explanation(own.explain(["b", evil], "b", Wish(evil)), evil),
+        drawing.reveal_panel(own.reveal(["b"], evil), 100),
+    ]
+    assert not [page for page in pages if "<img" in page]
+
+
 # ---- opening
 
 
@@ -240,3 +270,201 @@ def test_a_csv_that_cannot_be_read_is_refused_in_one_sentence(content, said):
     with pytest.raises(ValueError, match=re.escape(said)) as error:
         read_csv(content, "own.csv")
     assert str(error.value).startswith("own.csv") and "\n" not in str(error.value)
+
+
+# ---- the page
+
+STRANGER = """
+import runpy, sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "jepa4rec":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory, checkpoint, dataset_dir):
+    """Where the Space is served, as on the Hub: its folder alone, told by the environment what to show."""
+    pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[demo]'")
+    home = tmp_path_factory.mktemp("served")
+    shutil.copytree(APP, home / "space", ignore=shutil.ignore_patterns("__pycache__"))
+    with HubServer() as hub:
+        for kind, name, folder in (("model", "me/tiny", checkpoint), ("dataset", "me/tiny_shop", dataset_dir)):
+            hub.repositories[kind, name] = Repository()
+            hub.repositories[kind, name].commit("main", files_of(folder))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"SEQREC_CHECKPOINT": "me/tiny", "SEQREC_CATALOGUE": "me/tiny_shop", "SEQREC_REVISION": "main"}
+        port = free_port()
+        environment |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        with open(home / "log", "w") as log:
+            served = subprocess.Popen(
+                [sys.executable, "-c", STRANGER], cwd=home / "space", env=environment, stdout=log, stderr=log
+            )
+        try:
+            yield wait_for(f"http://127.0.0.1:{port}", served, home / "log")
+        finally:
+            served.terminate()
+            served.wait(30)
+
+
+def wait_for(address: str, served: subprocess.Popen, log, seconds: int = 400) -> str:
+    """The address once it answers."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and served.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return address
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"the Space did not start:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("chromium is missing: make browser installs it")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install -e '.[dev]'")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """``open_page(width)`` -> the Space in a new window, which must neither fail nor fetch from elsewhere."""
+    contexts, faults = [], []
+
+    def open_at(width: int):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 844}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: faults.append(request.url) if elsewhere(request.url) else None)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.goto(address)
+        page.locator("#found li").first.wait_for()
+        return page
+
+    def elsewhere(url: str) -> bool:
+        return not url.startswith((address, "data:", "blob:"))
+
+    yield open_at
+    for context in contexts:
+        context.close()
+    assert not faults
+
+
+def search_and_add(page, words: str, title: str) -> None:
+    page.get_by_label("Search the catalogue").fill(words)
+    page.get_by_role("button", name=f"Add {title}", exact=True).click()
+    page.locator("#history li", has_text=title).wait_for()
+
+
+def test_from_a_history_to_reasons_and_a_wish(open_page):
+    page = open_page(1200)
+    assert "most popular" in page.locator("#found").inner_text()
+    assert "tiny_shop · 12 items" in page.locator("#header").inner_text()
+    search_and_add(page, "teapot cast", "Cast iron teapot")
+    search_and_add(page, "SOCKS", "Running socks, pair")
+    page.get_by_role("button", name="Move Running socks, pair earlier").click()
+    page.locator("#history li").first.filter(has_text="Running socks").wait_for()
+    assert page.locator("#found li").count() == 10
+    assert page.locator("#found li", has_text="Cast iron teapot").count() == 0
+    page.locator("#found button[data-action=why]").first.click()
+    why = page.locator("#found .why")
+    why.wait_for()
+    assert why.locator(".cause").count() == 2 and why.locator("mark").count() > 6
+    assert re.search(r"Number 1 of all items here\. Without “.+”: number \d", why.inner_text())
+
+    page.get_by_label("A wish in words").fill("Camping stove")
+    page.locator("#found .why", has_text="Your wish “Camping stove”").wait_for()
+    page.locator("#only input").check()
+    page.locator("#weight input[type=number]").fill("100")
+    page.keyboard.press("Enter")
+    page.locator("#found li").first.filter(has_text="Camping stove").wait_for()
+
+    page.get_by_role("button", name="Start again").click()
+    page.locator("#found", has_text="most popular").wait_for()
+    assert page.get_by_label("A wish in words").input_value() == ""
+
+
+def test_revealing_words_moves_the_rank(open_page):
+    page = open_page(1200)
+    page.get_by_role("button", name="Show me an example").click()
+    page.locator("#history li").first.wait_for()
+    page.get_by_role("tab", name="Reveal a target").click()
+    page.get_by_label("Search a target").fill("camping stove")
+    page.get_by_role("button", name="Choose Camping stove").click()
+    shown = page.locator("#revealed")
+    shown.filter(has_text="0 of 4 words told").wait_for()
+    assert shown.locator(".untold").count() == 4
+    page.locator("#percent input[type=number]").fill("100")
+    page.keyboard.press("Enter")
+    shown.filter(has_text="4 of 4 words told").wait_for()
+    assert re.search(r"Rank [12] of 12", shown.inner_text()) and "Lumo" in shown.inner_text()
+    assert shown.locator("svg polyline").count() == 1
+
+
+def test_own_catalogues_on_a_phone(open_page, tmp_path):
+    page = open_page(390)
+    assert width_beyond(page) <= 0
+    page.get_by_role("button", name="Show me an example").click()
+    page.locator("#found button[data-action=why]").first.click()
+    page.locator("#found .why").wait_for()
+    assert width_beyond(page) <= 0
+    page.get_by_role("tab", name="Your catalogue").click()
+    for content, said in (
+        ("item_id,title\na,Tent\na,Stove\n", "own.csv: lines 2 and 3 have the same item_id 'a'."),
+        ("item_id,title\na,Tent\nb,\n", "own.csv: line 3: item 'b' has no text"),
+    ):
+        upload(page, tmp_path, content.encode())
+        page.locator("#catalogue", has_text=said).wait_for()
+        assert page.locator("#catalogue [role=alert]").count() == 1
+        assert "tiny_shop" in page.locator("#header").inner_text()
+    upload(page, tmp_path, GOOD.encode("utf-8-sig"))
+    page.locator("#catalogue", has_text="own.csv: 3 items, read as UTF-8.").wait_for()
+    assert "own.csv · 3 items" in page.locator("#header").inner_text()
+    assert width_beyond(page) <= 0
+    page.get_by_role("tab", name="For you").click()
+    page.locator("#found", has_text="Nothing is known of what is popular here").wait_for()
+    search_and_add(page, "tent", "Two-person tent")
+    page.locator("#found", has_text="2 items can be recommended here").wait_for()
+    page.get_by_role("button", name="Settings").click()
+    page.locator("#top_k input").fill("2")
+    page.locator("#found li", has_text="Green tea").wait_for()
+    assert width_beyond(page) <= 0
+
+
+def upload(page, folder, content: bytes) -> None:
+    (folder / "own.csv").write_bytes(content)
+    page.locator("#file input[type=file]").set_input_files(folder / "own.csv")
+
+
+def width_beyond(page) -> int:
+    """Pixels that would have to be scrolled sideways."""
+    return page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+
+
+def test_a_page_without_a_checkpoint_says_what_to_give(tmp_path):
+    pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[demo]'")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQREC_")}
+    done = subprocess.run(
+        [sys.executable, str(APP / "app.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.strip().endswith("give --checkpoint or set SEQREC_CHECKPOINT.")

@@ -270,9 +270,9 @@ class Page:
             self._reveal, [self.visit, self.percent], [self.visit, self.revealed], **quiet, trigger_mode="always_last"
         )
         whole = [*shown, self.header, self.catalogue, self.top_k, self.percent, self.only]
-        whole += [self.search, self.results, self.wish, self.aim, self.aims]
+        whole += [self.search, self.results, self.wish, self.aim, self.aims, self.file]
         self.file.upload(self._upload, [self.visit, self.file], whole, **change)
-        self.back.click(self._back, None, [*whole, self.file], **quiet)
+        self.back.click(self._back, None, whole, **quiet)
 
     # ---- events; the visit is None until something was said, and again when it was forgotten
 
@@ -309,16 +309,16 @@ class Page:
             return self._whole(*upload(visit or self.start, path))
         except (ValueError, OSError) as error:
             kept = [gr.skip()] * len(self._whole(self.start))
-            kept[5] = problem(error)  # the catalogue's panel
+            kept[5], kept[-1] = problem(error), None  # the catalogue's panel says it, the file's place is free again
             return kept
 
     def _back(self):
-        return [*self._whole(self.start), None]
+        return self._whole(self.start)
 
     def _whole(self, visit: Visit, said: str = "") -> list:
         """Everything on the page as it is when a catalogue is new."""
         begun = [drawing.header(visit.shop), catalogue_panel(visit, said), visit.top_k, 0, False]
-        return [*panels(visit), *begun, *[""] * 5]
+        return [*panels(visit), *begun, *[""] * 5, None]
 
     def _next(self, visit: Visit | None, change):
         visit = visit or self.start

@@ -21,6 +21,7 @@ LISTENER = """element.addEventListener('click', (event) => {
   if (button) trigger('click', {action: button.dataset.action, id: button.dataset.id || ''});
 });"""
 TOP_WORDS = 5
+LITTLE = 0.02  # of the strongest item's share: a word below it is not worth a colour
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 360, 190, 40, 26, 12  # of the chart, in its own units
 
 
@@ -158,16 +159,16 @@ def _signed(drop: float) -> str:
 
 
 def _words(why: Explanation) -> str:
-    """The words that mattered by name, then every text, its words coloured by what they are worth beside the items."""
-    best = sorted(range(len(why.places)), key=lambda place: -why.words[place])
+    """The words that mattered by name, then every text with its words coloured; a sentence where none matters."""
+    most = np.abs(why.words).max(initial=0)
+    if most < LITTLE * np.abs(why.items).max():
+        return f"<h3>Words</h3><p>None matters by itself (at most {most:.3f}): the items as a whole do.</p>"
     named = {}
-    for place in best:
-        if why.words[place] > 5e-4:
-            named.setdefault(
-                _word(why, place).casefold(), f"<b>{escape(_word(why, place))}</b> {why.words[place]:.3f}"
-            )
-    said = ", ".join(list(named.values())[:TOP_WORDS]) or "No single one: only the items as a whole do."
-    most = max(np.abs(why.words).max(initial=0), 0.1 * np.abs(why.items).max(), 1e-9)
+    for place in sorted(range(len(why.places)), key=lambda place: -why.words[place]):
+        word = _word(why, place)
+        if why.words[place] > 0:
+            named.setdefault(word.casefold(), f"<b>{escape(word)}</b> {why.words[place]:.3f}")
+    said = ", ".join(list(named.values())[:TOP_WORDS])
     texts = "".join(_marked(why, place, most) for place in range(len(why.history)))
     return f"<h3>Words that mattered</h3><p>{said}</p>{texts}"
 
@@ -218,7 +219,7 @@ def _partly(reveal: Reveal, told: set[Word]) -> str:
         shown, end = "", 0
         for word in sorted((word for word in reveal.order if word.attribute == name), key=lambda word: word.start):
             own = escape(text[word.start : word.end])
-            hidden = f'<span class="hidden" aria-label="hidden word">{"▪" * min(8, word.end - word.start)}</span>'
+            hidden = f'<span class="untold" aria-label="hidden word">{"▪" * min(8, word.end - word.start)}</span>'
             shown += escape(text[end : word.start]) + (f"<b>{own}</b>" if word in told else hidden)
             end = word.end
         parts.append(shown + escape(text[end:]))
