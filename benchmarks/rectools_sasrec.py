@@ -86,25 +86,23 @@ def compare(options: argparse.Namespace) -> dict:
     from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
     from jepa4rec.metrics.significance import paired_bootstrap
     from jepa4rec.records_seqrec import describe_run
-    from jepa4rec.scripts.compare_runs import read_system
+    from jepa4rec.scripts.compare_runs import read_systems
 
     dataset = load_dataset_dir(options.data)
     splits = leave_one_out(dataset.sequences)
-    ours = read_system(options.ours)
-    if ours[0][0]["fingerprint"] != dataset.fingerprint:
+    (ours,) = read_systems([options.ours])
+    if ours.records[0]["fingerprint"] != dataset.fingerprint:
         raise ValueError(f"{options.ours} were measured on other data than {options.data}: the fingerprints differ.")
     theirs = [
         rank_by_rectools(options.python, splits, dataset.num_items, seed, options.epochs) for seed in options.seeds
     ]
-    ranks = np.stack([table["rank"].to_numpy() for _, table in ours])
-    tests = {
-        metric: paired_bootstrap(ranks, np.stack(theirs), metric)._asdict() for metric in ("recall@10", "ndcg@10")
-    }
+    ranks, tested = ours.ranks("rank"), ("recall@10", "ndcg@10")
+    tests = {metric: paired_bootstrap(ranks, np.stack(theirs), metric)._asdict() for metric in tested}
     return {
         "fingerprint": dataset.fingerprint,
         "rectools": [{"seed": seed, **ranking_metrics(r)} for seed, r in zip(options.seeds, theirs, strict=True)],
         "rectools_settings": {**SETTINGS, "epochs": options.epochs},
-        "ours": [{"seed": record["seed"], **record["metrics"]} for record, _ in ours],
+        "ours": [{"seed": record["seed"], **record["metrics"]} for record in ours.records],
         "ours_minus_rectools": tests,
         **describe_run(),
     }
