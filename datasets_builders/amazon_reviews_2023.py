@@ -19,7 +19,7 @@ them). Items without metadata or text are left out with their interactions, and 
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -37,13 +37,14 @@ from .preparation import (
     Numbered,
     Workspace,
     build_tables,
+    earliest_of_pairs,
     k_core,
     name_ids,
     number_ids,
     open_workspace,
     sample_users,
 )
-from .reading import damage_named, open_bytes, read_columns, read_json_fields
+from .reading import damage_named, line_blocks, open_bytes, parse_json_lines, read_columns
 
 URL = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023"
 HUB_REPOSITORY = "McAuley-Lab/Amazon-Reviews-2023"
@@ -67,8 +68,15 @@ REVIEW_FIELDS = pa.schema(
     {"user_id": pa.string(), "parent_asin": pa.string(), "rating": pa.float64(), "timestamp": pa.int64()}
 )
 ATTRIBUTES = ("title", "brand", "category", "description")
+ITEM_FIELDS = pa.schema({name: pa.string() for name in ("item_id", *ATTRIBUTES)})
+METADATA_FIELDS = pa.schema(
+    {
+        **{name: pa.string() for name in ("parent_asin", "title", "store")},
+        **{name: pa.list_(pa.string()) for name in ("categories", "description")},
+        "details": pa.struct({"Brand": pa.string()}),
+    }
+)
 BROKEN_LINES = 0.01  # share of metadata lines that may be damaged before the file is refused
-ROWS_PER_BATCH = 20_000
 Files = list[Path] | Mapping[str, Path | list[Path]] | None
 
 
@@ -83,6 +91,7 @@ def prepare(
     users: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    engine: str = "duckdb",
 ) -> SeqRecDataset:
     """Builds one or several categories.
 
@@ -97,10 +106,12 @@ def prepare(
     check_choice("source", source, SOURCES)
     domains = _by_category(files, categories) if files else _fetch(categories, config, source)
     several = len(domains) > 1
-    with open_workspace(threads) as workspace:
+    with open_workspace(threads, engine) as workspace:
         parts = [_stage_domain(workspace, name, paths, clean, several) for name, paths in domains.items()]
-        numbered = number_ids(workspace, _stack(workspace, [part.interactions for part in parts]))
-        if any(part.is_raw for part in parts):
+        raw = any(part.is_raw for part in parts)
+        rows = _stack(workspace, [part.interactions for part in parts])
+        numbered = number_ids(workspace, rows, CORES[config] if raw else 1)
+        if raw:
             numbered = _as_published(workspace, numbered, CORES[config])
         else:
             _refuse_repeats(workspace, numbered)
@@ -181,8 +192,8 @@ def _stage_domain(workspace: Workspace, name: str, paths: list[Path], clean: boo
         )
     if kinds["benchmark"] and kinds["reviews"]:
         raise ValueError(f"amazon_reviews_2023 {name} was given benchmark CSV and raw reviews: give one of them")
-    batches = chain(*map(_benchmark, kinds["benchmark"]), *map(_reviews, kinds["reviews"]))
-    rows = workspace.stage(batches, f"{name} interactions")
+    read = _benchmark if kinds["benchmark"] else _reviews
+    rows = _stack(workspace, [read(workspace, path) for path in kinds["benchmark"] or kinds["reviews"]])
     items = workspace.stage(chain(*(_metadata(path, clean) for path in kinds["metadata"])), f"{name} metadata")
     if several:
         rows, items = rows.mutate(user_id=_.user_id + f" {name}"), items.mutate(domain=ibis.literal(name))
@@ -207,7 +218,12 @@ def _kind(path: Path) -> str:
 # Interactions
 
 
-def _benchmark(path: Path) -> Iterator[pa.RecordBatch]:
+def _benchmark(workspace: Workspace, path: Path) -> ir.Table:
+    rows = workspace.stage(_benchmark_batches(path), path.name)
+    return _checked(rows, path, first_line=2)  # after the header
+
+
+def _benchmark_batches(path: Path) -> Iterator[pa.RecordBatch]:
     done = 1  # the header
     for batch in read_columns(path, REVIEW_FIELDS.names):
         columns = [batch[name] for name in REVIEW_FIELDS.names]
@@ -215,35 +231,27 @@ def _benchmark(path: Path) -> Iterator[pa.RecordBatch]:
             typed = [column.cast(kind) for column, kind in zip(columns, REVIEW_FIELDS.types, strict=True)]
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path}: rows {done + 1} and after hold a value that is no number: {error}") from error
-        yield _checked(path, pa.RecordBatch.from_arrays(typed, schema=REVIEW_FIELDS), done)
+        yield pa.RecordBatch.from_arrays(typed, schema=REVIEW_FIELDS)
         done += batch.num_rows
 
 
-def _reviews(path: Path) -> Iterator[pa.RecordBatch]:
-    done = 0
-    for batch in read_json_fields(path, REVIEW_FIELDS):
-        yield _checked(path, batch, done)
-        done += batch.num_rows
+def _reviews(workspace: Workspace, path: Path) -> ir.Table:
+    return _checked(workspace.stage_json(path, REVIEW_FIELDS, path.name), path, first_line=1)
 
 
-def _checked(path: Path, batch: pa.RecordBatch, done: int) -> pa.RecordBatch:
-    """The batch in the names of the plan. Raises ValueError naming the first line that lacks a value or is absurd."""
-    for name in REVIEW_FIELDS.names:
-        missing = batch[name].is_null()
-        if batch[name].null_count:
-            row = missing.index(True).as_py()
-            raise ValueError(f"{path}: line {done + row + 1} has no {name}")
-    wrong = pc.or_(pc.less(batch["rating"], 1), pc.greater(batch["rating"], 5))
-    if pc.any(wrong).as_py():
-        row = pc.index(wrong, True).as_py()
-        raise ValueError(f"{path}: line {done + row + 1} has a rating of {batch['rating'][row]}, outside 1 to 5")
-    return batch.rename_columns(["user_id", "item_id", "rating", "timestamp"])
+def _checked(rows: ir.Table, path: Path, first_line: int) -> ir.Table:
+    """The rows in the names of the plan. Raises ValueError naming the first line that lacks a value or is absurd."""
+    absurd = ibis.or_(*[rows[name].isnull() for name in REVIEW_FIELDS.names], ~rows.rating.between(1, 5))
+    for bad in rows.filter(absurd).order_by("row").limit(1).to_pyarrow().to_pylist():
+        missing = [name for name in REVIEW_FIELDS.names if bad[name] is None]
+        fault = f"no {missing[0]}" if missing else f"a rating of {bad['rating']}, outside 1 to 5"
+        raise ValueError(f"{path}: line {first_line + bad['row']} has {fault}")
+    return rows.rename(item_id="parent_asin")
 
 
 def _as_published(workspace: Workspace, numbered: Numbered, core: int) -> Numbered:
     """Raw reviews as the publisher's benchmark has them: the earliest of every (user, item), then the k-core."""
-    place = ibis.row_number().over(group_by=["user_id", "item_id"], order_by=["timestamp", "row"])
-    first = workspace.checkpoint(numbered.interactions.mutate(place=place).filter(_.place == 0).drop("place"))
+    first = earliest_of_pairs(workspace, numbered.interactions)
     return numbered._replace(interactions=k_core(workspace, first, core, core))
 
 
@@ -301,16 +309,17 @@ def _named(workspace: Workspace, table: pa.Table, column: str, names: ir.Table) 
 
 def _metadata(path: Path, clean: bool) -> Iterator[pa.RecordBatch]:
     """Title, brand, category and description of every line; damaged lines are counted, and many of them refused."""
-    rows, broken, number = [], [], 0
-    with damage_named(path), open_bytes(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(_item(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                broken.append(number)
-            if len(rows) == ROWS_PER_BATCH:
-                yield _item_batch(rows, clean)
-                rows = []
+    number, broken = 0, []
+    with damage_named(path):
+        for lines in line_blocks(path):
+            items = _regular_items(lines)
+            if items is None:
+                items, damaged = _irregular_items(lines)
+                broken += [number + place for place in damaged]
+            number += lines.count(b"\n") + 1
+            if clean:
+                items = pa.table([items["item_id"], *(_cleaned(items[name]) for name in ATTRIBUTES)], items.schema)
+            yield from items.to_batches()
     if len(broken) > BROKEN_LINES * number:
         raise ValueError(
             f"{path}: {len(broken)} of {number} lines are no metadata in JSON, the first of them line {broken[0]}; "
@@ -318,7 +327,35 @@ def _metadata(path: Path, clean: bool) -> Iterator[pa.RecordBatch]:
         )
     if broken:
         print(f"{path.name}: left out {len(broken)} of {number} lines that are not JSON, first line {broken[0]}")
-    yield _item_batch(rows, clean)
+
+
+def _regular_items(lines: bytes) -> pa.Table | None:
+    """Lines that all have the publisher's types, parsed at once; None where one has not."""
+    try:
+        lines.decode()
+        table = parse_json_lines(lines, METADATA_FIELDS).combine_chunks()
+    except (pa.ArrowInvalid, UnicodeDecodeError):
+        return None
+    lists = [table[name] for name in ("categories", "description")]
+    nulls = table["parent_asin"].null_count + sum(pc.list_flatten(column).null_count for column in lists)
+    if nulls or table.num_rows != lines.count(b"\n") + 1:
+        return None
+    brand = pc.struct_field(table["details"], "Brand")
+    brand = pc.if_else(pc.equal(pc.fill_null(brand, ""), ""), table["store"], brand)
+    texts = [table["title"], brand, *(pc.binary_join(column, " ") for column in lists)]
+    return pa.table([table["parent_asin"], *(pc.fill_null(text, "") for text in texts)], ITEM_FIELDS)
+
+
+def _irregular_items(lines: bytes) -> tuple[pa.Table, list[int]]:
+    """Lines one by one, and which of them (counted from 1) are no metadata in JSON."""
+    rows, broken = [], []
+    for place, line in enumerate(lines.split(b"\n"), start=1):
+        try:
+            rows.append(_item(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            broken.append(place)
+    columns = list(zip(*rows, strict=True)) or [()] * len(ITEM_FIELDS)
+    return pa.table([pa.array(column, pa.string()) for column in columns], ITEM_FIELDS), broken
 
 
 def _item(line: dict) -> tuple[str, ...]:
@@ -331,13 +368,15 @@ def _item(line: dict) -> tuple[str, ...]:
 
 
 def _text(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+    text = " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
+    return text.encode("utf-8", "ignore").decode("utf-8")  # JSON may hold half a surrogate pair, Arrow may not
 
 
-def _item_batch(rows: Iterable[tuple[str, ...]], clean: bool) -> pa.RecordBatch:
-    columns = list(zip(*rows, strict=True)) or [()] * (1 + len(ATTRIBUTES))
-    texts = [pa.array(map(clean_text, column) if clean else column, pa.string()) for column in columns[1:]]
-    return pa.RecordBatch.from_arrays([pa.array(columns[0], pa.string()), *texts], ["item_id", *ATTRIBUTES])
+def _cleaned(texts: pa.ChunkedArray) -> pa.Array:
+    """`clean_text` of every text; most have nothing to clean and are only looked at."""
+    texts = texts.combine_chunks()
+    dirty = pc.match_substring_regex(texts, r"[&<]|[^ -~]|  |^ | $")
+    return pc.replace_with_mask(texts, dirty, pa.array(map(clean_text, texts.filter(dirty).to_pylist()), pa.string()))
 
 
 def clean_text(text: str) -> str:

@@ -20,7 +20,7 @@ from datasets.builder import Key
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import cached_path
 
-from . import contract, preparation, reading
+from . import contract, engines, preparation, reading
 from .contract import SeqRecDataset
 
 ROWS_PER_BATCH = 10_000
@@ -62,7 +62,9 @@ class SeqRecBuilder(datasets.ArrowBasedBuilder):
 
     def __init__(self, *args, hash: str | None = None, **kwargs):
         # `datasets` keys its cache with the config but not with the code that prepares the data.
-        code = [inspect.getsource(m) for m in (sys.modules[type(self).__module__], contract, preparation, reading)]
+        code = [
+            inspect.getsource(m) for m in (sys.modules[type(self).__module__], contract, engines, preparation, reading)
+        ]
         super().__init__(*args, hash=hash or Hasher.hash(code), **kwargs)
 
     @staticmethod

@@ -43,9 +43,11 @@ ABOUT = {
 MINIMUM_INTERACTIONS = {"jepa4rec": (4, 1), "five_core": (5, 5)}  # of a user, of an item
 
 
-def prepare(files: list[Path] | None, config: str = "jepa4rec", *, threads: int | None = None) -> SeqRecDataset:
-    """Builds ``jepa4rec`` or ``five_core``. ``threads``: of the engine, None = all cores (the result is the same)."""
-    with open_workspace(threads) as workspace:
+def prepare(
+    files: list[Path] | None, config: str = "jepa4rec", *, threads: int | None = None, engine: str = "duckdb"
+) -> SeqRecDataset:
+    """Builds ``jepa4rec`` or ``five_core``. ``threads`` and ``engine`` do not change the result."""
+    with open_workspace(threads, engine) as workspace:
         path = _table_file(files or [download(URL)], workspace.directory)
         rows = workspace.stage(_typed_rows(path), path.name).filter(_.CustomerID != "")
         if config == "jepa4rec":

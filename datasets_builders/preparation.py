@@ -23,15 +23,14 @@ import pyarrow.parquet as pq
 from ibis import _
 from tqdm.auto import tqdm
 
-MEMORY_LIMIT = "3GB"
+from .engines import connect, json_lines, keep
+from .reading import read_json_fields
+
 ITEMS_WITHOUT_TEXT = ("error", "drop", "use_id")
 
 
 class Workspace:
-    """An Ibis connection and a folder for what passes between steps.
-
-    Steps hand tables over as Parquet files: that works on every engine and keeps memory for the running query.
-    """
+    """An Ibis connection and a folder for what passes between steps."""
 
     def __init__(self, connection: ibis.BaseBackend, directory: Path):
         self.connection = connection
@@ -46,7 +45,7 @@ class Workspace:
                 for batch in batches:
                     numbers = pa.array(np.arange(rows, rows + batch.num_rows))
                     batch = pa.RecordBatch.from_arrays([numbers, *batch.columns], ["row", *batch.schema.names])
-                    writer = writer or pq.ParquetWriter(path, batch.schema)
+                    writer = writer or pq.ParquetWriter(path, batch.schema, compression="lz4", use_dictionary=False)
                     writer.write_batch(batch)
                     rows += batch.num_rows
                     progress.update(batch.num_rows)
@@ -57,30 +56,26 @@ class Workspace:
             raise ValueError(f"{description}: there is not a single row")
         return self.connection.read_parquet(path)
 
+    def stage_json(self, path: Path, schema: pa.Schema, description: str) -> ir.Table:
+        """The fields of a schema (strings, float64, int64) from a JSON-lines file, with a ``row`` as by `stage`."""
+        table = json_lines(self.connection, path, schema, self._next_file().stem)
+        return self.stage(read_json_fields(path, schema), description) if table is None else table
+
     def checkpoint(self, table: ir.Table) -> ir.Table:
         """Runs an expression now, so that what builds on it does not run it again."""
-        path = self._next_file()
-        table.to_parquet(path)
-        return self.connection.read_parquet(path)
+        return keep(self.connection, table, self._next_file())
 
     def _next_file(self) -> Path:
         self._files += 1
-        return self.directory / f"{self._files:03d}.parquet"
+        return self.directory / f"step_{self._files:03d}.parquet"
 
 
 @contextmanager
-def open_workspace(threads: int | None = None) -> Iterator[Workspace]:
-    """A workspace on embedded DuckDB in a temporary folder; ``threads`` None = all cores.
-
-    What does not fit into MEMORY_LIMIT goes to disk.
-    """
+def open_workspace(threads: int | None = None, engine: str = "duckdb") -> Iterator[Workspace]:
+    """A workspace on an engine (see `engines`) in a temporary folder; ``threads`` of DuckDB, None = all cores."""
     with tempfile.TemporaryDirectory(prefix="seqrec-") as directory:
-        settings = {"memory_limit": MEMORY_LIMIT, **({} if threads is None else {"threads": threads})}
-        connection = ibis.duckdb.connect(temp_directory=str(Path(directory) / "spill"), **settings)
-        try:
+        with connect(engine, threads, Path(directory)) as connection:
             yield Workspace(connection, Path(directory))
-        finally:
-            connection.disconnect()
 
 
 # Relational steps
@@ -125,23 +120,25 @@ def k_core(workspace: Workspace, interactions: ir.Table, min_user: int, min_item
     """Drops users and items with too few interactions until nobody is left to drop.
 
     The result is the largest set in which every user has ``min_user`` and every item ``min_item`` interactions;
-    it is unique, so the order of dropping does not matter. Repeated interactions count. Between the rounds only the
-    ids that stay are written down, not the interactions.
+    it is unique, so the order of dropping does not matter. Repeated interactions count. The rounds look at the ids
+    alone and write down those that stay.
     """
     least = {name: n for name, n in (("user_id", min_user), ("item_id", min_item)) if n > 1}
-    kept: dict[str, ir.Table] = {}
+    pairs, kept = interactions.select("user_id", "item_id"), {}
     sizes, before = {}, None
     while sizes != before:
         before = dict(sizes)
         for name, n in least.items():
-            kept[name] = workspace.checkpoint(often_enough(among(interactions, kept), name, n))
+            kept[name] = workspace.checkpoint(often_enough(among(pairs, kept), name, n))
             sizes[name] = _number_of_rows(kept[name])
+        if not before and kept:  # most goes in the first round; the others need not look at it again
+            pairs = workspace.checkpoint(among(pairs, kept))
     return workspace.checkpoint(among(interactions, kept))
 
 
 def often_enough(interactions: ir.Table, name: str, least: int) -> ir.Table:
     """The ids of a column (``name``) that have at least so many interactions."""
-    return interactions.group_by(name).agg(times=_.row.count()).filter(_.times >= least).select(name)
+    return interactions.group_by(name).agg(times=_.count()).filter(_.times >= least).select(name)
 
 
 def among(interactions: ir.Table, kept: dict[str, ir.Table]) -> ir.Table:
@@ -159,19 +156,28 @@ class Numbered(NamedTuple):
     items: ir.Table
 
 
-def number_ids(workspace: Workspace, interactions: ir.Table) -> Numbered:
-    """Puts whole numbers (int64, by first appearance) in the place of the ids.
+def number_ids(workspace: Workspace, interactions: ir.Table, least: int = 1) -> Numbered:
+    """Puts the row of its first appearance (int64) in the place of each id.
 
     Filtering, sorting and joining numbers takes a fraction of the time and memory that strings take; worth it where
-    several steps follow. `name_ids` undoes it.
+    several steps follow. `name_ids` undoes it. Ids with fewer than ``least`` interactions are left out with these:
+    no k-core of that size can hold them.
     """
     names = {}
     for column in ("user_id", "item_id"):
-        first = interactions.group_by(column).agg(first_row=_.row.min())
-        numbered = first.mutate(number=ibis.row_number().over(order_by="first_row").cast("int64"))
-        names[column] = workspace.checkpoint(numbered.drop("first_row"))
+        counted = interactions.group_by(column).agg(number=_.row.min(), times=_.count())
+        names[column] = workspace.checkpoint(counted.filter(_.times >= least).drop("times"))
         interactions = interactions.join(names[column], column).drop(column).rename({column: "number"})
     return Numbered(workspace.checkpoint(interactions), names["user_id"], names["item_id"])
+
+
+def earliest_of_pairs(workspace: Workspace, interactions: ir.Table) -> ir.Table:
+    """The earliest interaction (by timestamp, then row) of every user with every item."""
+    pair = ["user_id", "item_id"]
+    repeated = workspace.checkpoint(interactions.group_by(pair).agg(times=_.count()).filter(_.times > 1))
+    place = ibis.row_number().over(group_by=pair, order_by=["timestamp", "row"])  # dear, so for the repeated ones only
+    first = interactions.semi_join(repeated, pair).mutate(place=place).filter(_.place == 0).drop("place")
+    return workspace.checkpoint(ibis.union(interactions.anti_join(repeated, pair), first))
 
 
 def name_ids(workspace: Workspace, names: ir.Table, column: str, numbers: pa.ChunkedArray) -> pa.Array:

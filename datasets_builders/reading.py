@@ -173,19 +173,29 @@ def _read_jsonl(path: Path, columns: Sequence[str], _: str | None) -> Iterator[p
 
 def _json_blocks(path: Path, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
     """Parsed blocks of whole lines. With a schema its fields only, null where a line lacks one."""
-    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore" if schema else "infer")
+    for lines in line_blocks(path):
+        yield parse_json_lines(lines, schema)
+
+
+def line_blocks(path: Path) -> Iterator[bytes]:
+    """The file's bytes, decompressed by its name, a block of whole lines at a time."""
     rest = b""
     with open_bytes(path) as data:
         while block := data.read(BLOCK_BYTES):
             whole, newline, rest = (rest + block).rpartition(b"\n")
             if newline:
-                yield _parsed_json(whole, options)
+                yield whole
     if rest.strip():
-        yield _parsed_json(rest, options)
+        yield rest
 
 
-def _parsed_json(lines: bytes, options: pa_json.ParseOptions) -> pa.Table:
-    """Whole lines, parsed on all cores: in pieces, each no shorter than the longest line."""
+def parse_json_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
+    """Whole lines, parsed on all cores: in pieces, each no shorter than the longest line.
+
+    With a schema its fields only, null where a line lacks one. Raises ArrowInvalid where a line is no JSON or a value
+    of another type.
+    """
+    options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore" if schema else "infer")
     longest = max(map(len, lines.split(b"\n", 1)[:1]), default=0)
     size = max(JSON_PIECE_BYTES, 4 * longest)
     try:
@@ -306,10 +316,13 @@ def _month_first_times(texts: pa.Array) -> pa.Array | None:
 
 
 def to_numbers(texts: pa.Array, where: str) -> pa.Array:
-    """Text -> float64, "" -> null. Raises ValueError naming ``where`` (file and column)."""
+    """Text -> float64, "" -> null, "-0" -> 0 (engines differ in which zero stands for both in a group).
+
+    Raises ValueError naming ``where`` (file and column).
+    """
     texts = pc.if_else(pc.equal(texts, ""), None, texts)
     try:
-        return texts.cast(pa.float64())
+        return pc.add(texts.cast(pa.float64()), 0.0)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{where}: a value is not a number ({error})") from error
 

@@ -44,6 +44,7 @@ def prepare(
     all_items: bool = False,
     name: str = "table",
     threads: int | None = None,
+    engine: str = "duckdb",
 ) -> SeqRecDataset:
     """Builds a dataset from an interactions file and an items file, in this order or as {"interactions", "items"}.
 
@@ -60,11 +61,13 @@ def prepare(
         all_items: keep items that nobody has bought yet in the catalogue.
         name: what dataset_info calls the dataset.
     """
-    options = {key: value for key, value in locals().items() if key not in ("files", "config", "threads", "name")}
+    options = {
+        key: value for key, value in locals().items() if key not in ("files", "config", "threads", "engine", "name")
+    }
     interactions_file, items_file = _two_files(files)
     columns = _interaction_columns(interactions_file, user_id, item_id, timestamp, rating, delimiter)
     chosen = _attribute_columns(items_file, items_item_id or item_id, attributes, delimiter)
-    with open_workspace(threads) as workspace:
+    with open_workspace(threads, engine) as workspace:
         rows = _interactions(interactions_file, columns, delimiter)
         interactions = _in_milliseconds(workspace, workspace.stage(rows, interactions_file.name), timestamp_unit)
         tables = build_tables(

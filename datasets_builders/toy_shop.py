@@ -314,6 +314,7 @@ def prepare(
     seed: int = 0,
     shoppers: int = 1_800,
     threads: int | None = None,
+    engine: str = "duckdb",
 ) -> SeqRecDataset:
     """Generates the shop. ``seed`` and ``shoppers`` (number of users) give other shops than the published one."""
     if files:
@@ -327,7 +328,7 @@ def prepare(
     texts = [describe(item) for item in catalogue]
     interactions = {"user_id": users, "item_id": [ids[item] for item in bought], "timestamp": times}
     items = {"item_id": ids, **{name: [text[name] for text in texts] for name in texts[0]}}
-    with open_workspace(threads) as workspace:
+    with open_workspace(threads, engine) as workspace:
         staged = [
             workspace.stage([pa.RecordBatch.from_pydict(columns)], f"toy_shop {name}")
             for name, columns in (("interactions", interactions), ("items", items))

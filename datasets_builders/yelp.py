@@ -41,13 +41,14 @@ def prepare(
     users: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    engine: str = "duckdb",
 ) -> SeqRecDataset:
     """Builds one config; ``users``: a random sample of this many, by ``seed``, taken before the k-core."""
     if not files:
         raise ValueError("yelp needs --data_files: its terms want everybody to fetch the dataset from Yelp")
     business = one_file(files, _ending(files, "business"), "yelp")
     review = one_file(files, _ending(files, "review"), "yelp")
-    with open_workspace(threads) as workspace:
+    with open_workspace(threads, engine) as workspace:
         interactions = workspace.stage(_reviews(review), "yelp reviews")
         items = workspace.stage(_businesses(business), "yelp businesses")
         tables = build_tables(
