@@ -134,6 +134,46 @@ def test_a_review_without_a_time_is_named_with_its_line(write):
         build("amazon_reviews_2023", "0core", files)
 
 
+def test_raw_ratings_outside_1_to_5_are_named_with_their_line(write):
+    files = [write("All_Beauty.jsonl", [review("u", "a", 1), review("u", "a", 2, 0.0)])]
+    with pytest.raises(ValueError, match="All_Beauty.jsonl: line 2 has a rating of 0.0, outside 1 to 5"):
+        build("amazon_reviews_2023", "0core", [*files, write("meta_All_Beauty.jsonl", [meta("a")])])
+
+
+def test_reviews_are_the_same_by_the_engines_reader_and_by_ours(write):
+    """Compressed files and files with a line that DuckDB refuses go through the common reader."""
+    rows = [review(f"ü{n % 40}", f"i{n % 7}", 5_000 - n // 3, 1.0 + n % 5) for n in range(4_000)]
+    items = write("meta_All_Beauty.jsonl", [meta(f"i{n}") for n in range(7)])
+    forms = [write(f"All_Beauty.jsonl{ending}", rows) for ending in ("", ".gz")]
+    built = [build("amazon_reviews_2023", "5core", [form, items]) for form in forms]
+    assert built[0].num_users == 40 and built[0].fingerprint == built[1].fingerprint
+    forms[0].write_text(forms[0].read_text("utf-8") + "{broken\n", "utf-8")
+    with pytest.raises(ValueError, match="All_Beauty.jsonl cannot be read, it seems damaged"):
+        build("amazon_reviews_2023", "5core", [forms[0], items])
+
+
+def test_one_odd_line_does_not_change_how_the_others_are_read(write):
+    """Regular metadata are parsed by the block, a block with an odd line one by one."""
+    rows = [
+        meta("a", " Caf\u00e9  &amp; <b>tea</b>", store="Oak", details={"Brand": "", "Size": 3}),
+        meta("b", None, details=None, categories=["x", "y"], description=["d  1", "d2"]),
+        meta("c", "Plain", details={"Brand": "Ash"}, store="Oak", price=1.5),
+    ]
+    csv = write("All_Beauty.csv", HEADER + "".join(f"u,{item},4.0,{n}\n" for n, item in enumerate("abc")))
+
+    def texts(clean, odd=()):
+        files = [csv, write("meta_All_Beauty.jsonl", [*rows, *odd])]
+        return build("amazon_reviews_2023", "0core", files, clean=clean).item_texts()
+
+    assert texts(True) == [
+        {"title": "Caf & tea", "brand": "Oak"},
+        {"category": "x y", "description": "d 1 d2"},
+        {"title": "Plain", "brand": "Ash"},
+    ]
+    for clean in (True, False):
+        assert texts(clean) == texts(clean, [meta("z", 7)])
+
+
 def test_some_broken_metadata_is_counted_and_much_of_it_refused(write, capsys):
     csv = write("All_Beauty.csv", HEADER + "u,a,4.0,1\nu,b,4.0,2\n")
     good = "".join(json.dumps(meta(asin)) + "\n" for asin in ["a", "b", *map(str, range(200))])
@@ -149,6 +189,10 @@ def test_a_half_downloaded_file_is_named(write):
     whole.write_bytes(whole.read_bytes()[:-200])
     with pytest.raises(ValueError, match="meta_All_Beauty.jsonl.gz cannot be read, it seems damaged"):
         build("amazon_reviews_2023", "0core", [csv, whole])
+    reviews = write("All_Beauty.jsonl.gz", [review("u", f"a{n * 7919 % 101}", n) for n in range(500)])
+    reviews.write_bytes(reviews.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="All_Beauty.jsonl.gz cannot be read, it seems damaged"):
+        build("amazon_reviews_2023", "0core", [reviews, write("meta_All_Beauty.jsonl", [meta("a0")])])
 
 
 def test_unknown_categories_and_missing_files_are_explained(write):

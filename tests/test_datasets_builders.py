@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,7 +22,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
-from jepa4rec.datasets_builders import DATASETS, build, leave_one_out, load_dataset_dir
+from jepa4rec.datasets_builders import DATASETS, build, leave_one_out, load_dataset_dir, save_dataset
 from jepa4rec.datasets_builders.amazon_2018 import Amazon2018
 from jepa4rec.datasets_builders.online_retail import COLUMNS, OnlineRetail
 from jepa4rec.datasets_builders.toy_shop import ToyShop
@@ -414,6 +415,22 @@ def test_script_refuses_in_one_sentence_and_leaves_nothing(tmp_path):
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.strip() == f"build_dataset: {tmp_path / 'none.csv'} does not exist"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_build_killed_by_the_system_leaves_nothing_that_looks_finished(tmp_path):
+    """SIGKILL, which no program can answer, while the plan runs."""
+    (tmp_path / "work").mkdir()
+    script = [sys.executable, str(ROOT / "scripts" / "build_dataset.py"), "toy_shop", "--out", str(tmp_path / "built")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "work")}
+    process = subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not list((tmp_path / "work").glob("seqrec-*/*")):
+        time.sleep(0.005)
+    process.kill()
+    assert process.communicate()[0] == "" and process.returncode < 0
+    with pytest.raises(FileNotFoundError, match="is not a built dataset"):
+        load_dataset_dir(tmp_path / "built")
+    save_dataset(build("toy_shop"), tmp_path / "built")
+    assert load_dataset_dir(tmp_path / "built").num_users == 1_800
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,9 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
 
 from jepa4rec.datasets_builders import build
 from jepa4rec.datasets_builders.online_retail import COLUMNS
@@ -170,26 +168,6 @@ def test_the_session_of_others_is_left_as_it_was(spark):
 
 
 # Starting
-
-
-def run_script(tmp_path, settings, **environment):
-    """`build_dataset.py --engine spark` in a process of its own, with a spark-defaults.conf of these settings."""
-    defaults = "".join(f"{key} {value}\n" for key, value in settings.items())
-    (tmp_path / "spark-defaults.conf").write_text(defaults, "utf-8")
-    script = [sys.executable, str(ROOT / "scripts" / "build_dataset.py"), "toy_shop", "--option", "shoppers=5"]
-    variables = {**os.environ, "SPARK_CONF_DIR": str(tmp_path), **environment}
-    return subprocess.run(
-        [*script, "--out", str(tmp_path / "out"), "--engine", "spark"], capture_output=True, text=True, env=variables
-    )
-
-
-def test_the_script_takes_sparks_own_settings(spark, tmp_path):
-    refused = run_script(tmp_path, {**SETTINGS, "spark.master": "nowhere"})
-    assert refused.returncode == 1 and "build_dataset: Spark gave up" in refused.stderr
-    assert not (tmp_path / "out").exists()
-    built = run_script(tmp_path, SETTINGS)
-    assert built.returncode == 0, built.stderr
-    assert json.loads(built.stdout)["fingerprint"] == build("toy_shop", shoppers=5).fingerprint
 
 
 def test_without_java_or_pyspark_one_sentence_says_so(monkeypatch):
