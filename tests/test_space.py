@@ -101,7 +101,7 @@ def test_without_a_wish_the_answers_are_the_pipelines(shop):
 def test_a_wish_moves_what_is_recommended_towards_its_words(shop):
     stove = shop.catalogue.rows(["p9"])[0]
     places = [ranks(shop.scores([["p0", "p2"]], Wish("Camping stove", weight)), stove)[0] for weight in (0, 0.5, 1)]
-    assert places[0] > places[1] >= places[2]
+    assert places[0] > max(places[1:])
     assert shop.recommend(["p0", "p2"], Wish("Camping stove", 0.0), 5) == shop.recommend(["p0", "p2"], NO_WISH, 5)
 
 
