@@ -27,8 +27,8 @@ from jepa4rec.recipe_seqrec import PretrainPhase, Recipe, SequencePhase, read_re
 PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scripts", "studies", "train_accelerate.py")
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 RECFORMER_HEADS = 4  # the published files have 64 numbers a head, these fewer
-# What stands for itself: running it here would be running this, or takes an hour.
-ONLY_PLANNED = ("make test", "make check", "make bench")
+# Running these here would be running this, take an hour, or serve a page for ever (test_space.py does).
+ONLY_PLANNED = ("make test", "make check", "make bench", "make demo")
 
 
 def blocks(text: str, language: str) -> list[str]:
