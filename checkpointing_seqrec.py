@@ -175,6 +175,7 @@ class RunFolder:
         shutil.rmtree(self.state, ignore_errors=True)
         self.log.unlink(missing_ok=True)
         write_json(self.state / "recipe.json", _lasting_part(recipe))
+        self.log.touch()  # a run without phases writes nothing into it
 
     def _check_same_recipe(self, recipe: Recipe) -> None:
         started = json.loads((self.state / "recipe.json").read_text(encoding="utf-8"))

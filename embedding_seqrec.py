@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
 
-from .modeling_jepa4rec import Jepa4RecModel
 from .pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files, save_item_ids
 from .tokenization_itemsent import ItemSentTokenizer
 
@@ -25,7 +25,7 @@ KINDS = ("text", "item", "history")
 class ItemSentEmbedding(InputModule):
     """Texts, items and histories -> `sentence_embedding` (B, d), one long."""
 
-    def __init__(self, model: Jepa4RecModel, tokenizer: ItemSentTokenizer):
+    def __init__(self, model: PreTrainedModel, tokenizer: ItemSentTokenizer):
         super().__init__()
         self.pipe = SequentialRecommendationPipeline(model, tokenizer)
         self.model, self.tokenizer = self.pipe.model, tokenizer
@@ -43,7 +43,8 @@ class ItemSentEmbedding(InputModule):
     ) -> "ItemSentEmbedding":
         hub = {"token": token, "cache_dir": cache_folder, "local_files_only": local_files_only}
         hub["revision"] = revision or "main"
-        model = Jepa4RecModel.from_pretrained(model_name_or_path, **hub)
+        # Opened only where code of the checkpoint is trusted: this file is such code.
+        model = AutoModel.from_pretrained(model_name_or_path, trust_remote_code=True, **hub)
         return cls(model, ItemSentTokenizer.from_pretrained(model_name_or_path, **hub))
 
     def preprocess(self, inputs: Sequence[str | Mapping | Sequence[Mapping]], prompt: str | None = None, **kwargs):
@@ -71,7 +72,7 @@ class ItemSentEmbedding(InputModule):
         return torch.nn.functional.normalize(vectors, dim=1)
 
     def get_embedding_dimension(self) -> int:
-        return self.model.config.hidden_size
+        return self.model.config.vector_size
 
     def save(self, output_path: str, *args, **kwargs) -> None:
         save_checkpoint_files(self.model, self.tokenizer, output_path)

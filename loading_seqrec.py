@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import datasets as hf_datasets
@@ -21,7 +22,14 @@ from .baselines import SEQUENCE_MODELS
 from .baselines.item_sequences import ItemSequenceModel
 from .baselines.scoring import SequenceCollator
 from .collation_itemsent import FineTuningCollator, LengthGroupedBatchSampler, PrefixDataset, PreTrainingCollator
+from .collation_pairs import (
+    ItemDescriptionCollator,
+    SequenceItemCollator,
+    SequenceSequenceCollator,
+    described_items,
+)
 from .configuration_jepa4rec import Jepa4RecConfig
+from .configuration_st5rec import St5RecConfig
 from .datasets_builders.contract import (
     SeqRecDataset,
     Split,
@@ -31,23 +39,40 @@ from .datasets_builders.contract import (
     load_dataset_dir,
     save_dataset,
 )
-from .modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from .encoders_seqrec import ENCODERS, open_encoder
+from .modeling_jepa4rec import (
+    Jepa4RecForPreTraining,
+    Jepa4RecForSequentialRecommendation,
+    Jepa4RecModel,
+    SeqRecPreTrainedModel,
+)
+from .modeling_st5rec import St5RecModel
+from .pairing_seqrec import SentencePairModel
 from .ranking_seqrec import encode_items
+from .rating_seqrec import RatingCollator, RatingModel, RatingTasks, RatingVectors, rating_tasks
 from .recipe_seqrec import (
     DataRecipe,
     DatasetRecipe,
     FinetunePhase,
+    ItemDescriptionPhase,
     ModelRecipe,
+    PairPhase,
     Phase,
     PretrainPhase,
+    RatingPhase,
     Recipe,
+    SequenceItemPhase,
     SequencePhase,
+    SequenceSequencePhase,
 )
-from .tokenization_itemsent import ItemSentTokenizer, ItemTokens
-from .tokenization_st5rec import TAGS
+from .tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer, ItemTokens
+from .tokenization_st5rec import FIXED_TEXTS, TAGS
 
 SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
-TOKENIZER_SETTINGS = ("max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "attribute_names")
+TOKENIZER_SETTINGS = (
+    "max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "attribute_names", "sentence", "instruction",
+    "title_attributes", "description",
+)  # fmt: skip
 SCRATCH_SPECIAL_TOKENS = {
     "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
 }  # fmt: skip
@@ -111,11 +136,18 @@ class RunData:
     dataset: SeqRecDataset
     splits: Splits
     corpora: dict[str, Corpus]  # by kind of phase
+    protocol: str = "leave_one_out"
+    train_users: int | None = None
     _item_tokens: dict = field(default_factory=dict)
 
     @property
     def num_items(self) -> int:
         return self.dataset.num_items
+
+    @cached_property
+    def ratings(self) -> dict[str, RatingTasks]:
+        """Ratings by part. Raises ValueError when there are none, or one outside 1 to 5."""
+        return rating_tasks(self.dataset, self.protocol, self.train_users)
 
     def seen_items(self) -> torch.Tensor:
         """Which items occur in a training sequence, bool (num_items,)."""
@@ -126,7 +158,7 @@ class RunData:
     def item_tokens(self, tokenizer: ItemSentTokenizer, kind: str) -> ItemTokens:
         """The catalogue of a kind of phase as tokens; encoded once for all tokenizers that cut items alike."""
         texts = self.corpora[kind].texts
-        limits = {k: v for k, v in tokenizer.settings.items() if k not in ("max_items", "max_tokens")}
+        limits = {name: value for name, value in tokenizer.settings.items() if name != "max_items"}
         key = (id(texts), json.dumps(limits, sort_keys=True))
         if key not in self._item_tokens:
             self._item_tokens[key] = tokenizer.encode_items(texts)
@@ -149,8 +181,9 @@ def load_run_data(recipe: DataRecipe) -> RunData:
     splits = splits._replace(train=splits.train[: recipe.users])
     own = Corpus(dataset.item_texts(), splits.train)
     parts = [_training_part(part, recipe) for part in recipe.pretrain]
-    corpora = {"finetune": own, "sequence": own, "pretrain": _concatenate(parts) if parts else own}
-    return RunData(dataset, splits, corpora)
+    read = _concatenate(parts) if parts else own
+    corpora = {kind: read for kind in ("pretrain", "item_description", "sequence_sequence", "sequence_item")}
+    return RunData(dataset, splits, {**corpora, "finetune": own, "sequence": own}, recipe.split, recipe.users)
 
 
 def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
@@ -195,10 +228,24 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
     """
     if recipe.model.baseline:
         return make_baseline(recipe, data), None
-    check_config_overrides(recipe.model.config, Jepa4RecConfig)
+    config_class = _config_class(recipe.model)
+    check_config_overrides(recipe.model.config, config_class)
+    for index, phase in enumerate(recipe.phases):
+        if config_class is St5RecConfig and isinstance(phase, PretrainPhase | FinetunePhase):
+            raise ValueError(
+                f"phases.{index} is of kind {phase.kind}, which trains JEPA4Rec's encoders; a Sentence-T5 learns by "
+                "item_description, sequence_sequence and sequence_item"
+            )
     if recipe.model.init == "scratch":
         return _from_scratch(recipe, data)
     return _from_checkpoint(recipe)
+
+
+def _config_class(recipe: ModelRecipe) -> type[PretrainedConfig]:
+    """What the starting model is configured by."""
+    if recipe.init == "scratch":
+        return ENCODERS[recipe.family].config_class
+    return St5RecConfig if _read_config(recipe.init).get("model_type") in ("t5", "st5rec") else Jepa4RecConfig
 
 
 def make_baseline(recipe: Recipe, data: RunData) -> ItemSequenceModel:
@@ -230,7 +277,7 @@ def _config(model_class: type[ItemSequenceModel], shape: dict) -> PretrainedConf
 def check_config_overrides(overrides: dict, config_class: type) -> None:
     """transformers takes any keyword silently; a typo in a recipe must not train another model than was meant."""
     own = [c for c in reversed(config_class.__mro__) if issubclass(c, PretrainedConfig) and c is not PretrainedConfig]
-    known = [name for c in own for name in c.__annotations__]
+    known = [name for c in own for name in vars(c).get("__annotations__", ())]
     for name in overrides:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -238,10 +285,17 @@ def check_config_overrides(overrides: dict, config_class: type) -> None:
             raise ValueError(f"model.config.{name}: {config_class.__name__} has no such field; {hint}")
 
 
-def _from_scratch(recipe: Recipe, data: RunData) -> tuple[Jepa4RecModel, ItemSentTokenizer]:
+def _from_scratch(recipe: Recipe, data: RunData) -> tuple[SeqRecPreTrainedModel, ItemSentTokenizer]:
     """Random weights and a vocabulary learned from the texts of all the run's items."""
-    items = [item for corpus in data.corpora.values() for item in corpus.texts]
+    corpora = {id(corpus): corpus for corpus in data.corpora.values()}
+    items = [item for corpus in corpora.values() for item in corpus.texts]
     words = [text for item in items for pair in item.items() for text in pair]
+    if recipe.model.family == "st5rec":
+        vocabulary = train_t5_wordpiece([*words, *FIXED_TEXTS], recipe.tokenizer.vocab_size)
+        tokenizer = ItemSentTokenizer.wrap(vocabulary, **{**ST5_SETTINGS, **_settings(recipe)})
+        shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        shape |= {"eos_token_id": tokenizer.eos_token_id, **recipe.model.config}
+        return St5RecModel(St5RecConfig(**shape)), tokenizer
     tokenizer = ItemSentTokenizer.wrap(train_wordpiece(words, recipe.tokenizer.vocab_size), **_settings(recipe))
     shape = {
         "vocab_size": len(tokenizer),
@@ -302,9 +356,9 @@ def _from_checkpoint(recipe: Recipe) -> tuple[torch.nn.Module, ItemSentTokenizer
     """A checkpoint of ours as it is (of a fine-tuned one the encoder), any other encoder converted in memory."""
     init, overrides = recipe.model.init, recipe.model.config
     config = _read_config(init)
-    if config.get("model_type") == Jepa4RecConfig.model_type:
+    if config.get("model_type") in ENCODERS:
         pretraining = "Jepa4RecForPreTraining" in (config.get("architectures") or [])
-        model = (Jepa4RecForPreTraining if pretraining else Jepa4RecModel).from_pretrained(init, **overrides)
+        model = (Jepa4RecForPreTraining.from_pretrained if pretraining else open_encoder)(init, **overrides)
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
     from .scripts.import_checkpoint import import_checkpoint  # the road from other families, not needed by most runs
 
@@ -320,17 +374,16 @@ def _read_config(init: str) -> dict:
         return {}
 
 
-def open_phase_tokenizer(start: Path, phase: Phase) -> ItemSentTokenizer | None:
+def open_phase_tokenizer(start: Path, phase: Phase | None) -> ItemSentTokenizer | None:
     """The run's tokenizer with the phase's `max_items`; none for a baseline."""
     if isinstance(phase, SequencePhase):
         return None
     tokenizer = ItemSentTokenizer.from_pretrained(start)
-    return tokenizer if phase.max_items is None else ItemSentTokenizer.wrap(tokenizer, max_items=phase.max_items)
-
-
-def open_start_model(start: Path) -> Jepa4RecModel:
-    """The starting encoder, for zero-shot ranking."""
-    return Jepa4RecModel.from_pretrained(start)
+    return (
+        tokenizer
+        if phase is None or phase.max_items is None
+        else ItemSentTokenizer.wrap(tokenizer, max_items=phase.max_items)
+    )
 
 
 def open_phase_model(source: Path, phase: Phase, data: RunData) -> torch.nn.Module:
@@ -340,7 +393,13 @@ def open_phase_model(source: Path, phase: Phase, data: RunData) -> torch.nn.Modu
     """
     if isinstance(phase, SequencePhase):
         return SEQUENCE_MODELS[_read_config(str(source))["model_type"]].from_pretrained(source)
-    if isinstance(phase, PretrainPhase):
+    if isinstance(phase, PairPhase):
+        model = SentencePairModel.from_encoder(source)
+        model.cache_chunk = phase.cache_chunk
+    elif isinstance(phase, RatingPhase):
+        mean = float(data.ratings["train"].ratings.mean())
+        return RatingModel.from_encoder(source, hidden_size=phase.hidden_size, dropout=phase.dropout, mean=mean)
+    elif isinstance(phase, PretrainPhase):
         model = Jepa4RecForPreTraining.from_pretrained(source)
     else:
         shape = {
@@ -405,10 +464,16 @@ def make_batches(
     tokenizer: ItemSentTokenizer | None,
     process: int = 0,
     processes: int = 1,
+    ratings: RatingVectors | None = None,
 ) -> Batches:
-    """The batches of a phase as process `process` of `processes` sees them."""
+    """The batches of a phase as process `process` of `processes` sees them; a rating phase is given its vectors."""
     if isinstance(phase, SequencePhase):
         return _sequence_batches(recipe, phase, data, process, processes)
+    if isinstance(phase, RatingPhase):
+        examples = make_examples(phase, data, 1, recipe.run.seed)
+        sampler = LengthGroupedBatchSampler(examples, None, phase.batch_size, drop_last=True, seed=recipe.run.seed)
+        collate = RatingCollator(ratings.part("train"))
+        return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
     item_tokens = data.item_tokens(tokenizer, phase.kind)
     dataset = make_examples(phase, data, max(tokenizer.max_items, getattr(phase, "history_items", 0)), recipe.run.seed)
     sampler = LengthGroupedBatchSampler(
@@ -420,14 +485,26 @@ def make_batches(
         drop_last=True,
         seed=recipe.run.seed,
     )
+    collate = make_collator(recipe, phase, data, tokenizer)
+    return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
+
+
+def make_collator(recipe: Recipe, phase: Phase, data: RunData, tokenizer: ItemSentTokenizer) -> Callable:
+    """What makes batches of a phase's examples."""
+    item_tokens, seed = data.item_tokens(tokenizer, phase.kind), recipe.run.seed
     if isinstance(phase, PretrainPhase):
         rates = (phase.history_mask_rate, phase.next_mask_rate)
         clean = phase.objective.contrastive_history == "clean"
-        options = {"seed": recipe.run.seed, "clean_history": clean, "mask_unit": phase.mask_unit}
-        collate = PreTrainingCollator(tokenizer, item_tokens, *rates, **options)
-    else:
-        collate = FineTuningCollator(tokenizer, item_tokens, phase.history_items)
-    return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
+        options = {"seed": seed, "clean_history": clean, "mask_unit": phase.mask_unit}
+        return PreTrainingCollator(tokenizer, item_tokens, *rates, **options)
+    if isinstance(phase, ItemDescriptionPhase):
+        texts = data.corpora[phase.kind].texts
+        return ItemDescriptionCollator(tokenizer, texts, phase.description, described_items(texts, phase.description))
+    if isinstance(phase, SequenceSequencePhase):
+        return SequenceSequenceCollator(tokenizer, item_tokens, phase.ratios, seed)
+    if isinstance(phase, SequenceItemPhase):
+        return SequenceItemCollator(tokenizer, item_tokens)
+    return FineTuningCollator(tokenizer, item_tokens, phase.history_items)
 
 
 def _sequence_batches(recipe: Recipe, phase: SequencePhase, data: RunData, process: int, processes: int) -> Batches:
@@ -441,7 +518,21 @@ def _sequence_batches(recipe: Recipe, phase: SequencePhase, data: RunData, proce
 
 
 def make_examples(phase: Phase, data: RunData, max_history: int, seed: int) -> PrefixDataset:
-    """The training examples of a phase."""
+    """The training examples of a phase.
+
+    Raises ValueError when its data hold none.
+    """
+    if isinstance(phase, ItemDescriptionPhase):
+        items = described_items(data.corpora[phase.kind].texts, phase.description)
+        if not len(items):
+            raise ValueError(
+                f"no item has both a title and one of the attributes {', '.join(phase.description)}, which the phase "
+                "item_description needs: name others in its description, or leave the phase out"
+            )
+        return PrefixDataset(np.repeat(items, 2).reshape(-1, 2), "last", seed=seed)  # the item, "after" itself
+    if isinstance(phase, RatingPhase):
+        tasks = sum(len(history) > 0 for history in data.ratings["train"].histories)
+        return PrefixDataset(np.repeat(np.arange(tasks), 2).reshape(-1, 2), "last", seed=seed)
     sequences = data.corpora[phase.kind].sequences
     return PrefixDataset(sequences, phase.prefixes, phase.min_history, max_history, seed)
 

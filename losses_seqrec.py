@@ -126,6 +126,23 @@ class FineTuningObjective:
                 raise ValueError(f"objective.chunk_items is {self.chunk_items!r}: it must be a whole number or null.")
 
 
+@dataclass(frozen=True)
+class SentencePairObjective:
+    """What ST5's phases minimise: the symmetric multiple-negatives ranking loss (section 4.4.3 of the thesis).
+
+    Args:
+        temperature: of the cosines; 0.05 is the scale of 20 that sentence-transformers takes.
+        mask_duplicates: leave another pair with the same next item out of the negatives, in both directions.
+    """
+
+    temperature: float = 0.05
+    mask_duplicates: bool = True
+
+    def __post_init__(self):
+        _check_range(self, "temperature", 0, above=True)
+        _check_flag(self, "mask_duplicates")
+
+
 # ---------------------------------------------------------------------------------------------------- processes
 
 
@@ -236,6 +253,21 @@ def contrastive_loss(
             same_item[torch.arange(len(own), device=own.device), own] = False
             logits = logits.masked_fill(same_item, -math.inf)
         return whole_batch_mean(F.cross_entropy(logits, own, reduction="none"))
+
+
+def symmetric_ranking_loss(
+    anchors: Tensor, positives: Tensor, temperature: float, pair_ids: Tensor | None = None
+) -> Tensor:
+    """Symmetric multiple-negatives ranking loss of ST5, eq. 4.2 and 4.3: the mean of both directions.
+
+    Each anchor is to find its positive among those of all processes, and each positive its anchor.
+
+    Args:
+        anchors, positives: (B, d), any length.
+        pair_ids: (B,) pairs of the same id are no negatives of each other. None keeps them all.
+    """
+    forward = contrastive_loss(anchors, positives, temperature, pair_ids)
+    return (forward + contrastive_loss(positives, anchors, temperature, pair_ids)) / 2
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -301,6 +301,10 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         self.encoder = Jepa4RecEncoder(config)
         self.post_init()
 
+    def stages(self) -> list[nn.Module]:
+        """What a text goes through in order: all embeddings, then each layer."""
+        return [self.embeddings, *self.encoder.layer]
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings.word_embeddings
 

@@ -37,6 +37,10 @@ class St5RecModel(SeqRecPreTrainedModel):
         if module is self:
             init.normal_(self.projection.weight, std=self.config.d_model**-0.5)
 
+    def stages(self) -> list[nn.Module]:
+        """What a text goes through in order: its embeddings, then each layer."""
+        return [self.t5.shared, *self.t5.encoder.block]
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.t5.get_input_embeddings()
 

@@ -47,14 +47,14 @@ def freeze(model: nn.Module, word_embeddings: bool, layers: int) -> None:
     """
     if not (word_embeddings or layers):
         return
-    encoder = model.jepa4rec
-    blocks = encoder.encoder.layer
+    encoder = model.base_model
+    embeddings, *blocks = encoder.stages()
     if layers > len(blocks):
         raise ValueError(f"freeze_layers is {layers}, the encoder has {len(blocks)} layers")
     if word_embeddings:
-        encoder.embeddings.word_embeddings.requires_grad_(False)
+        encoder.get_input_embeddings().requires_grad_(False)
     if layers:
-        for module in (encoder.embeddings, *blocks[:layers]):
+        for module in (embeddings, *blocks[:layers]):
             module.requires_grad_(False)
 
 

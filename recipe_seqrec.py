@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 import yaml
 
-from .losses_seqrec import FineTuningObjective, PreTrainingObjective
+from .losses_seqrec import FineTuningObjective, PreTrainingObjective, SentencePairObjective
 
 # ------------------------------------------------------------------------------------------------ sections
 
@@ -76,8 +76,9 @@ class DatasetRecipe:
 class DataRecipe(DatasetRecipe):
     """The dataset the run is measured on, and how it is split.
 
-    `pretrain` lists the datasets that pretrain phases read; without any they read this one's training part. Built
-    datasets are kept in `cache_dir` (None: beside the Hub's caches).
+    `pretrain` lists the datasets that phases of pretrain, item_description, sequence_sequence and sequence_item read;
+    without any they read this one's training part. Built datasets are kept in `cache_dir` (None: beside the Hub's
+    caches).
     """
 
     split: Literal["leave_one_out", "absolute_timestamp"] = "leave_one_out"
@@ -94,6 +95,10 @@ class TokenizerRecipe:
     max_items: int | None = None
     max_tokens: int | None = None
     attribute_names: bool | None = None
+    sentence: Literal["attributes", "structured", "unstructured"] | None = None
+    instruction: bool | None = None
+    title_attributes: list[str] | None = None
+    description: bool | None = None
     vocab_size: int = 4000
 
 
@@ -101,9 +106,9 @@ class TokenizerRecipe:
 class ModelRecipe:
     """What the run starts from.
 
-    `init`: a checkpoint of ours, or any BERT, RoBERTa or Longformer (folder, Hub id, or `package:NAME` of an installed
-    package), or "scratch": random weights and a WordPiece vocabulary learned from the run's own item texts. `config`
-    overrides fields of Jepa4RecConfig.
+    `init`: a checkpoint of ours, or any BERT, RoBERTa, Longformer or Sentence-T5 (folder, Hub id, or `package:NAME` of
+    an installed package), or "scratch": random weights of `family` and a WordPiece vocabulary learned from the run's
+    own item texts. `config` overrides fields of Jepa4RecConfig, or St5RecConfig.
 
     `baseline` trains one of baselines/ instead, by phases of kind sequence; `config` is then of its configuration, and
     `init` only the encoder of unisrec's frozen text vectors.
@@ -111,6 +116,7 @@ class ModelRecipe:
 
     baseline: Literal["sasrec", "bert4rec", "gru4rec", "unisrec"] | None = None
     init: str = "scratch"
+    family: Literal["jepa4rec", "st5rec"] = "jepa4rec"
     config: dict[str, Any] = field(default_factory=dict)
 
 
@@ -234,6 +240,83 @@ class FinetunePhase(Phase):
 
 
 @dataclass(kw_only=True)
+class PairPhase(Phase):
+    """What ST5's contrastive phases share; they train any text encoder.
+
+    `cache_chunk` n keeps the activations of n texts at a time (cached gradients): the same loss and gradients, a third
+    more time, and memory for n texts instead of `batch_size`.
+    """
+
+    cache_chunk: int | None = None
+    objective: SentencePairObjective = field(default_factory=SentencePairObjective)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cache_chunk is not None and self.cache_chunk < 1:
+            raise ValueError(f"cache_chunk must be at least 1, got {self.cache_chunk}")
+
+
+@dataclass(kw_only=True)
+class ItemDescriptionPhase(PairPhase):
+    """Items and their descriptions find each other. An example is an item that has both; `description` names the
+    attributes that make one, where a shop has no attribute of that name (brand and category, say)."""
+
+    kind: Literal["item_description"]
+    prefixes: Literal["last"] = "last"
+    description: list[str] = field(default_factory=lambda: ["description"])
+
+
+@dataclass(kw_only=True)
+class SequenceSequencePhase(PairPhase):
+    """A user's sequence and the same augmented find each other: one of crop (η), reorder (β) and drop (δ), which the
+    thesis leaves open; crop and reorder are as in CL4SRec. 0 rules one out."""
+
+    kind: Literal["sequence_sequence"]
+    prefixes: Literal["all", "random", "late", "last"] = "last"
+    crop: float = 0.6
+    reorder: float = 0.6
+    drop: float = 0.3
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, ratio in self.ratios.items():
+            if not 0 <= ratio <= 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {ratio}")
+        if not any(self.ratios.values()):
+            raise ValueError("crop, reorder and drop are all 0: nothing would be augmented")
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        return {"crop": self.crop, "reorder": self.reorder, "drop": self.drop}
+
+
+@dataclass(kw_only=True)
+class SequenceItemPhase(PairPhase):
+    """Histories and their next items find each other: ST5's fine-tuning."""
+
+    kind: Literal["sequence_item"]
+
+
+@dataclass(kw_only=True)
+class RatingPhase(Phase):
+    """A dense head learns ratings from [user vector ; item vector]; the encoder stays as it is (ST5, section 5.1.5).
+
+    An example is a rating of the training part with at least one item before it; `hidden_size` and `dropout` are the
+    head's. Weights are chosen by RMSE on the validation ratings; `patience` counts in those.
+    """
+
+    kind: Literal["rating"]
+    lr: float = 1e-3
+    hidden_size: int = 256
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.hidden_size < 1 or not 0 <= self.dropout < 1:
+            raise ValueError("hidden_size must be at least 1, and dropout at least 0 and below 1")
+
+
+@dataclass(kw_only=True)
 class SequencePhase(Phase):
     """Training of a baseline on sequences of item ids (`model.baseline`).
 
@@ -250,18 +333,24 @@ class SequencePhase(Phase):
 
 @dataclass(kw_only=True)
 class Recipe:
-    """One run, whole."""
+    """One run, whole. Without phases nothing is trained, and the starting weights are measured."""
 
     run: RunRecipe
     data: DataRecipe
-    phases: list[PretrainPhase | FinetunePhase | SequencePhase]
+    phases: list[
+        PretrainPhase
+        | FinetunePhase
+        | ItemDescriptionPhase
+        | SequenceSequencePhase
+        | SequenceItemPhase
+        | RatingPhase
+        | SequencePhase
+    ]
     tokenizer: TokenizerRecipe = field(default_factory=TokenizerRecipe)
     model: ModelRecipe = field(default_factory=ModelRecipe)
     evaluation: EvaluationRecipe = field(default_factory=EvaluationRecipe)
 
     def __post_init__(self):
-        if not self.phases:
-            raise ValueError("phases is empty: list at least one phase of kind pretrain or finetune")
         self._check_baseline()
         finetuning = [phase for phase in self.phases if isinstance(phase, FinetunePhase)]
         if finetuning and finetuning[0].item_vectors == "keep":
@@ -270,7 +359,7 @@ class Recipe:
             raise ValueError("text_gate must be above 0; history_text: false leaves the text out")
         if any(not phase.history_text and not phase.history_items for phase in finetuning):
             raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
-        if self.phases[0] in finetuning and self.phases[0].continue_schedule:
+        if finetuning and self.phases[0] is finetuning[0] and self.phases[0].continue_schedule:
             raise ValueError("the first phase has continue_schedule, but no phase before it to continue")
         if len({phase.history_items for phase in finetuning}) > 1:
             raise ValueError("finetune phases must agree on history_items: they train one model")
@@ -278,7 +367,7 @@ class Recipe:
     def _check_baseline(self) -> None:
         """Phases and model belong together, and what only a text encoder has is not asked of a baseline."""
         sequence = [isinstance(phase, SequencePhase) for phase in self.phases]
-        if any(sequence) != all(sequence) or any(sequence) != (self.model.baseline is not None):
+        if sequence.count(self.model.baseline is not None) != max(len(sequence), self.model.baseline is not None):
             raise ValueError("phases of kind sequence, and no others, train a model.baseline: set both or neither")
         if self.model.baseline and self.run.activation_checkpointing:
             raise ValueError("activation_checkpointing is for text encoders, not for model.baseline")

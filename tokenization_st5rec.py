@@ -20,6 +20,13 @@ INSTRUCTION = (
 )
 DESCRIPTION = "description"
 NO_DESCRIPTION = "description not available."
+FIXED_TEXTS = (
+    "TITLE:",
+    "DESCRIPTION:",
+    NO_DESCRIPTION,
+    INSTRUCTION,
+    ",",
+)  # what is written beside an item's own words
 
 
 class Marks(NamedTuple):

@@ -34,6 +34,7 @@ from jepa4rec.checkpointing_seqrec import (
     whole_model,
     written_folder,
 )
+from jepa4rec.encoders_seqrec import open_encoder
 from jepa4rec.evaluation_seqrec import (
     evaluate_validation,
     make_record,
@@ -50,7 +51,6 @@ from jepa4rec.loading_seqrec import (
     make_starting_checkpoint,
     open_phase_model,
     open_phase_tokenizer,
-    open_start_model,
 )
 from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
@@ -58,7 +58,8 @@ from jepa4rec.model_cards.render import write_card
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
 from jepa4rec.pipeline_seqrec import save_checkpoint_files, save_item_ids
 from jepa4rec.ranking_seqrec import Ranks, encode_items
-from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, Recipe, read_recipe, write_recipe
+from jepa4rec.rating_seqrec import RatingModel, RatingVectors, rating_baselines
+from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, RatingPhase, Recipe, read_recipe, write_recipe
 from jepa4rec.records_seqrec import describe_run, write_evaluation
 from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
 
@@ -88,6 +89,7 @@ class Training:
     folder: RunFolder
     log: RunLog
     progress: Progress
+    ratings: RatingVectors | None = None
     schedule_start: int = 0
     schedule_steps: int = 0
     items_step: int = 0
@@ -220,16 +222,24 @@ def keep_if_best(training: Training) -> None:
     if not getattr(phase, "stale_items", False):
         refresh_items(training)
     model = whole_model(accelerator, training.model)
-    metrics = evaluate_validation(accelerator, model, training.tokenizer, training.data, training.recipe)
+    if training.ratings is not None:
+        metrics = training.ratings.errors(model, "validation")
+    else:
+        metrics = evaluate_validation(accelerator, model, training.tokenizer, training.data, training.recipe)
     place = {"phase": training.index, "kind": phase.kind, "step": progress.step}
     training.log.write({**place, **{f"validation_{name}": value for name, value in metrics.items()}}, progress.step)
-    if progress.best_metrics is None or metrics["ndcg@10"] > progress.best_metrics["ndcg@10"]:
+    if progress.best_metrics is None or selection_score(metrics) > selection_score(progress.best_metrics):
         progress.best_metrics, progress.best_step, progress.stale = metrics, progress.step, 0
         save_checkpoint(accelerator, model, training.tokenizer, training.folder.best(training.index, progress.step))
     else:
         progress.stale += 1
         progress.stopped = phase.patience is not None and progress.stale >= phase.patience
     training.model.train()
+
+
+def selection_score(metrics: dict[str, float]) -> float:
+    """What weights are chosen by, higher is better: NDCG@10, or for ratings RMSE, negated."""
+    return metrics["ndcg@10"] if "ndcg@10" in metrics else -metrics["rmse"]
 
 
 def refresh_items(training: Training) -> None:
@@ -362,15 +372,16 @@ def set_up(
         encode_item_matrix(model, tokenizer, data, recipe)
     freeze(model, phase.freeze_word_embeddings, phase.freeze_layers)
     if recipe.run.activation_checkpointing:
-        model.jepa4rec.activation_checkpointing_enable()
+        model.base_model.activation_checkpointing_enable()
     lr_items = phase.lr_items if isinstance(phase, FinetunePhase) else phase.lr
     optimizer = make_optimizer(model, phase.lr, lr_items, phase.weight_decay, phase.betas)
+    ratings = rating_vectors(recipe, model, tokenizer, data) if isinstance(phase, RatingPhase) else None
     model, optimizer = accelerator.prepare(model, optimizer)
     place = (accelerator.process_index, accelerator.num_processes)
-    batches = make_batches(recipe, phase, data, tokenizer, *place)
+    batches = make_batches(recipe, phase, data, tokenizer, *place, ratings=ratings)
     progress = Progress(processes=accelerator.num_processes, log_bytes=log.length())
     training = Training(
-        accelerator, recipe, phase, index, data, tokenizer, model, optimizer, batches, folder, log, progress
+        accelerator, recipe, phase, index, data, tokenizer, model, optimizer, batches, folder, log, progress, ratings
     )  # fmt: skip
     if getattr(phase, "continue_schedule", False):
         before = folder.end_of(index - 1)
@@ -380,14 +391,23 @@ def set_up(
 
 def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunFolder, origin: dict) -> dict:
     """Measure the last phase's weights on the test split, beside start and baselines; write the result; tell it."""
-    phase, weights = recipe.phases[-1], folder.finished_phase(len(recipe.phases) - 1)
+    last = len(recipe.phases) - 1
+    phase, weights = (recipe.phases[last], folder.finished_phase(last)) if recipe.phases else (None, folder.start)
     tokenizer = open_phase_tokenizer(folder.start, phase)
-    model = open_phase_model(weights, phase, data).to(accelerator.device)
+    compare = phase is not None and recipe.evaluation.zero_shot and not recipe.model.baseline
+    model = (open_phase_model(weights, phase, data) if phase else open_encoder(weights)).to(accelerator.device)
     ranks, ties = rank_test_split(accelerator, model, tokenizer, data, recipe), recipe.evaluation.ties
     results = {"metrics": ranking_metrics(ranks.by(ties))}
-    results["validation_metrics"] = folder.end_of(len(recipe.phases) - 1).metrics
-    if recipe.evaluation.zero_shot and not recipe.model.baseline:
-        start = open_start_model(folder.start).to(accelerator.device)
+    if phase is None:
+        results["validation_metrics"] = evaluate_validation(accelerator, model, tokenizer, data, recipe)
+    else:
+        results["validation_metrics"] = folder.end_of(last).metrics
+    if isinstance(phase, RatingPhase):
+        this_run = {"this run": rating_vectors(recipe, model, tokenizer, data).errors(model, "test")}
+        beside = rating_baselines(data.ratings, data.dataset.num_users, data.num_items, "test")
+        results["ratings"] = this_run | beside
+    if compare:
+        start = open_encoder(folder.start).to(accelerator.device)
         before = rank_test_split(accelerator, start, tokenizer, data, recipe)
         results["zero_shot"] = ranking_metrics(before.by(ties))
     if not accelerator.is_main_process:
@@ -400,6 +420,11 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     return record
 
 
+def rating_vectors(recipe: Recipe, model: RatingModel, tokenizer, data: RunData) -> RatingVectors:
+    item_tokens = data.item_tokens(tokenizer, "finetune")
+    return RatingVectors(data.ratings, model, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
+
+
 def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: Path, folder: RunFolder) -> None:
     """Put the result into the run's folder, each file whole; metrics.json, a finished run's mark, comes last."""
     staged, test = folder.state / "result", data.splits.test
@@ -409,7 +434,7 @@ def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: 
     with written_folder(folder.checkpoint) as fresh:
         shutil.copytree(weights, fresh, dirs_exist_ok=True)
         write_card(staged, fresh)
-        if isinstance(recipe.phases[-1], FinetunePhase):
+        if recipe.phases and isinstance(recipe.phases[-1], FinetunePhase):
             counts = Popularity.fit(data.splits.train, data.num_items).counts
             save_item_ids(fresh, data.dataset.items["item_id"].to_pylist(), counts)
     for path in (folder.recipe, folder.ranks, folder.metrics):
@@ -423,7 +448,10 @@ def result_table(record: dict) -> str:
         rows["before training"] = record["zero_shot"]
     size = f"{record['users']} users, {record['items']} items"
     heading = f"{record['dataset']} {record['config'] or ''}: {size}, test split"
-    return f"\n{heading}\n{metrics_table({**rows, **record['baselines']})}"
+    table = f"\n{heading}\n{metrics_table({**rows, **record['baselines']})}"
+    errors = record.get("ratings", {})
+    lines = [f"{name:12} rmse {own['rmse']:.4f}  mae {own['mae']:.4f}" for name, own in errors.items()]
+    return "\n".join([table, *(["\nratings, test split", *lines] if lines else [])])
 
 
 def main() -> None:

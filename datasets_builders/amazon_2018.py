@@ -197,6 +197,11 @@ def _reviews(path: Path) -> Iterator[pa.RecordBatch]:
     for batch in read_json_fields(path, REVIEW_FIELDS):
         if batch["reviewerID"].null_count or batch["asin"].null_count or batch["unixReviewTime"].null_count:
             raise ValueError(f"{path}: a review lacks reviewerID, asin or unixReviewTime; are these 2018 reviews?")
+        wrong = pc.or_(pc.less(batch["overall"], 1), pc.greater(batch["overall"], 5))
+        if pc.any(wrong).as_py():
+            row = pc.index(wrong, True).as_py()
+            user, stars = batch["reviewerID"][row], batch["overall"][row]
+            raise ValueError(f"{path}: a review by {user} has a rating of {stars}, outside 1 to 5")
         yield pa.RecordBatch.from_pydict(
             {
                 "user_id": batch["reviewerID"],

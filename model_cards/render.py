@@ -24,7 +24,12 @@ from .telemetry import can_draw, draw_telemetry, read_telemetry, telemetry_rows
 
 TEMPLATE = Path(__file__).resolve().parent / "jepa4rec.md.jinja"
 # Shown of each phase; everything else is in the recipe itself.
-PHASE_FIELDS = ("kind", "epochs", "steps", "batch_size", "prefixes", "lr", "lr_items", "history_items", "max_items")
+PHASE_FIELDS = (
+    "kind", "epochs", "steps", "batch_size", "prefixes", "lr", "lr_items", "history_items", "max_items", "crop",
+    "reorder", "drop",
+)  # fmt: skip
+# The kinds of phase that read the datasets of `data.pretrain` where there are any.
+READ_PRETRAIN = ("pretrain", "item_description", "sequence_sequence", "sequence_item")
 TELEMETRY_PLOT = "telemetry.png"
 CITATIONS = {
     "RecFormer": "J. Li et al.: Text Is All You Need: Learning Language Representations for Sequential "
@@ -174,7 +179,8 @@ def training_datasets(record: dict, recipe: dict) -> list[str]:
     """One line per dataset, the one the run is measured on first: which part of it was trained on."""
     data = recipe["data"]
     part = f"training part of the {data['split'].replace('_', '-')} split"
-    measured_only = data["pretrain"] and all(phase["kind"] == "pretrain" for phase in recipe["phases"])
+    measured_only = bool(data["pretrain"]) and all(phase["kind"] in READ_PRETRAIN for phase in recipe["phases"])
+    measured_only |= not recipe["phases"]
     use = "for evaluation only" if measured_only else part
     lines = [f"{_dataset_name(data, record)}: {use}, fingerprint `{record['fingerprint']}`{_provenance(record)}"]
     for source in data["pretrain"]:

@@ -7,7 +7,9 @@ onnx: encoder.onnx, the tokenizer, and serving_onnx.py, which makes item and use
 onnxruntime alone. The outputs are compared with the checkpoint's before anything is kept.
 
 sentence-transformers: a folder for `SentenceTransformer(OUT, trust_remote_code=True)`. Checkpoints written since this
-exists open so by themselves; this brings older ones, and those of the Hub, up to date.
+exists open so by themselves; this brings older ones, and those of the Hub, up to date. A Sentence-T5 becomes a folder
+as its authors publish theirs, which opens without trust_remote_code and reads plain texts (an item is its tags and
+text, `<extra_id_1>TITLE: …<extra_id_2>`).
 """
 
 import argparse
@@ -26,10 +28,12 @@ from huggingface_hub import snapshot_download
 from transformers import logging as transformers_logging
 
 from jepa4rec.checkpointing_seqrec import written_folder
-from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
-from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.encoders_seqrec import ENCODERS, open_encoder
+from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, SeqRecPreTrainedModel
+from jepa4rec.modeling_st5rec import St5RecModel
 from jepa4rec.pipeline_seqrec import IDS_FILE, SequentialRecommendationPipeline, save_checkpoint_files
 from jepa4rec.scripts.evaluate_checkpoint import check_weights, find_checkpoint, load_tokenizer, read_config
+from jepa4rec.scripts.sentence_t5_folder import write_sentence, write_sentence_t5
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 TOLERANCE = 1e-4
@@ -42,21 +46,21 @@ PROBE = [
 ]
 
 
-def open_checkpoint(place: str) -> tuple[Path, Jepa4RecModel, ItemSentTokenizer]:
+def open_checkpoint(place: str) -> tuple[Path, SeqRecPreTrainedModel, ItemSentTokenizer]:
     """Folder, model and tokenizer of a run, a checkpoint or a Hub id; a fine-tuned model comes whole.
 
     Raises ValueError or OSError for anything else.
     """
     found = find_checkpoint(place)
     config = read_config(found)
-    if config.get("model_type") != Jepa4RecConfig.model_type:
+    if config.get("model_type") not in ENCODERS:
         raise ValueError(
             f'{place} is a "{config.get("model_type")}" checkpoint: only those that read texts ('
-            f'"{Jepa4RecConfig.model_type}") can be exported.'
+            f"{', '.join(ENCODERS)}) can be exported."
         )
     folder = Path(found) if Path(found).is_dir() else Path(snapshot_download(found))
     fine_tuned = Jepa4RecForSequentialRecommendation.__name__ in (config.get("architectures") or [])
-    model = (Jepa4RecForSequentialRecommendation if fine_tuned else Jepa4RecModel).from_pretrained(folder).eval()
+    model = (Jepa4RecForSequentialRecommendation.from_pretrained if fine_tuned else open_encoder)(folder).eval()
     check_weights(place, model)
     return folder, model, load_tokenizer(str(folder), None, model)
 
@@ -64,8 +68,10 @@ def open_checkpoint(place: str) -> tuple[Path, Jepa4RecModel, ItemSentTokenizer]
 # ------------------------------------------------------------------------------------------------ formats
 
 
-def to_onnx(model: Jepa4RecModel, tokenizer: ItemSentTokenizer, checkpoint: Path, folder: Path) -> VectorsOf:
-    """Write the export into `folder`; returns what opens it."""
+def to_onnx(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, checkpoint: Path, folder: Path) -> VectorsOf:
+    """Write the export into `folder`; returns what opens it. Raises ValueError for a Sentence-T5."""
+    if isinstance(model, St5RecModel):
+        raise ValueError("a Sentence-T5 is not exported to onnx here; --format sentence-transformers is.")
     from jepa4rec.exporting_onnx import export_onnx
     from jepa4rec.serving_onnx import OnnxEncoder
 
@@ -75,11 +81,18 @@ def to_onnx(model: Jepa4RecModel, tokenizer: ItemSentTokenizer, checkpoint: Path
 
 
 def to_sentence_transformers(
-    model: Jepa4RecModel, tokenizer: ItemSentTokenizer, checkpoint: Path, folder: Path
+    model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, checkpoint: Path, folder: Path
 ) -> VectorsOf:
     """The same for sentence-transformers: the checkpoint again with today's code."""
     from sentence_transformers import SentenceTransformer
 
+    if isinstance(model, St5RecModel):
+        write_sentence_t5(model, tokenizer, folder)
+        opened = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        return lambda items, histories: (
+            opened.encode([write_sentence(tokenizer, item) for item in items]),
+            opened.encode([write_sentence(tokenizer, history) for history in histories]),
+        )
     save_checkpoint_files(model, tokenizer, folder)
     for name in (IDS_FILE, "README.md"):
         if (checkpoint / name).is_file():

@@ -9,6 +9,7 @@ Nothing of sentence-transformers itself is needed.
 
 import json
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers.utils import cached_file
 from ..configuration_st5rec import St5RecConfig
 from ..modeling_st5rec import St5RecModel
 from ..tokenization_itemsent import ItemSentTokenizer
+from ..tokenization_st5rec import INSTRUCTION, TAGS, item_text
 
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
 DENSE_FILES = ("model.safetensors", "pytorch_model.bin")  # the newer first
@@ -153,6 +155,19 @@ def write_sentence_t5(model: St5RecModel, tokenizer: ItemSentTokenizer, folder: 
     _write(folder / "2_Dense" / "config.json", dense)
     _write(folder / "3_Normalize" / "config.json", {})
     save_file({"linear.weight": weight}, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_sentence(tokenizer: ItemSentTokenizer, item_or_history: Mapping | Sequence[Mapping]) -> str:
+    """The plain text that the tokenizer reads an item or a history as, where nothing of it has to be cut."""
+    alone = isinstance(item_or_history, Mapping)
+    items = [item_or_history] if alone else item_or_history
+    texts = [item_text(item, tokenizer.title_attributes, tokenizer.description) for item in items]
+    begin = f"{INSTRUCTION} " if tokenizer.instruction and not alone else ""
+    if tokenizer.sentence == "unstructured":
+        return begin + ", ".join(texts)
+    start, item_start, item_end, end = TAGS
+    sentence = "".join(f"{item_start}{text}{item_end}" for text in texts)
+    return sentence if alone else f"{begin}{start}{sentence}{end}"
 
 
 def _plain_tokenizer(tokenizer: ItemSentTokenizer) -> PreTrainedTokenizerFast:

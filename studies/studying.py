@@ -28,6 +28,7 @@ from jepa4rec.records_seqrec import describe_run
 from jepa4rec.train_accelerate import run
 
 METRICS = ("ndcg@10", "recall@10", "mrr")
+TEXT_KINDS = ("pretrain", "finetune", "item_description", "sequence_sequence", "sequence_item")  # train text encoders
 RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "studies"
 
 
@@ -80,7 +81,7 @@ class Study:
         info = self.data.dataset.info
         return " ".join(filter(None, (info.get("name"), info.get("config"))))
 
-    def variant(self, settings: Sequence[str] = (), kinds: Sequence[str] = ("pretrain", "finetune")) -> Recipe:
+    def variant(self, settings: Sequence[str] = (), kinds: Sequence[str] = TEXT_KINDS) -> Recipe:
         """The base recipe with changes, and only its phases of these kinds.
 
         Raises:
@@ -88,8 +89,9 @@ class Study:
         """
         path = self.folder / self.recipe.base
         recipe = read_recipe(path, [*self.recipe.settings, *self.extra, *settings])
-        recipe.phases = [phase for phase in recipe.phases if phase.kind in kinds]
-        if not recipe.phases:
+        phases = [phase for phase in recipe.phases if phase.kind in kinds]
+        recipe.phases, lost = phases, len(recipe.phases) - len(phases)
+        if lost and not phases:
             raise ValueError(f"{path} has no phase of kind {' or '.join(kinds)}, which this study trains")
         return recipe
 

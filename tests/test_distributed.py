@@ -9,8 +9,15 @@ import torch.multiprocessing
 from tiny_batches import finetuning_batch, pretraining_batch, tiny_config
 from torch.nn.parallel import DistributedDataParallel
 
-from jepa4rec.losses_seqrec import FineTuningObjective, PreTrainingObjective, rows_per_process, whole_batch_mean
+from jepa4rec.losses_seqrec import (
+    FineTuningObjective,
+    PreTrainingObjective,
+    SentencePairObjective,
+    rows_per_process,
+    whole_batch_mean,
+)
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation
+from jepa4rec.pairing_seqrec import INPUTS, SentencePairModel
 
 ITEMS = 9
 HALVES = [slice(0, 3), slice(3, None)]  # padded to 13 and 16 tokens
@@ -37,6 +44,20 @@ def _fine_tuning_batch(rows=slice(None)):
     return finetuning_batch(ITEMS, rows)
 
 
+def _pairs(**settings):
+    torch.manual_seed(0)
+    model = SentencePairModel(tiny_config(initializer_range=0.3, attention_window=4, pooling="mean"))
+    model.objective, model.cache_chunk = SentencePairObjective(**settings), 2
+    return model
+
+
+def _pair_batch(rows=slice(None)):
+    batch = pretraining_batch(rows)
+    kept = {name: batch[name] for name in INPUTS}
+    kept |= {f"positive_{name}": batch[f"next_{name}"] for name in INPUTS}
+    return kept | {"pair_ids": batch["next_item_ids"]}
+
+
 # name -> (model, batch of some rows, the rows of each process); without duplicates masked, rows 4 and 5 of the second
 # process still repeat the items of rows 0 and 1 of the first.
 CASES = {
@@ -53,6 +74,8 @@ CASES = {
         pretraining_batch,
         UNEQUAL,
     ),
+    "ST5's pairs, cached gradients": (_pairs, _pair_batch, UNEQUAL),
+    "ST5's pairs, duplicates kept": (lambda: _pairs(mask_duplicates=False), _pair_batch, HALVES),
     "fine-tuning": (_fine_tuning, _fine_tuning_batch, UNEQUAL),
     "fine-tuning, chunked softmax": (lambda: _fine_tuning(chunk_items=4), _fine_tuning_batch, HALVES),
 }

@@ -17,6 +17,7 @@ from jepa4rec.losses_seqrec import (
     full_softmax_loss,
     mapping_loss,
     mlm_loss,
+    symmetric_ranking_loss,
     uniformity,
     weighted_total,
 )
@@ -49,6 +50,22 @@ def test_contrastive_loss_is_the_papers_formula(rng):
     assert contrastive_loss(users, items, 0.05).item() == pytest.approx(
         _slow_contrastive(users, items, 0.05), rel=1e-5
     )
+
+
+def test_symmetric_ranking_loss_is_the_mean_of_both_directions(rng):
+    anchors, positives, ids = torch.randn(4, 8, generator=rng), torch.randn(4, 8, generator=rng), [1, 2, 1, 3]
+    for kept in (None, ids):
+        both = [_slow_contrastive(*sides, 0.05, kept) for sides in ((anchors, positives), (positives, anchors))]
+        loss = symmetric_ranking_loss(anchors, positives, 0.05, None if kept is None else torch.tensor(kept))
+        assert loss.item() == pytest.approx(sum(both) / 2, rel=1e-5)
+
+
+def test_symmetric_ranking_loss_is_that_of_sentence_transformers(rng):
+    losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+    anchors, positives = torch.randn(6, 8, generator=rng), torch.randn(6, 8, generator=rng)
+    theirs = losses.MultipleNegativesSymmetricRankingLoss(torch.nn.Module())
+    expected = theirs.compute_loss_from_embeddings([anchors, positives], None)
+    torch.testing.assert_close(symmetric_ranking_loss(anchors, positives, 0.05), expected)
 
 
 def test_contrastive_loss_leaves_the_same_item_out_of_the_negatives(rng):

@@ -19,6 +19,7 @@ from jepa4rec.loading_seqrec import train_t5_wordpiece
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.modeling_st5rec import St5RecModel
 from jepa4rec.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.scripts import export_checkpoint
 from jepa4rec.scripts.import_checkpoint import import_checkpoint, main
 from jepa4rec.scripts.sentence_t5_folder import write_sentence_t5
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
@@ -110,13 +111,29 @@ def test_the_command_makes_a_checkpoint_that_a_stranger_opens(sentence_t5, tmp_p
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     (tmp_path / "items.json").write_text(json.dumps([TINY_ITEMS[2], TINY_ITEMS[4]]))
     command = [sys.executable, "-c", STRANGER, "Checkpoint"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     for noise in ("UNEXPECTED", "MISSING", "newly initialized"):
         assert noise not in done.stderr, done.stderr
     answers = load_file(tmp_path / "Checkpoint.answers")
     torch.testing.assert_close(answers["pooler_output"][0], expected[1], atol=1e-5, rtol=0)
     assert {path.suffix for path in (tmp_path / "Checkpoint").iterdir()} == {".py", ".json", ".safetensors"}
+
+
+def test_a_checkpoint_is_exported_and_opens_by_itself_too(sentence_t5, tmp_path, capsys):
+    library = pytest.importorskip("sentence_transformers")
+    model, tokenizer = import_checkpoint(str(sentence_t5[0]))
+    save_checkpoint_files(model, tokenizer, tmp_path / "checkpoint")
+    export_checkpoint.main([str(tmp_path / "checkpoint"), str(tmp_path / "out"), "--format", "sentence-transformers"])
+    assert "sentence-transformers, vectors equal to" in capsys.readouterr().out
+    plain = torch.from_numpy(library.SentenceTransformer(str(tmp_path / "out"), device="cpu").encode(SENTENCES))
+    torch.testing.assert_close(plain, sentence_t5[1], atol=1e-5, rtol=0)
+    own = library.SentenceTransformer(str(tmp_path / "checkpoint"), device="cpu", trust_remote_code=True)
+    vectors = torch.from_numpy(own.encode([TINY_ITEMS[0], [TINY_ITEMS[2], TINY_ITEMS[4]], "tea"]))
+    torch.testing.assert_close(vectors, sentence_t5[1], atol=1e-5, rtol=0)
+    with pytest.raises(SystemExit, match="a Sentence-T5 is not exported to onnx"):
+        export_checkpoint.main([str(tmp_path / "checkpoint"), str(tmp_path / "onnx"), "--format", "onnx"])
+    assert not (tmp_path / "onnx").exists()
 
 
 def without_modules(folder):

@@ -91,7 +91,6 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("data.dir=x", "either by name .* or by dir"),
         ("run=3", "run: expected a section with keys"),
         ("seed", "write section.key=value"),
-        ("phases=[]", "phases is empty"),
         ("phases.1.item_vectors=keep", "no item matrix to keep"),
         ("phases.1.text_gate=0", "text_gate must be above 0"),
     ],

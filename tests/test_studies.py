@@ -18,6 +18,7 @@ from jepa4rec.studies import (
     masking_ratio,
     revealed_words,
     robustness,
+    text_representation,
     zero_shot,
 )
 from jepa4rec.studies.studying import RECIPES
@@ -33,6 +34,7 @@ SMALL = {
     "revealed_words": (revealed_words, {"percents": [0, 100]}),
     "robustness": (robustness, {"missing": [50], "noise": [10]}),
     "ablations": (ablations, {"variants": ["without MLM", "without item positions", "without pre-training"]}),
+    "text_representation": (text_representation, {"base": "base_st5.yaml"}),
     "zero_shot": (zero_shot, {}),
 }
 
@@ -60,6 +62,12 @@ def studio(shop, tmp_path_factory):
     for phase in base["phases"]:
         phase |= {"steps": 2, "batch_size": 16}
     (folder / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    st5 = yaml.safe_load((ROOT / "recipes" / "st5_finetune.yaml").read_text(encoding="utf-8"))
+    st5["model"]["config"] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    st5["model"]["config"]["projection_size"] = 8
+    st5["tokenizer"] |= {"vocab_size": 150, "max_items": 2}
+    st5["phases"][0] |= {"steps": 1, "batch_size": 8, "evaluate_every_steps": 1}
+    (folder / "base_st5.yaml").write_text(yaml.safe_dump(st5), encoding="utf-8")
 
     def run(name: str, **changes):
         module, settings = SMALL[name]

@@ -462,3 +462,66 @@ def test_frozen_layers_are_not_recorded_for_the_backward_pass(fine_tuned):
     assert [output.requires_grad for output in outputs] == [False, True]
     with pytest.raises(ValueError, match="freeze_layers is 3, the encoder has 2 layers"):
         freeze(fine_tuned, word_embeddings=False, layers=3)
+
+
+# ------------------------------------------------------------------------------------------------ ST5
+
+ST5 = [
+    "model.family=st5rec", "tokenizer.vocab_size=150",
+    "model.config={d_model: 16, d_kv: 8, d_ff: 32, num_layers: 1, num_heads: 2, projection_size: 16}",
+]  # fmt: skip
+PAIRS = {"batch_size": 16, "lr": 1e-2, "evaluate_every_epochs": 0.0, "max_items": 2}
+ST5_PHASES = [
+    {"kind": "item_description", "description": ["brand", "category"], "steps": 4, **PAIRS, "batch_size": 12},
+    {"kind": "sequence_sequence", "steps": 4, **PAIRS, "cache_chunk": 4},
+    {"kind": "sequence_item", "steps": 40, **PAIRS, "cache_chunk": 8},
+]
+
+
+def test_the_phases_of_st5_learn_and_an_interrupted_one_goes_on(write_recipe, tmp_path, monkeypatch):
+    path = write_recipe(ST5_PHASES)
+    record = train(path, *ST5)
+    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"] + 0.05
+    kinds = [line["kind"] for line in log_lines(tmp_path / "run") if "effective_rank" in line]
+    assert kinds == ["item_description", "sequence_sequence", *["sequence_item"] * 10]
+    assert "**sequence_sequence**" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    whole = weights(tmp_path / "run")
+
+    def stop(training, *arguments):
+        if training.index == 2 and training.progress.step == 6:
+            raise KeyboardInterrupt
+        return optimiser_step(training, *arguments)
+
+    optimiser_step = train_accelerate.optimiser_step
+    monkeypatch.setattr(train_accelerate, "optimiser_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, *ST5, f"run.output_dir={tmp_path / 'again'}")
+    monkeypatch.undo()
+    train(path, *ST5, f"run.output_dir={tmp_path / 'again'}", "run.resume=true")
+    assert_same_weights(weights(tmp_path / "again"), whole)
+
+
+def test_without_phases_the_starting_weights_are_measured(write_recipe, tmp_path):
+    record = train(write_recipe([]), *ST5)
+    assert "zero_shot" not in record and record["validation_metrics"]["mrr"] > 0
+    assert "nothing was trained" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    start = ["model.config={}", f"model.init={tmp_path / 'run' / 'checkpoint'}", f"run.output_dir={tmp_path / 'b'}"]
+    again = train(write_recipe([]), *start)
+    assert again["metrics"] == record["metrics"]
+
+
+def test_phases_of_st5_train_our_other_encoder_too(write_recipe):
+    record = train(write_recipe([{**ST5_PHASES[2], "cache_chunk": None}]))
+    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ({"kind": "finetune"}, "phases.0 is of kind finetune, which trains JEPA4Rec's encoders"),
+        ({"kind": "item_description", "description": ["blurb"]}, "no item has both a title and one of the attributes"),
+    ],
+)
+def test_what_a_sentence_t5_cannot_learn_by_is_named(phase, message, write_recipe):
+    with pytest.raises(ValueError, match=message):
+        train(write_recipe([{**phase, "batch_size": 8, "steps": 1}]), *ST5)
