@@ -24,6 +24,7 @@ FACTORIES = {"faiss": "HNSW32", "int8": "SQ8"}
 ITEM_ID = "item_id"
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors.safetensors"
 BLOCK_SCORES = 2**26  # scores held at a time
+ADDED_AT_ONCE = 2**14  # vectors, by the index of FAISS
 
 
 class Catalogue:
@@ -293,26 +294,29 @@ def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) ->
 
 
 class _Faiss:
-    """An index of FAISS. New vectors join it; nothing is built again."""
+    """An index of FAISS, in the hands of `datasets`. New vectors join it; nothing is built again."""
 
     def __init__(self, factory: str, width: int):
         try:
             import faiss
+            from datasets.search import FaissIndex
         except ImportError as error:
             raise ValueError(
-                'This index needs FAISS: pip install faiss-cpu, or use index="exact" or "binary".'
+                'This index needs FAISS: pip install faiss-cpu datasets, or use index="exact" or "binary".'
             ) from error
-        self._index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
         if factory == FACTORIES["faiss"]:
-            self._index.hnsw.efSearch = 128
+            index.hnsw.efSearch = 128
+        self._index = FaissIndex(custom_index=index)
 
     def add(self, vectors: np.ndarray) -> None:
-        if not self._index.is_trained:
-            self._index.train(vectors)
-        self._index.add(vectors)
+        if self._index.faiss_index.ntotal:
+            self._index.faiss_index.add(vectors)
+        else:  # all there are: this may take a while, and shows how far it is
+            self._index.add_vectors(vectors, batch_size=ADDED_AT_ONCE, train_size=len(vectors))
 
     def nearest(self, queries: np.ndarray, number: int) -> np.ndarray:
-        return self._index.search(queries, number)[1]
+        return self._index.search_batch(queries, number).total_indices
 
 
 class _Binary:

@@ -28,9 +28,9 @@ TRAVELLING = sorted(
     for path in ROOT.glob(pattern)
 )
 TRAVELLING_MAY_IMPORT = {"torch", "transformers", "numpy", "tokenizers", "huggingface_hub", "safetensors", "tqdm"}
-# faiss is imported in a try, which transformers does not take for a requirement; embedding_*.py is loaded by
-# sentence-transformers alone, and no other file that travels imports it.
-OPTIONAL = {"faiss", "sentence_transformers"}
+# faiss and datasets (for its index) are imported in a try, which transformers does not take for a requirement;
+# embedding_*.py is loaded by sentence-transformers alone, and no other file that travels imports it.
+OPTIONAL = {"faiss", "datasets", "sentence_transformers"}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
