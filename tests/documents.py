@@ -9,8 +9,10 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -28,7 +30,7 @@ PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scrip
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 RECFORMER_HEADS = 4  # the published files have 64 numbers a head, these fewer
 # Running these here would be running this, take an hour, or serve a page for ever (test_space.py does).
-ONLY_PLANNED = ("make test", "make check", "make bench", "make demo")
+ONLY_PLANNED = ("make test", "make check", "make bench", "make demo", "make spark")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -130,12 +132,15 @@ class Desk:
         module = importlib.import_module("jepa4rec." + words[0].removesuffix(".py").replace("/", "."))
         if words[0].startswith("studies/"):
             assert load_dataset_dir(words[words.index("--data") + 1]).num_users
-            words = [*words, "--data", "data/walks", "--set", f"base={self.tiny_base()}"]  # with users enough
+            smaller = (f"base={self.tiny_base()}", "min_users=1")
+            words = [*words, "--data", "data/walks", *(word for setting in smaller for word in ("--set", setting))]
         if words[0] == "scripts/search_settings.py":
             smaller = self.small(read_recipe(words[words.index("--recipe") + 1]))
             words += [word for setting in smaller for word in ("--set", setting)]
         if words[0].startswith("benchmarks/catalogue"):
             words = [*words, "--sizes", "50", "--queries", "5", "--indexes", "exact"]
+        if "spark" in words and (find_spec("pyspark") is None or shutil.which("java") is None):
+            words = words[: words.index("--engine")]
         self.monkeypatch.setattr(sys, "argv", words)
         module.main()
 
