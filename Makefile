@@ -79,9 +79,10 @@ format: $(VENV)/.dev ## put the code in order
 table: $(VENV)/.run ## rewrite the README's results from results/*.json
 	$(BIN)/python -m jepa4rec.model_cards.results_table README.md results
 
+publish: RANKS = results/$(dir $(RESULT))ranks
 publish: ## copy the record and ranks of RUN into results under RESULT
-	mkdir -p results/ranks
-	cp $(RUN)/ranks.parquet results/ranks/$(RESULT).parquet
+	mkdir -p $(RANKS)
+	cp $(RUN)/ranks.parquet $(RANKS)/$(notdir $(RESULT)).parquet
 	cp $(RUN)/metrics.json results/$(RESULT).json
 
 bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (TEXTS= for the tokenizer's)

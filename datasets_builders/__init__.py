@@ -17,6 +17,7 @@ from .contract import (
     make_dataset,
     save_dataset,
 )
+from .domains import Domains
 from .online_retail import OnlineRetail
 from .table import Table
 from .toy_shop import ToyShop
@@ -26,6 +27,7 @@ DATASETS: dict[str, type[SeqRecBuilder]] = {
     "amazon_2014": Amazon2014,
     "amazon_2018": Amazon2018,
     "amazon_reviews_2023": AmazonReviews2023,
+    "domains": Domains,
     "online_retail": OnlineRetail,
     "table": Table,
     "toy_shop": ToyShop,
