@@ -1,11 +1,14 @@
-"""Pictures of what a run has learned: t-SNE maps of items and of users by domain, and NDCG@10 by history length.
+"""Pictures of what a run has learned: t-SNE maps of items and of users by domain, and NDCG@10 by domain and by history
+length.
 
-    python scripts/draw_pictures.py runs/st5_final data/domains
+    python scripts/draw_pictures.py runs/st5_final data/domains --beside runs/st5_only runs/st5_finetune
     python scripts/draw_pictures.py runs/st5_final data/toy_shop --colour_by category
 
-Written into RUN/pictures unless --out says otherwise: items.png, users.png, history_length.png. A map shows a sample
-of test users and of items in the vectors that rank (t-SNE, cosine); colours are the dataset's domains, or the values
-of another attribute of the items, a user having that of the newest item. ST5 thesis, sections 5.1.2 and 5.1.6.
+Written into RUN/pictures unless --out says otherwise: items.png, users.png, groups.png, history_length.png, and
+figures.json with the numbers of the last two. A map shows a sample of test users and of items in the vectors that rank
+(t-SNE, cosine); colours are the dataset's domains, or the values of another attribute of the items, a user having that
+of the newest item. --beside puts other runs on the same dataset into groups.png and history_length.png. ST5 thesis,
+sections 5.1.2 and 5.1.6.
 """
 
 import argparse
@@ -22,7 +25,7 @@ from transformers import logging as transformers_logging
 
 from jepa4rec.baselines import fit_baseline
 from jepa4rec.checkpointing_seqrec import RunFolder, written_folder
-from jepa4rec.datasets_builders.contract import DOMAIN, SeqRecDataset, Split, load_dataset_dir
+from jepa4rec.datasets_builders.contract import DOMAIN, SeqRecDataset, Splits, load_dataset_dir
 from jepa4rec.encoders_seqrec import open_encoder
 from jepa4rec.metrics.significance import mean_with_interval
 from jepa4rec.plotting_seqrec import require_plots, save_panels
@@ -79,9 +82,8 @@ def draw_map(places: np.ndarray, labels: np.ndarray, title: str, path: Path) -> 
     save_panels([panel], path, title)
 
 
-def draw_history_length(series: dict[str, np.ndarray], lengths: np.ndarray, title: str, path: Path) -> dict:
-    """NDCG@10 with its 95 % interval for users (U,) grouped by quartiles of their history's length; returns it."""
-    groups = length_groups(lengths, (np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int) + 1).tolist())
+def draw_groups(series: dict[str, np.ndarray], groups: dict[str, np.ndarray], title: str, path: Path) -> dict:
+    """NDCG@10 with its 95 % interval of every series of ranks (U,) in groups of users, bool (U,) each; returns it."""
     figures = {
         name: {
             group: mean_with_interval(ranks[None, members], "ndcg@10")._asdict() for group, members in groups.items()
@@ -90,21 +92,22 @@ def draw_history_length(series: dict[str, np.ndarray], lengths: np.ndarray, titl
     }
 
     def panel(axes) -> None:
-        for name, own in figures.items():
+        for place, (name, own) in enumerate(figures.items()):
             mean, low, high = (np.array([figure[key] for figure in own.values()]) for key in ("mean", "low", "high"))
             bars = [(mean - low).clip(0), (high - mean).clip(0)]
-            axes.errorbar(range(len(own)), mean, yerr=bars, marker="o", markersize=4, capsize=2, label=name)
+            beside = np.arange(len(own)) + 0.08 * (place - (len(figures) - 1) / 2)  # bars that do not hide each other
+            axes.errorbar(beside, mean, yerr=bars, marker="o", markersize=4, capsize=2, linestyle="none", label=name)
         names = [f"{group}\n{members.sum()} users" for group, members in groups.items()]
-        axes.set(xticks=range(len(names)), ylabel="NDCG@10", ylim=(0, None))
+        axes.set(xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5), ylabel="NDCG@10", ylim=(0, None))
         axes.set_xticklabels(names, fontsize="x-small")
-        axes.legend(fontsize="x-small", frameon=False)
+        axes.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
     save_panels([panel], path, title)
     return figures
 
 
-def run_ranks(run: Path, dataset: SeqRecDataset) -> tuple[dict, np.ndarray, Split]:
-    """A finished run's record, its test ranks and the split they are of.
+def run_ranks(run: Path, dataset: SeqRecDataset) -> tuple[dict, np.ndarray, Splits]:
+    """A finished run's record, its test ranks and the splits they are of.
 
     Raises ValueError or FileNotFoundError for an unfinished run or another dataset than it was measured on.
     """
@@ -118,30 +121,47 @@ def run_ranks(run: Path, dataset: SeqRecDataset) -> tuple[dict, np.ndarray, Spli
     return record, pq.read_table(folder.ranks, columns=["rank"])["rank"].to_numpy(), splits
 
 
-def draw(run: Path, dataset: SeqRecDataset, folder: Path, colour_by: str, points: int, seed: int) -> None:
-    """All three pictures into `folder`, and figures.json with the numbers of the last."""
-    labels = item_labels(dataset, colour_by)
+def draw(run: Path, beside: list[Path], dataset: SeqRecDataset, folder: Path, options: argparse.Namespace) -> None:
+    """All pictures into `folder`, and figures.json with the numbers of those that measure."""
+    labels = item_labels(dataset, options.colour_by)
     record, ranks, splits = run_ranks(run, dataset)
-    test, name = splits.test, record["model"]
+    test, name, what = splits.test, record["model"], options.colour_by
+    series = {name: ranks} | other_ranks(beside, dataset, record)
     checkpoint = run / "checkpoint"
     model, tokenizer = open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
     tokens = tokenizer.encode_items(dataset.item_texts())
-    items = sample(dataset.num_items, points, seed)
+    items = sample(dataset.num_items, options.points, options.seed)
     vectors = encode_items(model, tokenizer, tokens).cpu().numpy()[items]
-    draw_map(tsne(vectors, seed), labels[items], f"Items by {colour_by}\n{name}", folder / "items.png")
-    users = sample(len(test.targets), points, seed)
-    histories = [test.histories[user] for user in users]
-    vectors = encode_histories(model, tokenizer, tokens, histories).cpu().numpy()
-    own = user_labels(dataset, labels, colour_by, test.user_ids[users], histories)
-    draw_map(tsne(vectors, seed), own, f"Users by {colour_by}\n{name}", folder / "users.png")
-    series = {name: ranks}
+    draw_map(tsne(vectors, options.seed), labels[items], f"Items by {what}\n{name}", folder / "items.png")
+    own = user_labels(dataset, labels, what, test.user_ids, test.histories)
+    users = sample(len(test.targets), options.points, options.seed)
+    vectors = encode_histories(model, tokenizer, tokens, [test.histories[user] for user in users]).cpu().numpy()
+    draw_map(tsne(vectors, options.seed), own[users], f"Users by {what}\n{name}", folder / "users.png")
     for title, baseline in BASELINES.items():
         scorer = fit_baseline(baseline, splits, "test", dataset.num_items)
         series[title] = rank_split(scorer, test, record["exclude_history"], record["ties"], progress=False)
     lengths = np.array([len(history) for history in test.histories])
-    title = f"NDCG@10 by history length\n{name}"
-    figures = draw_history_length(series, lengths, title, folder / "history_length.png")
+    by_length = length_groups(lengths, (np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int) + 1).tolist())
+    by_label = {label: own == label for label in sorted(set(own))}
+    figures = {
+        what: draw_groups(series, by_label, f"NDCG@10 by {what}", folder / "groups.png"),
+        "history_length": draw_groups(series, by_length, "NDCG@10 by history length", folder / "history_length.png"),
+    }
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def other_ranks(runs: list[Path], dataset: SeqRecDataset, record: dict) -> dict[str, np.ndarray]:
+    """Test ranks of other runs by their names. Raises ValueError unless they rank by the rules of `record`."""
+    series = {}
+    for run in runs:
+        other, ranks, _ = run_ranks(run, dataset)
+        for rule in ("split", "protocol", "exclude_history", "ties"):
+            if other[rule] != record[rule]:
+                raise ValueError(f"{run} was ranked with {rule} {other[rule]}, not {record[rule]}: rank it alike")
+        if other["model"] in (record["model"], *series):
+            raise ValueError(f"{run} is called {other['model']}, as another run here: give it a run.name of its own")
+        series[other["model"]] = ranks
+    return series
 
 
 def user_labels(dataset: SeqRecDataset, labels: np.ndarray, colour_by: str, user_ids, histories) -> np.ndarray:
@@ -156,6 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN", type=Path, help="a finished run's folder")
     parser.add_argument("dataset", metavar="DATASET_DIR", help="the built dataset it was measured on")
+    parser.add_argument("--beside", nargs="+", type=Path, default=[], metavar="RUN", help="runs to measure beside it")
     parser.add_argument("--colour_by", default=DOMAIN, metavar="ATTRIBUTE", help="default: domain")
     parser.add_argument("--points", type=int, default=1500, help="items and users on a map, at most (1500)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples and maps (0)")
@@ -170,10 +191,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError("scikit-learn makes the maps and is not installed: pip install 'jepa4rec[plots]'")
         dataset = load_dataset_dir(options.dataset)
         with written_folder(out) as folder:
-            draw(options.run, dataset, folder, options.colour_by, options.points, options.seed)
+            draw(options.run, options.beside, dataset, folder, options)
     except (ValueError, OSError) as error:
         sys.exit(f"draw_pictures: {' '.join(str(error).split())}")
-    print(f"wrote {out}/items.png, users.png, history_length.png and figures.json")
+    print(f"wrote {out}/items.png, users.png, groups.png, history_length.png and figures.json")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Pictures of a run: files that are pictures, labels that can be told apart, clear words instead of a trace."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,20 +17,26 @@ pytest.importorskip("sklearn")
 def test_a_run_is_drawn(write_recipe, shop, tmp_path, capsys):  # noqa: F811
     train(write_recipe([]), *ST5)
     run = tmp_path / "run"
-    main([str(run), str(shop), "--colour_by", "category", "--points", "30"])
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "metrics.json").write_text((run / "metrics.json").read_text().replace('"model": "run"', '"model": "two"'))
+    main([str(run), str(shop), "--colour_by", "category", "--points", "30", "--beside", str(other)])
     assert "wrote" in capsys.readouterr().out
     pictures = run / "pictures"
     assert sorted(path.name for path in pictures.iterdir()) == [
-        "figures.json", "history_length.png", "items.png", "users.png",
+        "figures.json", "groups.png", "history_length.png", "items.png", "users.png",
     ]  # fmt: skip
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in pictures.glob("*.png"))
     figures = json.loads((pictures / "figures.json").read_text())
-    assert list(figures) == ["run", "popularity", "item-transition"]
-    [figure] = figures["item-transition"].values()  # all histories are equally long
+    assert list(figures) == ["category", "history_length"]
+    assert all(list(own) == ["run", "two", "popularity", "item-transition"] for own in figures.values())
+    assert figures["category"]["two"] == figures["category"]["run"]
+    [figure] = figures["history_length"]["item-transition"].values()  # all histories are equally long
     assert figure["mean"] == 1.0  # every walk goes round in order
     for arguments, message in (
         ([str(run), str(shop)], "items have no domain to be coloured by: choose --colour_by title, brand, category"),
         ([str(tmp_path), str(shop), "--colour_by", "brand"], "is not the folder of a finished run"),
+        ([str(run), str(shop), "--colour_by", "brand", "--beside", str(run)], "is called run, as another run here"),
     ):
         with pytest.raises(SystemExit, match=f"^draw_pictures: .*{message}"):
             main([*arguments, "--out", str(tmp_path / "none")])
