@@ -26,6 +26,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import duckdb
+import ibis
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -188,10 +190,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
     try:
+        from jepa4rec.records_seqrec import describe_run  # brings torch, which neither way of building needs
+
         with tempfile.TemporaryDirectory(prefix="preparation-", dir=args.folder) as folder:
             result = measure(Path(folder), args)
-        hardware = f"{platform.machine()}, {os.cpu_count()} cores"
-        report = {"hardware": hardware, "reviews": args.reviews, "plain_reviews": args.plain_reviews, **result}
+        versions = {"python": platform.python_version(), "duckdb": duckdb.__version__, "ibis": ibis.__version__}
+        sizes = {"reviews": args.reviews, "plain_reviews": args.plain_reviews}
+        report = {**describe_run(), **versions, **sizes, **result}
         if args.out:
             args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:

@@ -119,7 +119,7 @@ def prepare(
             numbered = _across_domains(workspace, numbered)
         rows = sample_users(workspace, numbered.interactions, users, seed)
         items = _stack(workspace, [part.items for part in parts]).join(numbered.items, "item_id")
-        items = items.drop("item_id").rename(item_id="number")
+        items = workspace.checkpoint(items.drop("item_id").rename(item_id="number"))
         dropped = _without_text(rows, items)
         item_table, sequences = build_tables(workspace, rows, items, items_without_text="drop")
         item_table = _named(workspace, item_table, "item_id", numbered.items)

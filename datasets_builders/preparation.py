@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ibis import _
+from ibis.expr.operations import PhysicalTable
 from tqdm.auto import tqdm
 
 from .engines import connect, json_lines, keep
@@ -63,7 +64,8 @@ class Workspace:
 
     def checkpoint(self, table: ir.Table) -> ir.Table:
         """Runs an expression now, so that what builds on it does not run it again."""
-        return keep(self.connection, table, self._next_file())
+        is_stored = isinstance(table.op(), PhysicalTable)
+        return table if is_stored else keep(self.connection, table, self._next_file())
 
     def _next_file(self) -> Path:
         self._files += 1
@@ -120,25 +122,28 @@ def k_core(workspace: Workspace, interactions: ir.Table, min_user: int, min_item
     """Drops users and items with too few interactions until nobody is left to drop.
 
     The result is the largest set in which every user has ``min_user`` and every item ``min_item`` interactions;
-    it is unique, so the order of dropping does not matter. Repeated interactions count. The rounds look at the ids
-    alone and write down those that stay.
+    it is unique, so the order of dropping does not matter. Repeated interactions count. Everybody is counted once;
+    from then on a round looks at those who leave, and takes their interactions off the counts of the other side.
     """
     least = {name: n for name, n in (("user_id", min_user), ("item_id", min_item)) if n > 1}
-    pairs, kept = interactions.select("user_id", "item_id"), {}
-    sizes, before = {}, None
-    while sizes != before:
-        before = dict(sizes)
-        for name, n in least.items():
-            kept[name] = workspace.checkpoint(often_enough(among(pairs, kept), name, n))
-            sizes[name] = _number_of_rows(kept[name])
-        if not before and kept:  # most goes in the first round; the others need not look at it again
-            pairs = workspace.checkpoint(among(pairs, kept))
-    return workspace.checkpoint(among(interactions, kept))
+    interactions = workspace.checkpoint(interactions)
+    times = {name: workspace.checkpoint(interactions.group_by(name).agg(times=_.count())) for name in least}
+    to_look_at = list(least)
+    while to_look_at:
+        name = to_look_at.pop()
+        leaving, times[name] = times[name].filter(_.times < least[name]), times[name].filter(_.times >= least[name])
+        for other in least.keys() - {name}:
+            if _number_of_rows(leaving):
+                times[other] = workspace.checkpoint(less_often(times[other], interactions.semi_join(leaving, name)))
+                to_look_at = [other]
+    return workspace.checkpoint(among(interactions, times))
 
 
-def often_enough(interactions: ir.Table, name: str, least: int) -> ir.Table:
-    """The ids of a column (``name``) that have at least so many interactions."""
-    return interactions.group_by(name).agg(times=_.count()).filter(_.times >= least).select(name)
+def less_often(times: ir.Table, lost: ir.Table) -> ir.Table:
+    """``times`` every id of a column has interactions, less those that are ``lost``."""
+    column = times.columns[0]
+    lost = lost.group_by(column).agg(lost=_.count())
+    return times.left_join(lost, column).select(column, times=_.times - _.lost.fill_null(0))
 
 
 def among(interactions: ir.Table, kept: dict[str, ir.Table]) -> ir.Table:
@@ -163,12 +168,12 @@ def number_ids(workspace: Workspace, interactions: ir.Table, least: int = 1) -> 
     several steps follow. `name_ids` undoes it. Ids with fewer than ``least`` interactions are left out with these:
     no k-core of that size can hold them.
     """
-    names = {}
+    numbered, names = interactions, []
     for column in ("user_id", "item_id"):
         counted = interactions.group_by(column).agg(number=_.row.min(), times=_.count())
-        names[column] = workspace.checkpoint(counted.filter(_.times >= least).drop("times"))
-        interactions = interactions.join(names[column], column).drop(column).rename({column: "number"})
-    return Numbered(workspace.checkpoint(interactions), names["user_id"], names["item_id"])
+        names.append(workspace.checkpoint(counted.filter(_.times >= least).drop("times")))
+        numbered = numbered.join(names[-1], column).drop(column).rename({column: "number"})
+    return Numbered(workspace.checkpoint(numbered), *names)
 
 
 def earliest_of_pairs(workspace: Workspace, interactions: ir.Table) -> ir.Table:
@@ -182,10 +187,9 @@ def earliest_of_pairs(workspace: Workspace, interactions: ir.Table) -> ir.Table:
 
 def name_ids(workspace: Workspace, names: ir.Table, column: str, numbers: pa.ChunkedArray) -> pa.Array:
     """The ids (strings) behind numbers, in their order; ``names`` is a table of `Numbered`."""
-    numbers = numbers.to_numpy().astype(np.int64)
-    wanted = workspace.stage([pa.RecordBatch.from_pydict({"number": np.unique(numbers)})], column).drop("row")
-    found = names.semi_join(wanted, "number").order_by("number").to_pyarrow()
-    return found[column].combine_chunks().take(pa.array(np.searchsorted(found["number"].to_numpy(), numbers)))
+    batch = pa.RecordBatch.from_pydict({"number": numbers.cast(pa.int64()).combine_chunks()})
+    wanted = workspace.stage([batch], column)
+    return wanted.join(names, "number").order_by("row").to_pyarrow()[column].combine_chunks()
 
 
 def first_row_per_item(items: ir.Table) -> ir.Table:
@@ -240,10 +244,12 @@ def build_tables(
         _check_all_known(interactions.anti_join(described, "item_id"), name)
     kept = k_core(workspace, known, min_user_interactions, min_item_interactions)
     _check_somebody_left(interactions, kept, min_user_interactions, min_item_interactions)
-    catalogue = described if all_items else described.semi_join(kept, "item_id")
-    catalogue = workspace.checkpoint(catalogue.mutate(item_index=ibis.row_number().over(order_by="row")))
-    item_table = catalogue.order_by("item_index").drop("row", "item_index").to_pyarrow()
-    return item_table, _sequences(ordered_rows(kept, catalogue).to_pyarrow(), users_by_first_row(kept).to_pyarrow())
+    catalogue = described.select("row", "item_id")
+    catalogue = catalogue if all_items else catalogue.semi_join(kept, "item_id")
+    places = workspace.checkpoint(catalogue.select("item_id", item_index=ibis.row_number().over(order_by="row")))
+    users = workspace.checkpoint(users_by_first_row(kept))
+    sequences = _sequences(ordered_rows(kept, places, users).to_pyarrow(), users.order_by("user_index").to_pyarrow())
+    return described.semi_join(places, "item_id").order_by("row").drop("row").to_pyarrow(), sequences
 
 
 def _check_minimum(min_user: int, min_item: int) -> None:
@@ -278,15 +284,14 @@ def users_by_first_row(interactions: ir.Table) -> ir.Table:
     """``user_id`` and ``user_index``, counted from 0 in the order of each user's first row."""
     users = interactions.group_by("user_id").agg(first_row=_.row.min())
     users = users.mutate(user_index=ibis.row_number().over(order_by="first_row"))
-    return users.select("user_id", "user_index").order_by("user_index")
+    return users.select("user_id", "user_index")
 
 
-def ordered_rows(interactions: ir.Table, catalogue: ir.Table) -> ir.Table:
+def ordered_rows(interactions: ir.Table, items: ir.Table, users: ir.Table) -> ir.Table:
     """All interactions as indices, sorted by user, then time, then row: equal times keep the file's order."""
     time = [name for name in ("timestamp",) if name in interactions.columns]
     values = [name for name in ("timestamp", "rating") if name in interactions.columns]
-    rows = interactions.join(catalogue.select("item_id", "item_index"), "item_id")
-    rows = rows.join(users_by_first_row(interactions), "user_id")
+    rows = interactions.join(items, "item_id").join(users, "user_id")
     return rows.order_by(["user_index", *time, "row"]).select("user_index", "item_index", *values)
 
 

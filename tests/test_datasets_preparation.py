@@ -14,10 +14,11 @@ from jepa4rec.datasets_builders.preparation import (
     drop_duplicate_rows,
     first_row_per_item,
     k_core,
+    less_often,
     most_frequent_text,
-    often_enough,
     open_workspace,
     ordered_rows,
+    users_by_first_row,
     with_text,
 )
 
@@ -55,17 +56,19 @@ def test_duplicates_keep_the_first_row_and_null_equals_null(workspace):
     assert sorted(drop_duplicate_rows(staged).to_pyarrow()["row"].to_pylist()) == [0, 1, 3]
 
 
-def test_k_core_is_the_fixed_point_of_dropping(workspace):
+@pytest.mark.parametrize(("least_users", "least_items"), [(8, 12), (8, 1), (1, 12)])
+def test_k_core_is_the_fixed_point_of_dropping(workspace, least_users, least_items):
     interactions = random_interactions()
     pairs = list(enumerate(zip(interactions["user_id"], interactions["item_id"], strict=True)))
     while True:
         users, items = Counter(u for _, (u, _i) in pairs), Counter(i for _, (_u, i) in pairs)
-        kept = [pair for pair in pairs if users[pair[1][0]] >= 8 and items[pair[1][1]] >= 12]
+        kept = [(row, (u, i)) for row, (u, i) in pairs if users[u] >= least_users and items[i] >= least_items]
         if kept == pairs:
             break
         pairs = kept
     assert 0 < len(pairs) < 600
-    result = k_core(workspace, workspace.stage(batches(interactions), "rows"), 8, 12).to_pyarrow()
+    staged = workspace.stage(batches(interactions), "rows")
+    result = k_core(workspace, staged, least_users, least_items).to_pyarrow()
     assert sorted(result["row"].to_pylist()) == [row for row, _ in pairs]
 
 
@@ -141,11 +144,12 @@ def test_items_nobody_bought_stay_out_unless_asked_for(workspace):
 def test_the_plan_is_not_tied_to_one_engine(dialect):
     interactions = ibis.table({"row": "int64", "user_id": "string", "item_id": "string", "timestamp": "int64"}, "rows")
     items = ibis.table({"row": "int64", "item_id": "string", "title": "string"}, "items")
-    catalogue = first_row_per_item(with_text(items, "drop", "items")).mutate(item_index=ibis.row_number())
+    places = first_row_per_item(with_text(items, "drop", "items")).select("item_id", item_index=ibis.row_number())
+    times = interactions.group_by("user_id").agg(times=interactions.count())
     for step in (
         drop_duplicate_rows(interactions),
         most_frequent_text(items, "title"),
-        among(interactions, {"user_id": often_enough(interactions, "user_id", 5)}),
-        ordered_rows(interactions, catalogue),
+        among(interactions, {"user_id": less_often(times, interactions)}),
+        ordered_rows(interactions, places, users_by_first_row(interactions)),
     ):
         assert ibis.to_sql(step, dialect=dialect).lstrip().startswith("SELECT")
