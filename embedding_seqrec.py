@@ -16,7 +16,8 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from .pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files, save_item_ids
+from .pipeline_catalogue import save_item_ids
+from .pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
 from .tokenization_itemsent import ItemSentTokenizer
 
 KINDS = ("text", "item", "history")

@@ -10,123 +10,46 @@ weights): where the catalogue uses the same ids these have their learned vectors
 or in a history, takes its text vector in their place, which is what learned vectors began as.
 """
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel, Pipeline, PreTrainedConfig
+from transformers import AutoModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
-from .catalogue_seqrec import Catalogue, popularity_counts, split_items
 from .modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, Item, hub_options, read_item_ids
 from .ranking_seqrec import encode_items, token_budget_batches
 
 logger = logging.get_logger(__name__)
 
-TASK = "sequential-recommendation"
-IDS_FILE = "item_ids.json"
 EMBEDDING_CLASS = "embedding_seqrec.ItemSentEmbedding"  # for sentence-transformers
 BATCH_TOKENS = 16384
-Item = str | Mapping[str, Any]
-Filter = Callable[[dict], bool] | Sequence[str]
 
 
-class SequentialRecommendationPipeline(Pipeline):
-    """Recommends items of its catalogue, which starts empty.
-
-    Args (beside those of every pipeline):
-        index, rescore: how the catalogue is searched, see `Catalogue`; unless given, a loaded catalogue keeps its own.
-    """
+class SequentialRecommendationPipeline(CataloguePipeline):
+    """Recommends by what items say; arguments as `CataloguePipeline`."""
 
     _load_tokenizer = True
-    _load_processor = _load_image_processor = _load_feature_extractor = False
 
-    def __init__(self, model, tokenizer=None, *args, index: str | None = None, rescore: int | None = None, **kwargs):
+    def __init__(self, model, tokenizer=None, *args, **kwargs):
         super().__init__(_whole_model(model), tokenizer, *args, **kwargs)
-        self.model.eval()
-        self._known = _known_items(self.model)
-        self._weights_hash: str | None = None
-        given = {"index": index, "rescore": rescore}
-        self._settings = {name: value for name, value in given.items() if value is not None}
-        Catalogue("", 0, **self._settings)  # what cannot be is said now, not with the first item
-        self._catalogue: Catalogue | None = None
-
-    # ---- the catalogue
 
     @property
-    def weights_hash(self) -> str:
-        """Hash of everything the vectors depend on: weights, the model's shape, learned ids, how texts are read."""
-        if self._weights_hash is None:
-            reading = [_shape(self.model.config), self.tokenizer.settings, self._known]
-            digest = hashlib.sha256(json.dumps(reading, sort_keys=True).encode())
-            digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
-            for name, weights in sorted(self.model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(weights.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-            self._weights_hash = digest.hexdigest()
-        return self._weights_hash
+    def vector_size(self) -> int:
+        return self.model.config.vector_size
 
-    @property
-    def known_items(self) -> dict | None:
-        """Items that a fine-tuned model was trained on: `{"rows": {id: row}, "popularity": [...]}`; else None."""
-        return self._known
+    def _read_known_items(self) -> dict | None:
+        return _known_items(self.model)
 
-    @property
-    def catalogue(self) -> Catalogue:
-        if self._catalogue is None:
-            self._catalogue = Catalogue(self.weights_hash, self.model.config.vector_size, **self._settings)
-        return self._catalogue
-
-    def add_items(self, items: Sequence[Mapping], popularity: Sequence[float] | None = None) -> None:
-        """Encode items and append them to the catalogue: `[{"item_id": ..., attribute: text, ...}, ...]`.
-
-        Args:
-            popularity: a count per item, for histories that are empty; those a checkpoint was trained on have theirs.
-
-        Raises:
-            ValueError: no items, one without id or text, an id that is there already or given twice.
-        """
-        ids, attributes = split_items(items)
-        popularity = None if popularity is None else popularity_counts(ids, popularity)
-        self.catalogue.check_new(ids)
-        vectors, learned = self._catalogue_vectors(attributes, ids)
-        if popularity is None and self._known and self._known.get("popularity"):
-            counts = np.array([*self._known["popularity"], np.nan])
-            popularity = counts[learned]
-        self.catalogue.add(ids, attributes, vectors, popularity)
-
-    def remove_items(self, ids: Sequence[str]) -> None:
-        """Take items out of the catalogue. Raises ValueError for one that is not there."""
-        self.catalogue.remove(ids)
-
-    def save_catalogue(self, folder: str | Path) -> None:
-        """Write items and vectors into a folder. Raises ValueError for an empty catalogue."""
-        if not len(self.catalogue):
-            raise ValueError("The catalogue is empty: add_items first.")
-        self.catalogue.save(folder)
-
-    def load_catalogue(self, folder: str | Path) -> None:
-        """Read what `save_catalogue` wrote; vectors of other weights are refused."""
-        self._catalogue = Catalogue.load(folder, self.weights_hash, **self._settings)
-
-    # ---- vectors
-
-    def item_vectors(self, items: Sequence[Mapping]) -> Tensor:
-        """Vectors of items, `{attribute: text}`, as a catalogue holds them, one long: (n, d) float32 on the CPU.
-
-        An item with an `item_id` that the model was trained on has its learned vector, any other that of its text.
-        """
-        attributes = [_attributes(item) for item in items]
-        return self._catalogue_vectors(attributes, [item.get("item_id") for item in items])[0]
+    def _reading(self) -> list:
+        return [self.tokenizer.settings, self.tokenizer.backend_tokenizer.to_str()]
 
     def _catalogue_vectors(self, attributes: Sequence[Mapping], ids: Sequence) -> tuple[Tensor, np.ndarray]:
         """Vectors (n, d) and the items' rows in the model's own item matrix, -1 for those that are read."""
@@ -144,31 +67,12 @@ class SequentialRecommendationPipeline(Pipeline):
 
     @torch.no_grad()
     def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
-        """What the search is asked with: vectors of histories (ids or attribute dicts, oldest first), (B, d).
-
-        Raises:
-            ValueError: an empty history, an id that is not in the catalogue, an item without text.
-        """
-        for row, history in enumerate(histories):
-            if not len(history):
-                raise ValueError(f"History {row} is empty: there is nothing to read.")
+        """As `CataloguePipeline`; an item without text cannot be encoded."""
         items, ids = self._items_of(histories)
         vectors = self._encode_texts(items)
         if getattr(self.model, "history_item_vectors", None) is not None:
             vectors = self._with_items(vectors, items, ids)
         return torch.nn.functional.normalize(vectors, dim=1)
-
-    def _items_of(self, histories: Sequence[Sequence[Item]]) -> tuple[list[list[dict]], list[list[str | None]]]:
-        """Attributes of every history's items, and their ids (None for an attribute dict without one)."""
-        items, ids = [], []
-        for history in histories:
-            rows = iter(self.catalogue.rows([item for item in history if isinstance(item, str)]))
-            known = (
-                self.catalogue.items[next(rows)] if isinstance(item, str) else _attributes(item) for item in history
-            )
-            items.append(list(known))
-            ids.append([item if isinstance(item, str) else item.get("item_id") for item in history])
-        return items, ids
 
     def _encode_texts(self, texts: list[list[dict]]) -> Tensor:
         """The text vectors (B, d) of histories, one long."""
@@ -206,113 +110,6 @@ class SequentialRecommendationPipeline(Pipeline):
                 vectors[user] += recency[age] * (remembered[age] if row >= 0 else next(strange))
         return vectors
 
-    def _learned_rows(self, ids: Sequence[str | None]) -> np.ndarray:
-        """Rows of the model's own item matrix, -1 for an item it was not trained on."""
-        known = self._known["rows"] if self._known else {}
-        return np.array([known.get(item_id, -1) for item_id in ids], dtype=np.int64)
-
-    # ---- recommending
-
-    def __call__(self, inputs: Mapping | Sequence[Mapping], **kwargs) -> list:
-        """Recommend for one `{"history": [...]}` or a list of them.
-
-        Args:
-            top_k: how many items, 10 unless said.
-            exclude_history: leave out what the history holds already (false).
-            filter: which items may be given: a function of an item's attributes, or a list of allowed ids.
-
-        Returns:
-            For one history a list of `{"item_id", "score", "item"}`, best first; for several a list of such lists. An
-            empty history gets the most popular items, with their counts as scores.
-
-        Raises:
-            ValueError: an empty catalogue, an unknown id, top_k over what is left, an empty history where no
-                popularity is known.
-        """
-        rows = [inputs] if isinstance(inputs, Mapping) else list(inputs)
-        before, within, after = self._sanitize_parameters(**kwargs)
-        found = self.postprocess(self._forward(self.preprocess(rows, **before), **within), **after)
-        return found[0] if isinstance(inputs, Mapping) else found
-
-    def _sanitize_parameters(
-        self, top_k: int = 10, exclude_history: bool = False, filter: Filter | None = None, **unknown
-    ) -> tuple[dict, dict, dict]:
-        if unknown:
-            raise ValueError(f"{next(iter(unknown))} is no parameter; there are top_k, exclude_history, filter.")
-        if not isinstance(top_k, int) or top_k < 1:
-            raise ValueError(f"top_k is {top_k!r}; a whole number of at least 1 is needed.")
-        if isinstance(filter, str):
-            raise ValueError(f"filter is {filter!r}; it is a function of an item's attributes or a list of ids.")
-        return {}, {}, {"top_k": top_k, "exclude_history": exclude_history, "filter": filter}
-
-    def preprocess(self, rows: Sequence[Mapping]) -> list[list[Item]]:
-        """The histories of a batch, checked."""
-        if not len(self.catalogue):
-            raise ValueError("The catalogue is empty: add_items or load_catalogue first.")
-        for place, row in enumerate(rows):
-            if not isinstance(row, Mapping) or not isinstance(row.get("history"), list | tuple):
-                raise ValueError(f'Input {place} is not {{"history": [item ids or attribute dicts, oldest first]}}.')
-        return [list(row["history"]) for row in rows]
-
-    def _forward(self, histories: list[list[Item]]) -> tuple[list[list[Item]], Tensor]:
-        """Histories and their vectors; zeros for an empty one."""
-        vectors = torch.zeros(len(histories), self.model.config.vector_size)
-        told = [place for place, history in enumerate(histories) if history]
-        if told:
-            vectors[told] = self.user_vectors([histories[place] for place in told])
-        return histories, vectors
-
-    def postprocess(
-        self, outputs: tuple[list[list[Item]], Tensor], top_k: int, exclude_history: bool, filter: Filter | None
-    ) -> list[list[dict]]:
-        histories, vectors = outputs
-        allowed = self._allowed(filter)
-        results: list[list[dict]] = [[] for _ in histories]
-        told = [place for place, history in enumerate(histories) if history]
-        for place in (place for place, history in enumerate(histories) if not history):
-            results[place] = self._popular(top_k, allowed)
-        if told:
-            excluded = [self._rows_in(histories[place]) for place in told] if exclude_history else None
-            scores, rows = self.catalogue.search(vectors[told], top_k, allowed, excluded)
-            for place, own_scores, own_rows in zip(told, scores.tolist(), rows.tolist(), strict=True):
-                results[place] = [self._answer(row, score) for row, score in zip(own_rows, own_scores, strict=True)]
-        return results
-
-    def _allowed(self, filter: Filter | None) -> np.ndarray | None:
-        if filter is None:
-            return None
-        if callable(filter):
-            return np.array([bool(filter(item)) for item in self.catalogue.items])
-        allowed = np.zeros(len(self.catalogue), bool)
-        allowed[self.catalogue.rows(list(filter))] = True
-        return allowed
-
-    def _rows_in(self, history: list[Item]) -> list[int]:
-        """Rows of the history's items that are in the catalogue."""
-        ids = [item if isinstance(item, str) else item.get("item_id") for item in history]
-        return [self.catalogue._rows[item_id] for item_id in ids if item_id in self.catalogue._rows]
-
-    def _popular(self, top_k: int, allowed: np.ndarray | None) -> list[dict]:
-        counts = self.catalogue.popularity
-        known = ~np.isnan(counts) if allowed is None else ~np.isnan(counts) & allowed
-        if not known.any():
-            raise ValueError(
-                "The history is empty and no popularity is known: give a history, or popularity to add_items."
-            )
-        if top_k > known.sum():
-            raise ValueError(f"top_k is {top_k}, but popularity is known of {known.sum()} items only.")
-        best = np.argsort(-np.where(known, counts, -np.inf), kind="stable")[:top_k]
-        return [self._answer(row, float(counts[row])) for row in best.tolist()]
-
-    def _answer(self, row: int, score: float) -> dict:
-        return {"item_id": self.catalogue.ids[row], "score": score, "item": self.catalogue.items[row]}
-
-
-def _attributes(item: Item) -> dict:
-    if not isinstance(item, Mapping):
-        raise ValueError(f"A history holds item ids (text) and attribute dicts, not {type(item).__name__}.")
-    return {name: text for name, text in item.items() if name != "item_id"}
-
 
 def _whole_model(model) -> torch.nn.Module:
     """The fine-tuned model behind an encoder that was loaded from its checkpoint, else the model itself."""
@@ -320,45 +117,21 @@ def _whole_model(model) -> torch.nn.Module:
     fine_tuned = Jepa4RecForSequentialRecommendation.__name__
     if type(model).__name__ == fine_tuned or fine_tuned not in (getattr(config, "architectures", None) or []):
         return model
-    whole = Jepa4RecForSequentialRecommendation.from_pretrained(config.name_or_path, **_hub_options(model))
+    whole = Jepa4RecForSequentialRecommendation.from_pretrained(config.name_or_path, **hub_options(model))
     return whole.to(model.device, model.dtype)
 
 
-def _hub_options(model) -> dict:
-    """How the model's checkpoint was reached (token, cache, ...), for other files of the same commit."""
-    options = dict(getattr(model, "hub_options", {}))
-    options.pop("force_download", None)
-    return options | {"revision": getattr(model.config, "_commit_hash", None) or options.get("revision") or "main"}
-
-
-def _shape(config) -> dict:
-    """The fields of a configuration that say what is computed; not its name, its place or a version."""
-    own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
-    return {name: getattr(config, name) for name in sorted(own)}
-
-
 def _known_items(model) -> dict | None:
-    """Ids of the fine-tuned model's own items: {"rows": {id: row}, "popularity": [...]}; None for an encoder."""
+    """The ids of a fine-tuned model's items, see `read_item_ids`; None for an encoder, which has no item matrix."""
     if type(model).__name__ != Jepa4RecForSequentialRecommendation.__name__ or not model.config.name_or_path:
         return None
-    path = cached_file(
-        model.config.name_or_path, IDS_FILE, _raise_exceptions_for_missing_entries=False, **_hub_options(model)
-    )
-    if path is None:
+    known = read_item_ids(model)
+    if known is None:
         logger.warning(
             f"{model.config.name_or_path} has no {IDS_FILE}: which items its learned vectors belong to is unknown, so "
             "all items are read by their text alone, which recommends worse."
         )
-        return None
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if len(content["item_ids"]) != model.config.num_items:
-        raise ValueError(
-            f"{path} names {len(content['item_ids'])} items, the model has {model.config.num_items}: fetch it again."
-        )
-    return {
-        "rows": {item_id: row for row, item_id in enumerate(content["item_ids"])},
-        "popularity": content["popularity"],
-    }
+    return known
 
 
 def save_checkpoint_files(model, tokenizer, folder: str | Path) -> None:
@@ -373,12 +146,6 @@ def save_checkpoint_files(model, tokenizer, folder: str | Path) -> None:
     shutil.copy(Path(__file__).with_name(f"{EMBEDDING_CLASS.partition('.')[0]}.py"), folder)
     modules = [{"idx": 0, "name": "0", "path": "", "type": EMBEDDING_CLASS}]
     (Path(folder) / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-
-
-def save_item_ids(folder: str | Path, item_ids: Sequence[str], counts: Sequence[float]) -> None:
-    """Write which items the rows of a fine-tuned model are, and how often each was bought in training."""
-    content = {"item_ids": list(item_ids), "popularity": [float(count) for count in counts]}
-    (Path(folder) / IDS_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if TASK not in PIPELINE_REGISTRY.get_supported_tasks():

@@ -56,10 +56,21 @@ from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.render import write_card
 from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
-from jepa4rec.pipeline_seqrec import save_checkpoint_files, save_item_ids
+from jepa4rec.pipeline_catalogue import save_item_ids
+from jepa4rec.pipeline_item_ids import save_item_checkpoint
+from jepa4rec.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.ranking_seqrec import Ranks, encode_items
 from jepa4rec.rating_seqrec import RatingModel, RatingVectors, rating_baselines
-from jepa4rec.recipe_seqrec import FinetunePhase, Phase, PretrainPhase, RatingPhase, Recipe, read_recipe, write_recipe
+from jepa4rec.recipe_seqrec import (
+    FinetunePhase,
+    Phase,
+    PretrainPhase,
+    RatingPhase,
+    Recipe,
+    SequencePhase,
+    read_recipe,
+    write_recipe,
+)
 from jepa4rec.records_seqrec import describe_run, write_evaluation
 from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
 
@@ -265,7 +276,7 @@ def save_checkpoint(accelerator: Accelerator, model: nn.Module, tokenizer, targe
 def write_checkpoint(model: nn.Module, tokenizer, target: Path) -> None:
     with written_folder(target) as fresh:
         if tokenizer is None:  # a baseline reads no text
-            model.save_pretrained(fresh)
+            save_item_checkpoint(model, fresh)
         else:
             save_checkpoint_files(model, tokenizer, fresh)
 
@@ -434,7 +445,7 @@ def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: 
     with written_folder(folder.checkpoint) as fresh:
         shutil.copytree(weights, fresh, dirs_exist_ok=True)
         write_card(staged, fresh)
-        if recipe.phases and isinstance(recipe.phases[-1], FinetunePhase):
+        if recipe.phases and isinstance(recipe.phases[-1], FinetunePhase | SequencePhase):
             counts = Popularity.fit(data.splits.train, data.num_items).counts
             save_item_ids(fresh, data.dataset.items["item_id"].to_pylist(), counts)
     for path in (folder.recipe, folder.ranks, folder.metrics):

@@ -17,6 +17,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 PADDING = -1
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 MOST_LOGITS = 2**26  # logits held at a time by the softmax over the catalogue
 
 
@@ -70,6 +71,18 @@ class ItemSequenceModel(PreTrainedModel):
     config_class = ItemSequenceConfig
     base_model_prefix = "model"
 
+    @classmethod
+    def from_pretrained(cls, name: str, *args, **kwargs):
+        """As in transformers; the model also keeps how its checkpoint was reached, for files that lie beside it."""
+        loaded = super().from_pretrained(name, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        return loaded
+
+    def __getstate__(self) -> dict:
+        """A copy or a pickle takes no access token along."""
+        return {name: value for name, value in self.__dict__.items() if name != "hub_options"}
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear | nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
@@ -90,6 +103,10 @@ class ItemSequenceModel(PreTrainedModel):
     def user_vectors(self, histories: Tensor) -> Tensor:
         """Histories (B, L), oldest item first, padded at the end with -1 -> (B, d)."""
         return last_places(self.read(histories, self.item_vectors()), (histories != PADDING).sum(1))
+
+    def encode_histories(self, histories: Sequence) -> Tensor:
+        """Histories as arrays of rows of the item matrix, oldest first, none empty -> (B, d)."""
+        return self.user_vectors(pad_sequences(histories, self.config.max_length).to(self.device))
 
     def examples(self, item_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whole sequences (B, L) -> vectors (M, d) that predict, their targets (M,), and all item vectors."""

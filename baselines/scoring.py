@@ -36,8 +36,4 @@ class SequenceScorer:
         """B histories -> (B, num_items) float32. Raises ValueError for an empty history or an unknown item."""
         check_histories(histories, self.num_items)
         blocks = [histories[start : start + BATCH_HISTORIES] for start in range(0, len(histories), BATCH_HISTORIES)]
-        return torch.cat([self.index.scores(self._users(block)) for block in blocks])
-
-    def _users(self, histories: Sequence[np.ndarray]) -> Tensor:
-        rows = pad_sequences(histories, self.model.config.max_length)
-        return self.model.user_vectors(rows.to(self.model.device))
+        return torch.cat([self.index.scores(self.model.encode_histories(block)) for block in blocks])

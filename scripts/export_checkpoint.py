@@ -31,7 +31,8 @@ from jepa4rec.checkpointing_seqrec import written_folder
 from jepa4rec.encoders_seqrec import ENCODERS, open_encoder
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, SeqRecPreTrainedModel
 from jepa4rec.modeling_st5rec import St5RecModel
-from jepa4rec.pipeline_seqrec import IDS_FILE, SequentialRecommendationPipeline, save_checkpoint_files
+from jepa4rec.pipeline_catalogue import IDS_FILE
+from jepa4rec.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
 from jepa4rec.scripts.evaluate_checkpoint import check_weights, find_checkpoint, load_tokenizer, read_config
 from jepa4rec.scripts.sentence_t5_folder import write_sentence, write_sentence_t5
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer

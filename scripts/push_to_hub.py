@@ -25,7 +25,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import logging as transformers_logging
 
+from jepa4rec.baselines import SEQUENCE_MODELS
 from jepa4rec.encoders_seqrec import open_encoder
+from jepa4rec.pipeline_catalogue import IDS_FILE
 from jepa4rec.publishing_seqrec import check_repo_id, check_text, check_token, push_folder
 from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -33,7 +35,10 @@ from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 ALLOWED = {".safetensors", ".json", ".py", ".md", ".txt", ".png", ".model", ".jinja"}
 TEXTS = {".json", ".md", ".txt"}
 VOCABULARIES = {"tokenizer.json", "item_ids.json"}  # where anything may look like a path
-PROBE = [[{"title": "Green tea, loose leaf", "brand": "Leafwell"}, {"title": "Ceramic teapot"}], [{"title": "Tent"}]]
+HISTORIES = [
+    [{"title": "Green tea, loose leaf", "brand": "Leafwell"}, {"title": "Ceramic teapot"}],
+    [{"title": "Tent"}],
+]
 STRANGER = """
 import json, sys
 
@@ -43,17 +48,23 @@ class Absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
+import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoTokenizer, pipeline
 
 probe = json.loads(sys.argv[1])
-tokenizer = AutoTokenizer.from_pretrained("checkpoint", trust_remote_code=True)
-model = AutoModel.from_pretrained("checkpoint", trust_remote_code=True)
-save_file({"vectors": model(**tokenizer(probe, return_tensors="pt")).pooler_output.detach().contiguous()}, "answers")
+model = AutoModel.from_pretrained("checkpoint", trust_remote_code=True).eval()
+with torch.no_grad():
+    if probe["histories"]:
+        tokenizer = AutoTokenizer.from_pretrained("checkpoint", trust_remote_code=True)
+        vectors = model(**tokenizer(probe["histories"], return_tensors="pt")).pooler_output
+    else:
+        vectors = model.user_vectors(torch.tensor([[0, 1]]))
+save_file({"vectors": vectors.contiguous()}, "answers")
 if "sequential-recommendation" in (getattr(model.config, "custom_pipelines", None) or {}):
     pipe = pipeline("sequential-recommendation", model="checkpoint", trust_remote_code=True)
-    pipe.add_items([{"item_id": str(n), **item} for n, item in enumerate(probe[0])])
-    assert len(pipe({"history": ["0"]}, top_k=2)) == 2
+    pipe.add_items(probe["items"])
+    assert len(pipe({"history": [probe["items"][0]["item_id"]]}, top_k=2)) == 2
 """
 
 
@@ -91,17 +102,33 @@ def check_card(checkpoint: Path) -> None:
         raise ValueError(f"{path} has no model-index: cards are written with a run, or by model_cards/render.py")
 
 
+def make_probe(checkpoint: Path) -> tuple[torch.Tensor, dict]:
+    """What a stranger is to try: histories of texts, or none for a model of item ids, and items for a catalogue.
+
+    Returns the vectors (B, d) that the code here gives, and the probe.
+    """
+    kind = json.loads((checkpoint / "config.json").read_text(encoding="utf-8")).get("model_type")
+    with torch.no_grad():
+        if kind in SEQUENCE_MODELS:
+            model = SEQUENCE_MODELS[kind].from_pretrained(checkpoint).eval()
+            known = json.loads((checkpoint / IDS_FILE).read_text(encoding="utf-8"))["item_ids"]
+            items = [{"item_id": item_id} for item_id in known[:2]]
+            return model.user_vectors(torch.tensor([[0, 1]])), {"histories": [], "items": items}
+        model, tokenizer = open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
+        items = [{"item_id": str(row), **item} for row, item in enumerate(HISTORIES[0])]
+        vectors = model(**tokenizer(HISTORIES, return_tensors="pt")).pooler_output
+    return vectors, {"histories": HISTORIES, "items": items}
+
+
 def check_as_stranger(checkpoint: Path) -> None:
     """Raises ValueError when the checkpoint does not load, or gives other vectors, in a stranger's process."""
-    model, tokenizer = open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
-    with torch.no_grad():
-        expected = model(**tokenizer(PROBE, return_tensors="pt")).pooler_output
+    expected, probe = make_probe(checkpoint)
     with tempfile.TemporaryDirectory(prefix="stranger-") as home:
         shutil.copytree(checkpoint, Path(home) / "checkpoint")
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         environment |= {"HF_MODULES_CACHE": f"{home}/modules", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", STRANGER, json.dumps(PROBE)],
+            [sys.executable, "-c", STRANGER, json.dumps(probe)],
             cwd=home,
             env=environment,
             capture_output=True,

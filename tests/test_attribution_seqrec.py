@@ -7,7 +7,8 @@ from conftest import TINY_ITEMS
 
 from attribution_seqrec import attribute, only_words, without_item, without_word, words_of, words_of_history
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
-from jepa4rec.pipeline_seqrec import TASK, SequentialRecommendationPipeline
+from jepa4rec.pipeline_catalogue import TASK
+from jepa4rec.pipeline_seqrec import SequentialRecommendationPipeline
 
 HISTORY = [TINY_ITEMS[place] for place in (0, 3, 8, 11)]
 

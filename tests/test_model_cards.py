@@ -76,7 +76,7 @@ def test_card_of_a_baseline_says_what_it_is_and_nothing_of_texts(run):
     (run / "metrics.json").write_text(json.dumps(record(system="SASRec")), encoding="utf-8")
     card = render_card(run)
     assert "SASRec, a baseline" in card and "user_vectors" in card and "no others" in card
-    for untrue in ("AutoTokenizer", "by its\ntext", "pipeline(", "JEPA4Rec}", "Items it has never seen need only"):
+    for untrue in ("AutoTokenizer", "by its\ntext", '{"title": ', "JEPA4Rec}", "Items it has never seen need only"):
         assert untrue not in card, untrue
 
 

@@ -13,7 +13,8 @@ from conftest import TINY_ITEMS
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
-from jepa4rec.pipeline_seqrec import TASK, SequentialRecommendationPipeline, save_checkpoint_files, save_item_ids
+from jepa4rec.pipeline_catalogue import TASK, save_item_ids
+from jepa4rec.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
 from jepa4rec.ranking_seqrec import DualEncoderScorer, top_k
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 

@@ -10,9 +10,12 @@ from conftest import ROOT, TINY_ITEMS
 from hub_server import TOKEN, HubServer, run_client
 from huggingface_hub import EvalResult, ModelCardData
 
+from jepa4rec.baselines.sasrec import SasRec, SasRecConfig
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation
-from jepa4rec.pipeline_seqrec import save_checkpoint_files, save_item_ids
+from jepa4rec.pipeline_catalogue import save_item_ids
+from jepa4rec.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
+from jepa4rec.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.scripts import push_to_hub
 
 
@@ -42,13 +45,17 @@ def write_checkpoint(folder: Path, backend, tokenizer, seed: int = 0) -> Path:
     shape = {"vocab_size": len(backend), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     shape |= {"intermediate_size": 24, "max_position_embeddings": 256, "pad_token_id": backend.pad_token_id}
     save_checkpoint_files(Jepa4RecForPreTraining(Jepa4RecConfig(**shape)), tokenizer, folder)
+    write_card(folder, f"tiny {seed}")
+    return folder
+
+
+def write_card(folder: Path, name: str) -> None:
     result = EvalResult(
         task_type="sequential-recommendation", dataset_type="toy_shop", dataset_name="toy_shop", metric_type="ndcg@10",
         metric_value=0.1,
     )  # fmt: skip
-    data = ModelCardData(model_name=f"tiny {seed}", library_name="transformers", eval_results=[result])
-    (folder / "README.md").write_text(f"---\n{data}\n---\n\n# tiny {seed}\n", encoding="utf-8")
-    return folder
+    data = ModelCardData(model_name=name, library_name="transformers", eval_results=[result])
+    (folder / "README.md").write_text(f"---\n{data}\n---\n\n# {name}\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +209,33 @@ def test_without_a_token_nothing_goes_and_a_private_repository_stays_hidden(ask,
     refused, found = json.loads(told.stdout.splitlines()[-1])
     assert "me/secret is not a local folder and is not a valid model identifier" in refused and "token=" in refused
     assert found == ["p1", "p0"]
+
+
+# The same of a model that reads no texts.
+PRIVATE_ITEMS = """
+import json, sys
+from transformers import pipeline
+
+pipe = pipeline("sequential-recommendation", model="me/secret-items", trust_remote_code=True, token=sys.argv[1])
+pipe.add_items([{"item_id": item_id} for item_id in pipe.known_items["rows"]])
+print(json.dumps([row["item_id"] for row in pipe({"history": ["p1", "p0"]}, top_k=2)]))
+"""
+
+
+def test_a_baseline_goes_the_same_way(ask, tmp_path):
+    torch.manual_seed(0)
+    save_item_checkpoint(SasRec(SasRecConfig(num_items=3, hidden_size=8, temperature=0.1)), tmp_path)
+    save_item_ids(tmp_path, ["p0", "p1", "p2"], [1, 2, 0])
+    write_card(tmp_path, "tiny SASRec")
+    pushed = ask(str(ROOT / "scripts" / "push_to_hub.py"), tmp_path, "me/secret-items", "--private")
+    assert pushed.returncode == 0, pushed.stderr
+    assert "pipeline_item_ids.py" in pushed.stdout and "modeling_jepa4rec.py" not in pushed.stdout
+    told = ask(PRIVATE_ITEMS, TOKEN, token=False)
+    assert told.returncode == 0, told.stderr
+    ours = ItemIdPipeline(SasRec.from_pretrained(tmp_path))
+    ours.add_items([{"item_id": item_id} for item_id in ("p0", "p1", "p2")])
+    expected = [row["item_id"] for row in ours({"history": ["p1", "p0"]}, top_k=2)]
+    assert json.loads(told.stdout.splitlines()[-1]) == expected
 
 
 DOWNLOAD = "import sys; from huggingface_hub import snapshot_download; print(snapshot_download(sys.argv[1]))"

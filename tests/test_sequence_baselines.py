@@ -21,6 +21,7 @@ from jepa4rec.baselines.scoring import SequenceCollator, SequenceScorer
 from jepa4rec.collation_itemsent import Example
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
 from jepa4rec.recipe_seqrec import read_recipe
+from jepa4rec.scripts import push_to_hub
 from tests.conftest import TINY_ITEMS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,6 +219,13 @@ def test_every_recipe_learns_and_is_recorded(train, name):
     assert record["metrics"]["recall@10"] > 0.9 and record["validation_metrics"]["ndcg@10"] > 0.8
     assert record["system"].lower() == name and (folder / "ranks.parquet").is_file()
     assert (folder / "checkpoint" / f"{name}.py").is_file()
+
+
+def test_a_finished_run_is_ready_to_be_pushed(train, capsys):
+    _, folder = train("sasrec", "phases.0.steps=4")
+    push_to_hub.main([str(folder), "me/sasrec", "--dry-run"])
+    told = capsys.readouterr().out
+    assert "all checks passed" in told and "pipeline_item_ids.py" in told and "item_ids.json" in told
 
 
 def test_a_stranger_loads_every_model(tmp_path):

@@ -24,9 +24,12 @@ from hub_server import HubServer, Repository
 
 import drawing
 from attribution_seqrec import words_of
+from jepa4rec.baselines.sasrec import SasRec, SasRecConfig
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.pipeline_catalogue import save_item_ids
+from jepa4rec.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.pipeline_seqrec import save_checkpoint_files
 from reading import add_catalogue, open_checkpoint, read_csv, read_dataset
 from recommender import NO_WISH, Recommender, Wish, mixed, ranks, standard
@@ -216,6 +219,10 @@ def test_a_saved_catalogue_and_a_csv_open_too(shop, checkpoint, tmp_path):
 def test_what_does_not_open_is_said_in_one_sentence(shop, tmp_path):
     with pytest.raises(ValueError, match="nowhere does not open as a checkpoint .*make quickstart"):
         open_checkpoint(str(tmp_path / "nowhere"))
+    save_item_checkpoint(SasRec(SasRecConfig(num_items=2, hidden_size=8)), tmp_path / "sasrec")
+    save_item_ids(tmp_path / "sasrec", ["p0", "p1"], [1, 2])
+    with pytest.raises(ValueError, match="sasrec knows items by their ids and reads no texts"):
+        open_checkpoint(str(tmp_path / "sasrec"))
     with pytest.raises(ValueError, match="is no built dataset"):
         add_catalogue(shop.pipe, str(tmp_path))
     with pytest.raises(ValueError, match="is no catalogue, folder, CSV file or dataset on the Hub"):

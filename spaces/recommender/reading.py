@@ -34,7 +34,7 @@ def open_checkpoint(place: str, revision: str | None = None) -> Pipeline:
     """The pipeline of a run's folder, a checkpoint's folder or a Hub id. Raises ValueError where there is none."""
     inner = Path(place) / "checkpoint"
     try:
-        return pipeline(
+        pipe = pipeline(
             TASK, model=str(inner if inner.is_dir() else place), revision=revision, trust_remote_code=True
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -43,6 +43,12 @@ def open_checkpoint(place: str, revision: str | None = None) -> Pipeline:
             f"{place} does not open as a checkpoint ({reason}); name a folder or a Hub id of one, or let make "
             "quickstart train one in runs/quickstart."
         ) from error
+    if pipe.tokenizer is None:
+        raise ValueError(
+            f"{place} knows items by their ids and reads no texts, which this page is about: name a checkpoint that "
+            f'reads, and ask this one by pipeline("{TASK}").'
+        )
+    return pipe
 
 
 def add_catalogue(pipe: Pipeline, place: str) -> Sequence[Sequence[str]]:
