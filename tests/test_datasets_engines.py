@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from jepa4rec.benchmarks.engines import DATASETS
 from jepa4rec.datasets_builders import build
 from jepa4rec.datasets_builders.online_retail import COLUMNS
 
@@ -143,6 +144,12 @@ def yelp(folder):
     return "yelp", "five_core", [write_lines(folder / name, rows) for name, rows in names], {"users": 5}
 
 
+REAL = [
+    "Gift Cards 2018",
+    "Scientific 2018, UniSRec",
+    "Scientific 2018, RecFormer",
+    "All_Beauty 2023, raw reviews",
+]
 CASES = [table, online_retail, amazon_2014, amazon_2018, amazon_reviews_2023, yelp]
 
 
@@ -155,11 +162,13 @@ def test_spark_gives_what_duckdb_gives(spark, tmp_path, case):
     assert ours.info == theirs.info and ours.num_users > 2
 
 
-def test_spark_gives_what_duckdb_gives_on_real_files(spark, real_file):
-    names = "benchmark/5core/rating_only/All_Beauty.csv", "raw_partial/All_Beauty.5core.meta.jsonl.gz"
-    files = [real_file(f"amazon_reviews_2023/{name}") for name in names]
-    ours, theirs = (build("amazon_reviews_2023", "5core", files, engine=engine) for engine in ("duckdb", "spark"))
-    assert ours.num_users == 253 and ours.fingerprint == theirs.fingerprint
+@pytest.mark.parametrize("name", REAL)
+def test_spark_gives_what_duckdb_gives_on_real_files(spark, real_file, name):
+    """The others of `DATASETS` cost minutes: `python benchmarks/engines.py` builds them all."""
+    dataset, config, files, options = DATASETS[name]
+    files = [real_file(file) for file in files]
+    ours, theirs = (build(dataset, config, files, engine=engine, **options) for engine in ("duckdb", "spark"))
+    assert ours.fingerprint == theirs.fingerprint and ours.info == theirs.info
 
 
 def test_the_session_of_others_is_left_as_it_was(spark):
