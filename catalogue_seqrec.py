@@ -21,6 +21,7 @@ from torch import Tensor
 
 INDEXES = ("exact", "faiss", "int8", "binary")
 FACTORIES = {"faiss": "HNSW32", "int8": "SQ8"}
+EF_SEARCH = 512  # nodes of the graph looked at; more find more, later
 ITEM_ID = "item_id"
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors.safetensors"
 BLOCK_SCORES = 2**26  # scores held at a time
@@ -306,7 +307,7 @@ class _Faiss:
             ) from error
         index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
         if factory == FACTORIES["faiss"]:
-            index.hnsw.efSearch = 128
+            index.hnsw.efSearch = EF_SEARCH
         self._index = FaissIndex(custom_index=index)
 
     def add(self, vectors: np.ndarray) -> None:

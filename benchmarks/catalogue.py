@@ -4,9 +4,10 @@
     python benchmarks/catalogue.py --sizes 100000 --indexes exact --checkpoint CKPT    also: 1,000 new items by text
 
 Vectors are synthetic, 384 wide: an item is one of N / 50 random centres plus noise as long as the centre, a query an
-item plus half as much noise. One query is asked at a time, as a shop's page does. Every size and index has a process
-of its own, so that `peak_gib` is its alone; all keep the float32 vectors too, for the exact scores of the answers.
-Prints one JSON object, and writes it to `--out` where given.
+item plus half as much noise. One query is asked at a time, on one thread, as a shop's page does; `--threads` is for building. Every size and index has a process
+of its own: `serving_gib` is what that process holds, more than before, when the last query is answered (all keep the
+float32 vectors, for the exact scores of the answers), `peak_gib` the most it ever held, making the vectors included.
+Prints one JSON object, and writes it to `--out` where given, with a page to read (.md) beside it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.benchmarks.ranking import WIDTH, peak_gib, random_vectors
 from jepa4rec.catalogue_seqrec import INDEXES, Catalogue
+from jepa4rec.records_seqrec import describe_run
 
 SIZES = (10_000, 100_000, 1_000_000)
 ITEMS_A_CENTRE = 50
@@ -43,7 +46,8 @@ def clustered_vectors(number: int, generator: torch.Generator) -> Tensor:
 
 def measure_index(size: int, index: str, rescore: int, queries: int) -> dict:
     """Fill a catalogue, ask it one query at a time, add 1,000 items and ask again."""
-    before, generator = peak_gib(), torch.Generator().manual_seed(0)
+    process = psutil.Process()
+    before, generator = process.memory_info().rss, torch.Generator().manual_seed(0)
     vectors = clustered_vectors(size, generator)
     chosen = torch.randint(size, (queries,), generator=generator)
     asked = vectors[chosen] + 0.5 * random_vectors(queries, generator)
@@ -51,8 +55,9 @@ def measure_index(size: int, index: str, rescore: int, queries: int) -> dict:
     catalogue.add([f"i{row}" for row in range(size)], [{}] * size, vectors, None)
     del vectors
     _, building = timed(catalogue.search, asked[:1], K)  # the first search builds the index
+    set_threads(1)
     found, latencies = zip(*(timed(catalogue.search, query[None], K) for query in asked), strict=True)
-    peak = peak_gib()
+    serving, peak = process.memory_info().rss - before, peak_gib()
     _, adding = timed(add_new, catalogue, asked[:1], generator)
     catalogue.remove([f"new{row}" for row in range(NEW_ITEMS)])
     catalogue.index = "exact"
@@ -67,8 +72,8 @@ def measure_index(size: int, index: str, rescore: int, queries: int) -> dict:
         "first_search_seconds": round(building, 2),
         "add_1000_and_search_seconds": round(adding, 3),
         "vectors_gib": round(size * WIDTH * 4 / 2**30, 3),
+        "serving_gib": round(serving / 2**30, 2),
         "peak_gib": round(peak, 2),
-        "peak_gib_before": round(before, 2),
     }
 
 
@@ -108,6 +113,38 @@ def add_by_text(checkpoint: str, size: int) -> dict:
     return {"items": size, "new_items": NEW_ITEMS, "seconds": round(time.perf_counter() - started, 2)}
 
 
+COLUMNS = {
+    "items": ("items", "{:,}"),
+    "index": ("index", "{}"),
+    "p50_ms": ("p50, ms", "{:.1f}"),
+    "p99_ms": ("p99, ms", "{:.1f}"),
+    "recall@10": ("recall@10", "{:.3f}"),
+    "serving_gib": ("GiB held", "{:.2f}"),
+    "first_search_seconds": ("building, s", "{:.1f}"),
+    "add_1000_and_search_seconds": ("1,000 more, s", "{:.2f}"),
+}
+
+
+def page(result: dict) -> str:
+    """The result for people, as Markdown."""
+    rows = [[form.format(own[name]) for name, (_, form) in COLUMNS.items()] for own in result["searches"]]
+    table = [[title for title, _ in COLUMNS.values()], ["---:", "---"] + ["---:"] * (len(COLUMNS) - 2), *rows]
+    lines = [
+        "# Searching a catalogue",
+        "",
+        f"One query at a time on one thread, {result['queries']} of them, vectors of {result['width']} numbers. The "
+        "answers of faiss, int8 and binary are re-ranked exactly. Recall is the share of the exact ten best that was "
+        f"found; building, on {result['threads']} threads, is the first search; the last column adds 1,000 vectors and "
+        "searches. Written by `benchmarks/catalogue.py`, which says what the vectors are.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in table),
+    ]
+    for own in result.get("new_items_by_text", []):
+        added = f"{own['new_items']:,} new items by their texts to {own['items']:,}"
+        lines += ["", f"Adding {added}, the first answer included: {own['seconds']:.1f} s."]
+    return "\n".join(lines) + "\n"
+
+
 def in_own_process(options: argparse.Namespace, size: int, index: str) -> dict:
     command = [sys.executable, __file__, "--one", index, "--sizes", str(size), "--queries", str(options.queries)]
     command += ["--rescore", str(options.rescore), "--threads", str(options.threads)]
@@ -132,7 +169,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--indexes", nargs="+", choices=INDEXES, default=INDEXES)
     parser.add_argument("--rescore", type=int, default=4, help="candidates an answer, re-ranked exactly (default: 4)")
     parser.add_argument("--queries", type=int, default=500, help="default: 500")
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+    parser.add_argument("--threads", type=int, default=2, help="that build an index (default: 2); one searches")
     parser.add_argument("--checkpoint", help="also time 1,000 new items by text, in a catalogue of each size")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--one", choices=INDEXES, help=argparse.SUPPRESS)
@@ -145,13 +182,14 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure_index(options.sizes[0], options.one, options.rescore, options.queries)))
         return
-    result = {"width": WIDTH, "threads": options.threads, "queries": options.queries}
+    result = {**describe_run(), "width": WIDTH, "threads": options.threads, "queries": options.queries}
     result["searches"] = [in_own_process(options, size, index) for size in options.sizes for index in options.indexes]
     if options.checkpoint:
         result["new_items_by_text"] = [add_by_text(options.checkpoint, size) for size in options.sizes]
     print(json.dumps(result))
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        options.out.with_suffix(".md").write_text(page(result), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ programs on the machine do not lengthen. Fails when the vectors differ by more t
 import argparse
 import json
 import logging
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -31,6 +29,7 @@ from jepa4rec.benchmarks.encoder import HISTORY_LENGTHS, ITEM_LENGTHS, draw_leng
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.exporting_onnx import export_graph
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.records_seqrec import describe_run
 from jepa4rec.scripts.import_checkpoint import import_checkpoint
 from jepa4rec.serving_onnx import GRAPH_FILE, INPUTS
 
@@ -130,8 +129,7 @@ def main() -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     report = {
-        "hardware": platform.processor() or platform.machine(),
-        "cpus": os.cpu_count(),
+        **describe_run(),
         "threads": 1,
         "torch": torch.__version__,
         "onnxruntime": onnxruntime.__version__,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa4rec.benchmarks.catalogue import measure_index
+from jepa4rec.benchmarks.catalogue import measure_index, page
 from jepa4rec.catalogue_seqrec import INDEXES, Catalogue, split_items
 
 WEIGHTS = "a" * 64
@@ -182,3 +182,5 @@ def test_the_benchmark_measures_every_index(index):
     measured = measure_index(2000, index, rescore=20, queries=5)
     assert measured["recall@10"] > (0.7 if index == "binary" else 0.95)
     assert 0 < measured["p50_ms"] <= measured["p99_ms"]
+    told = page({"width": 384, "threads": 1, "queries": 5, "searches": [measured]}).splitlines()[-1]
+    assert told.startswith(f"| 2,000 | {index} | {measured['p50_ms']:.1f} |")
