@@ -4,9 +4,10 @@
     python benchmarks/catalogue.py --sizes 100000 --indexes exact --checkpoint CKPT    also: 1,000 new items by text
 
 Vectors are synthetic, 384 wide: an item is one of N / 50 random centres plus noise as long as the centre, a query an
-item plus half as much noise. One query is asked at a time, on one thread, as a shop's page does; `--threads` is for building. Every size and index has a process
-of its own: `serving_gib` is what that process holds, more than before, when the last query is answered (all keep the
-float32 vectors, for the exact scores of the answers), `peak_gib` the most it ever held, making the vectors included.
+item plus half as much noise. One query is asked at a time, on one thread, as a shop's page does; `--threads` is for
+building. Every size and index has a process of its own: `serving_gib` is what that process holds, more than before,
+when the last query is answered (all keep the float32 vectors, for the exact scores of the answers), `peak_gib`
+the most it ever held, making the vectors included.
 Prints one JSON object, and writes it to `--out` where given, with a page to read (.md) beside it.
 """
 
@@ -134,8 +135,8 @@ def page(result: dict) -> str:
         "",
         f"One query at a time on one thread, {result['queries']} of them, vectors of {result['width']} numbers. The "
         "answers of faiss, int8 and binary are re-ranked exactly. Recall is the share of the exact ten best that was "
-        f"found; building, on {result['threads']} threads, is the first search; the last column adds 1,000 vectors and "
-        "searches. Written by `benchmarks/catalogue.py`, which says what the vectors are.",
+        f"found; building, on {result['threads']} threads, is the first search; the last column adds 1,000 vectors "
+        "and searches. Written by `benchmarks/catalogue.py`, which says what the vectors are.",
         "",
         *(f"| {' | '.join(row)} |" for row in table),
     ]
