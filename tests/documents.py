@@ -28,6 +28,7 @@ from jepa4rec.recipe_seqrec import PretrainPhase, Recipe, SequencePhase, read_re
 
 PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scripts", "studies", "train_accelerate.py")
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+TINY_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "projection_size": 16}
 RECFORMER_HEADS = 4  # the published files have 64 numbers a head, these fewer
 # Running these here would be running this, take an hour, or serve a page for ever (test_space.py does).
 ONLY_PLANNED = ("make test", "make check", "make bench", "make demo", "make spark")
@@ -115,7 +116,8 @@ class Desk:
         if not Path(recipe.model.init).exists():
             settings += ["model.init=scratch", "tokenizer.vocab_size=400"]
         if not recipe.model.baseline and not Path(recipe.model.init).exists():
-            settings += [f"model.config.{name}={value}" for name, value in TINY.items()]
+            shape = TINY_T5 if recipe.model.family == "st5rec" else TINY
+            settings += [f"model.config.{name}={value}" for name, value in shape.items()]
         return settings
 
     # ---- everything else
