@@ -3,7 +3,8 @@
     python -m jepa4rec.model_cards.results_table README.md results
 
 A record is a `metrics.json`: one run on one split of one dataset, its metrics, and the baselines measured beside it.
-Records are grouped by fingerprint and split; runs that differ in nothing but the seed become one row, mean ± sd.
+Records are grouped by fingerprint and split; runs that differ in nothing but the seed become one row, mean ± sd. A
+record with `ratings` is of a run that predicts stars, and stands in a table of their errors instead.
 """
 
 import argparse
@@ -22,8 +23,11 @@ BASELINE_NAMES = {
     "popularity": "popularity",
     "item_transition": "item-transition, first order",
     "item_transition_decayed": "item-transition, decayed",
+    "rating_mean": "damped means",
+    "pmf": "PMF",
 }
 NEEDED_BASELINES = ("popularity", "item_transition")
+ERRORS = {"rmse": "RMSE", "mae": "MAE"}
 BEGIN, END = "<!-- results: written by `make table` from results/*.json -->", "<!-- end of results -->"
 
 
@@ -148,11 +152,33 @@ def _cell(runs: list[dict], metric: str, official: bool, bold: bool) -> str:
     return text
 
 
+def ratings_table(records: list[dict]) -> str:
+    """Errors of predicted stars as one Markdown table, the worst RMSE first; the least mean of a column is bold."""
+    own = defaultdict(list)
+    for record in records:
+        own[record["model"]].append(record["ratings"]["this run"])
+    beside = {name: errors for name, errors in records[0]["ratings"].items() if name != "this run"}
+    rows = {BASELINE_NAMES.get(name, name): [errors] for name, errors in beside.items()} | own
+    means = {name: {e: statistics.mean(run[e] for run in runs) for e in ERRORS} for name, runs in rows.items()}
+    lines = ["| model | seeds | " + " | ".join(ERRORS.values()) + " |", "| --- | ---: |" + " ---: |" * len(ERRORS)]
+    for name in sorted(rows, key=lambda name: -means[name]["rmse"]):
+        cells = []
+        for error in ERRORS:
+            mean, values = f"{means[name][error]:.4f}", [run[error] for run in rows[name]]
+            best = means[name][error] == min(own[error] for own in means.values())
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cells.append((f"**{mean}**" if best else mean) + spread)
+        lines.append(f"| {name} | {len(rows[name]) if name in own else '–'} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def results_block(records: list[dict]) -> str:
-    """Everything between the README's two markers."""
+    """Everything between a page's two markers: rankings, then ratings."""
     if not records:
         return "No run is published yet: `results/` holds no record."
-    parts = [f"**{describe(group)}**\n\n{results_table(group)}" for group in group_records(records).values()]
+    ranked, rated = ([record for record in records if ("ratings" in record) is told] for told in (False, True))
+    parts = [f"**{describe(group)}**\n\n{results_table(group)}" for group in group_records(ranked).values()]
+    parts += [f"**Ratings: {describe(group)}**\n\n{ratings_table(group)}" for group in group_records(rated).values()]
     return "\n\n".join(parts)
 
 

@@ -256,6 +256,23 @@ def test_a_page_without_markers_is_left_alone(tmp_path):
     assert page.read_text(encoding="utf-8") == "nothing to see"
 
 
-def test_the_readmes_results_are_those_of_the_records():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme == rewrite_block(readme, results_block(read_records(ROOT / "results")), "README.md")
+def test_runs_that_predict_stars_stand_in_a_table_of_their_errors():
+    def rated(model, seed, rmse):
+        beside = {"rating_mean": {"rmse": 0.9, "mae": 0.7}, "pmf": {"rmse": 0.95, "mae": 0.6}}
+        return record(model, seed=seed, ratings={"this run": {"rmse": rmse, "mae": 0.65}} | beside)
+
+    block = results_block([record(), rated("head", 0, 0.8), rated("head", 1, 0.9), rated("other", 0, 1.0)])
+    ranked, stars = block.split("**Ratings: toy_shop `default`, test split")
+    assert "fine-tuned" in ranked and "head" not in ranked
+    assert [line for line in stars.splitlines() if line.startswith("|")][2:] == [
+        "| other | 1 | 1.0000 | 0.6500 |",
+        "| PMF | – | 0.9500 | **0.6000** |",
+        "| damped means | – | 0.9000 | 0.7000 |",
+        "| head | 2 | **0.8500** ± 0.0707 | 0.6500 ± 0.0000 |",
+    ]
+
+
+@pytest.mark.parametrize(("page", "folder"), [("README.md", "results"), ("results/st5/README.md", "results/st5")])
+def test_a_pages_results_are_those_of_the_records(page, folder):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == rewrite_block(text, results_block(read_records(ROOT / folder)), page)
