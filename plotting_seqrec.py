@@ -19,8 +19,10 @@ def can_plot() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def save_panels(panels: Sequence[Callable], path: Path, title: str, columns: int = 3) -> None:
-    """Draw each panel, a function of its axes, and save them all as one PNG."""
+def save_panels(
+    panels: Sequence[Callable], path: Path, title: str, columns: int = 3, size: tuple[float, float] = PANEL
+) -> None:
+    """Draw each panel, a function of its axes and of `size` inches, and save them all as one PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -29,7 +31,7 @@ def save_panels(panels: Sequence[Callable], path: Path, title: str, columns: int
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        rows, columns, squeeze=False, figsize=(PANEL[0] * columns, 0.4 + PANEL[1] * rows), layout="constrained"
+        rows, columns, squeeze=False, figsize=(size[0] * columns, 0.4 + size[1] * rows), layout="constrained"
     )
     try:
         for place, one in enumerate(axes.flat):

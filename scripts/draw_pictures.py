@@ -76,13 +76,14 @@ def draw_map(places: np.ndarray, labels: np.ndarray, title: str, path: Path) -> 
         for label in sorted(set(labels), key=lambda label: (label == OTHER, label)):
             own = places[labels == label]
             axes.scatter(*own.T, s=6, alpha=0.7, linewidths=0, label=f"{label} ({len(own)})")
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=[], yticks=[], xlabel="t-SNE of the vectors, by cosine: near is alike")
+        axes.spines[["left", "bottom"]].set_visible(False)
         axes.legend(fontsize="x-small", markerscale=2, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    save_panels([panel], path, title)
+    save_panels([panel], path, title, size=(5.0, 3.4))
 
 
-def draw_groups(series: dict[str, np.ndarray], groups: dict[str, np.ndarray], title: str, path: Path) -> dict:
+def draw_groups(series: dict[str, np.ndarray], groups: dict[str, np.ndarray], what: str, path: Path) -> dict:
     """NDCG@10 with its 95 % interval of every series of ranks (U,) in groups of users, bool (U,) each; returns it."""
     figures = {
         name: {
@@ -98,11 +99,12 @@ def draw_groups(series: dict[str, np.ndarray], groups: dict[str, np.ndarray], ti
             beside = np.arange(len(own)) + 0.08 * (place - (len(figures) - 1) / 2)  # bars that do not hide each other
             axes.errorbar(beside, mean, yerr=bars, marker="o", markersize=4, capsize=2, linestyle="none", label=name)
         names = [f"{group}\n{members.sum()} users" for group, members in groups.items()]
-        axes.set(xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5), ylabel="NDCG@10", ylim=(0, None))
+        axes.set(xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5), ylim=(0, None))
+        axes.set_ylabel("NDCG@10, 95 % interval")
         axes.set_xticklabels(names, fontsize="x-small")
         axes.legend(fontsize="x-small", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    save_panels([panel], path, title)
+    save_panels([panel], path, f"NDCG@10 by {what}", size=(6.0, 3.2))
     return figures
 
 
@@ -144,8 +146,8 @@ def draw(run: Path, beside: list[Path], dataset: SeqRecDataset, folder: Path, op
     by_length = length_groups(lengths, (np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int) + 1).tolist())
     by_label = {label: own == label for label in sorted(set(own))}
     figures = {
-        what: draw_groups(series, by_label, f"NDCG@10 by {what}", folder / "groups.png"),
-        "history_length": draw_groups(series, by_length, "NDCG@10 by history length", folder / "history_length.png"),
+        what: draw_groups(series, by_label, what, folder / "groups.png"),
+        "history_length": draw_groups(series, by_length, "history length", folder / "history_length.png"),
     }
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
