@@ -72,9 +72,9 @@ class ItemSequenceModel(PreTrainedModel):
     base_model_prefix = "model"
 
     @classmethod
-    def from_pretrained(cls, name: str, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers; the model also keeps how its checkpoint was reached, for files that lie beside it."""
-        loaded = super().from_pretrained(name, *args, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         return loaded
