@@ -9,6 +9,7 @@ ids alone and ranks only the dataset it was trained on. Popularity and item-tran
 """
 
 import argparse
+import json
 import math
 import re
 import sys
@@ -237,8 +238,14 @@ def describe_evaluation(checkpoint: str, dataset: SeqRecDataset, options: argpar
         "protocol": options.protocol,
         "exclude_history": options.exclude_history,
         "ties": options.ties,
-        "seed": None,  # nothing here is random
+        "seed": training_seed(options.checkpoint),  # nothing is random here
     }
+
+
+def training_seed(place: str) -> int | None:
+    """The seed that trained the checkpoint in a run's folder; None where that is not said."""
+    metrics = Path(place) / "metrics.json"
+    return json.loads(metrics.read_text(encoding="utf-8")).get("seed") if metrics.is_file() else None
 
 
 def markdown_table(record: dict) -> str:

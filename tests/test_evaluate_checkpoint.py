@@ -169,7 +169,10 @@ def test_only_on_its_own_dataset_a_fine_tuned_checkpoint_ranks_with_its_item_mat
 
 def test_the_folder_of_a_run_stands_for_its_checkpoint(save, dataset_dir, run, tmp_path):
     shutil.copytree(save(Jepa4RecModel), tmp_path / "run" / "checkpoint")
-    assert run(tmp_path / "run", dataset_dir)[0]["model"] == "run/checkpoint"
+    record = run(tmp_path / "run", dataset_dir)[0]
+    assert record["model"] == "run/checkpoint" and record["seed"] is None
+    (tmp_path / "run" / "metrics.json").write_text('{"seed": 3}', encoding="utf-8")
+    assert run(tmp_path / "run", dataset_dir)[0]["seed"] == 3
 
 
 # Bad input
