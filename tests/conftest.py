@@ -71,21 +71,10 @@ def tiny_items() -> list[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def tiny_backend():
-    """A WordPiece tokenizer trained on the twelve items' texts: a plain transformers fast tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+    """A WordPiece tokenizer learned from the twelve items' texts, the same in every run: a plain fast tokenizer."""
+    from jepa4rec.loading_seqrec import train_wordpiece
 
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    special["mask_token"] = "[MASK]"
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    texts = [text for item in TINY_ITEMS for pair in item.items() for text in pair]
-    tokenizer.train_from_iterator(
-        texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=list(special.values()), show_progress=False)
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return train_wordpiece([text for item in TINY_ITEMS for pair in item.items() for text in pair], vocab_size=300)
 
 
 @pytest.fixture(scope="session")

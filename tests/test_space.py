@@ -44,12 +44,34 @@ GOOD = "item_id,title,brand\na1,Two-person tent,Northpath\na2,Camping stove,Lumo
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, tiny_backend, tiny_tokenizer):
     folder = tmp_path_factory.mktemp("space") / "checkpoint"
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-    ids = {"vocab_size": len(tiny_backend), "pad_token_id": tiny_backend.pad_token_id}
-    model = Jepa4RecModel(Jepa4RecConfig(**shape, **ids, max_position_embeddings=256, initializer_range=0.3))
-    save_checkpoint_files(model, tiny_tokenizer, folder)
+    ids = {"vocab_size": len(tiny_backend)}
+    ids |= {name: getattr(tiny_backend, name) for name in ("pad_token_id", "cls_token_id")}
+    save_checkpoint_files(words_counted(ids), tiny_tokenizer, folder)
     return folder
+
+
+def words_counted(ids: dict[str, int]) -> Jepa4RecModel:
+    """A model whose vector of a text is the mean of its words' random vectors: texts are near that share words.
+
+    What random weights make of a text is chance; of this one it can be said which item must win.
+    """
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    model = Jepa4RecModel(Jepa4RecConfig(**shape, **ids, max_position_embeddings=256))
+    attention, embeddings = model.encoder.layer[0].attention, model.embeddings
+    with torch.no_grad():
+        for parameter in (
+            *attention.self.query.parameters(),  # equal weights for all words
+            *model.encoder.layer[0].output.dense.parameters(),
+            embeddings.position_embeddings.weight,
+            embeddings.token_type_embeddings.weight,
+            embeddings.item_position_embeddings.weight,
+            embeddings.word_embeddings.weight[ids["cls_token_id"]],
+        ):
+            parameter.zero_()
+        attention.self.value.weight.copy_(torch.eye(64))
+        attention.output.dense.weight.copy_(torch.eye(64))
+    return model
 
 
 @pytest.fixture(scope="module")
