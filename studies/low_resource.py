@@ -4,35 +4,58 @@
 
 The base recipe is trained on the first 1, 5, 10, 50 and 100 % of the training users (`percents`), once a seed, and
 always measured on all test users; the baselines count the same users. RecFormer, section 3.6; JEPA4Rec, section 4.5.
+With `systems`, several starts are trained side by side, each of two compared user by user (paired bootstrap):
+
+    python studies/low_resource.py --recipe recipes/studies/low_resource_scientific.yaml
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
+from jepa4rec.metrics.significance import paired_bootstrap
 from jepa4rec.recipe_seqrec import Recipe
 from jepa4rec.studies.measuring import baseline_points
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies.studying import METRICS, Point, Study, StudyRecipe, stack, study_main
 
 
 @dataclass(kw_only=True)
 class LowResourceRecipe(StudyRecipe):
-    """`percents` of the training users; `min_training_users`: a percent that leaves fewer is an error."""
+    """`percents` of the training users; `min_training_users`: a percent that leaves fewer is an error; `systems`: the
+    settings of each system to train, by its name."""
 
     percents: list[float] = field(default_factory=lambda: [1.0, 5.0, 10.0, 50.0, 100.0])
     min_training_users: int = 5
+    systems: dict[str, list[str]] = field(default_factory=lambda: {"this recipe": []})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.systems:
+            raise ValueError("systems is empty: name at least one, or leave it out for the base recipe alone")
 
 
-def with_users(study: Study, users: int) -> Recipe:
+def with_users(study: Study, users: int, settings: Sequence[str] = ()) -> Recipe:
     """The base recipe on the first training users; a batch never exceeds the examples they give."""
-    recipe = study.variant([f"data.users={users}"])
+    recipe = study.variant([*settings, f"data.users={users}"])
     examples = sum(max(0, len(sequence) - 1) for sequence in study.data.splits.train[:users])
     for phase in recipe.phases:
         slices = phase.gradient_accumulation
         phase.batch_size = min(phase.batch_size, max(1, examples // slices) * slices)
     return recipe
+
+
+def compare(ranks: dict[str, np.ndarray]) -> list[dict]:
+    """The paired test (`paired_bootstrap`) per metric of each two systems' ranks, (seeds, U) each."""
+    return [
+        {"a": a, "b": b, **{metric: paired_bootstrap(ranks[a], ranks[b], metric)._asdict() for metric in METRICS}}
+        for a, b in combinations(ranks, 2)
+    ]
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
@@ -44,11 +67,19 @@ def measure(study: Study) -> tuple[list[Point], dict]:
             f"{study.dataset_name} has {len(train)} training users, {min(counts)} % of them are {least}: the dataset "
             f"is too small, set percents so that {study.recipe.min_training_users} users are left"
         )
+    comparisons = []
     for percent, users in counts.items():
-        trained = study.train_seeds(lambda users=users: with_users(study, users))
-        points.append(Point("this recipe", percent, stack(trained)))
+        ranks = {
+            name: stack(study.train_seeds(lambda users=users, own=own: with_users(study, users, own)))
+            for name, own in study.recipe.systems.items()
+        }
+        points += [Point(name, percent, values) for name, values in ranks.items()]
         points += baseline_points(study, percent, train[:users])
-    return points, {"training_users": {str(percent): users for percent, users in counts.items()}}
+        comparisons += [{"percent": percent, **pair} for pair in compare(ranks)]
+    return points, {
+        "training_users": {str(percent): users for percent, users in counts.items()},
+        "comparisons": comparisons,
+    }
 
 
 def main(arguments: list[str] | None = None) -> dict:

@@ -1,6 +1,7 @@
 """Studies: each runs end to end on a tiny shop, its parts do what they say, and too small a dataset is refused."""
 
 import json
+from itertools import combinations
 
 import numpy as np
 import pyarrow as pa
@@ -116,6 +117,19 @@ def test_finished_runs_are_found_again(studio, capsys):
     assert "pretrain" not in capsys.readouterr().err  # no progress line: nothing was trained
 
 
+def test_systems_are_trained_side_by_side_and_compared_user_by_user(studio):
+    systems = {"as it is": [], "less pre-trained": ["phases.0.steps=1"], "not pre-trained": ["phases.0.lr=1.0e-12"]}
+    result = studio("low_resource", percents=[100], systems=systems)
+    trained = {row["series"]: row for row in result["figures"] if row["series"] in systems}
+    assert list(trained) == list(systems)
+    assert len({row["mrr"]["mean"] for row in trained.values()}) > 1
+    assert [(one["a"], one["b"]) for one in result["comparisons"]] == list(combinations(systems, 2))
+    for one in result["comparisons"]:
+        assert one["percent"] == 100
+        gain = trained[one["a"]]["mrr"]["mean"] - trained[one["b"]]["mrr"]["mean"]
+        assert one["mrr"]["difference"] == pytest.approx(gain)
+
+
 def test_held_out_items_keep_last_places_only(shop):
     dataset = load_dataset_dir(shop)
     cold = np.zeros(12, bool)
@@ -182,6 +196,8 @@ def test_interval_of_one_value_is_that_value_and_seeds_widen_it():
         ("zero_shot", {"min_users": 1000}, "at least 1000"),
         ("history_length", {"edges": [5, 8], "min_users": 16}, "too small for this study"),
         ("low_resource", {"percents": [0.1]}, "too small, set percents"),
+        ("low_resource", {"systems": {}}, "systems is empty"),
+        ("low_resource", {"systems": {"a": ["phases.9.lr=1"]}}, "phases.9"),
         ("cold_items", {"hold_out": 120.0}, "percentage between 0 and 100"),
         ("ablations", {"variants": ["without luck"]}, "without luck is unknown"),
         ("zero_shot", {"seeds": []}, "seeds is empty"),
