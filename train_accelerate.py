@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from transformers import logging as transformers_logging
 
 from jepa4rec.baselines import Popularity
+from jepa4rec.batching_seqrec import Batches, check_phases, make_batches
 from jepa4rec.checkpointing_seqrec import (
     PhaseEnd,
     Progress,
@@ -42,16 +43,7 @@ from jepa4rec.evaluation_seqrec import (
     rank_baselines,
     rank_test_split,
 )
-from jepa4rec.loading_seqrec import (
-    Batches,
-    RunData,
-    check_phases,
-    load_run_data,
-    make_batches,
-    make_starting_checkpoint,
-    open_phase_model,
-    open_phase_tokenizer,
-)
+from jepa4rec.loading_seqrec import RunData, load_run_data
 from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.render import write_card
@@ -73,6 +65,7 @@ from jepa4rec.recipe_seqrec import (
 )
 from jepa4rec.records_seqrec import describe_run, write_evaluation
 from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
+from jepa4rec.starting_seqrec import make_starting_checkpoint, open_phase_model, open_phase_tokenizer
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 

@@ -21,7 +21,7 @@ from jepa4rec.collation_itemsent import (
     word_firsts,
     word_starts,
 )
-from jepa4rec.loading_seqrec import train_wordpiece
+from jepa4rec.starting_seqrec import train_wordpiece
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 SEQUENCES = [np.array([5, 6, 7]), np.array([1]), np.array([0, 2, 4, 6]), np.array([9, 9])]

@@ -11,7 +11,7 @@ from jepa4rec.collation_pairs import (
     augment,
     described_items,
 )
-from jepa4rec.loading_seqrec import train_t5_wordpiece
+from jepa4rec.starting_seqrec import train_t5_wordpiece
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 
 RATIOS = {"crop": 0.6, "reorder": 0.6, "drop": 0.3}

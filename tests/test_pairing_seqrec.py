@@ -8,12 +8,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from jepa4rec.collation_pairs import as_pair
 from jepa4rec.configuration_st5rec import St5RecConfig
 from jepa4rec.encoders_seqrec import open_encoder
-from jepa4rec.loading_seqrec import train_t5_wordpiece
 from jepa4rec.losses_seqrec import SentencePairObjective
 from jepa4rec.modeling_st5rec import St5RecModel
 from jepa4rec.optimisation_seqrec import freeze
 from jepa4rec.pairing_seqrec import SentencePairModel
 from jepa4rec.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.starting_seqrec import train_t5_wordpiece
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 
 

@@ -1,0 +1,196 @@
+"""Dataclasses read from YAML and `section.key=value` settings, with every value checked against its annotation.
+
+An unknown key is an error that suggests the nearest known one, and so is a value of the wrong type: YAML reads `5e-5`
+as text, and a learning rate that silently became text has cost many a run.
+"""
+
+import difflib
+import types
+from collections.abc import Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+def read_typed_yaml(path: str | Path, settings: Sequence[str], kind: type) -> Any:
+    """Read a dataclass from a YAML file after `section.key=value` settings, parsed as YAML too.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: what stands there is no such dataclass; one sentence that names file or setting, and key.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold sections, found {_name_of(tree)}")
+    origins = [_apply_setting(tree, setting) for setting in settings]
+    return _Reader(str(path), origins).read(kind, tree, "")
+
+
+def _apply_setting(tree: dict, setting: str) -> str:
+    """Write one `a.b.0.c=value` into the tree, creating sections on the way; returns the dotted key."""
+    dotted, equals, text = setting.partition("=")
+    if not equals or not dotted:
+        raise ValueError(f"--set {setting}: write section.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {setting}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+    *parents, last = dotted.split(".")
+    place = tree
+    for key in parents:
+        place = _child(place, key, setting)
+    if isinstance(place, list):
+        place[_list_index(place, last, setting)] = value
+    else:
+        place[last] = value
+    return dotted
+
+
+def _child(place: dict | list, key: str, setting: str) -> dict | list:
+    if isinstance(place, list):
+        return place[_list_index(place, key, setting)]
+    if place.get(key) is None:
+        place[key] = {}
+    if not isinstance(place[key], dict | list):
+        raise ValueError(f"--set {setting}: {key} is a single value, it has no keys inside")
+    return place[key]
+
+
+def _list_index(place: list, key: str, setting: str) -> int:
+    if not key.isdigit() or int(key) >= len(place):
+        raise ValueError(f"--set {setting}: {key} is not a position in a list of {len(place)} (counted from 0)")
+    return int(key)
+
+
+class _Reader:
+    """Turns a tree of plain values into the dataclasses of their annotations; every error names where it stands."""
+
+    def __init__(self, path: str, origins: list[str]):
+        self.path, self.origins = path, set(origins)
+
+    def error(self, where: str, message: str) -> ValueError:
+        source = "--set" if where in self.origins else self.path
+        return ValueError(f"{source}: {where + ': ' if where else ''}{message}")
+
+    def read(self, annotation: Any, value: Any, where: str) -> Any:
+        if get_origin(annotation) in (Union, types.UnionType):
+            return self.read_union(get_args(annotation), value, where)
+        if is_dataclass(annotation):
+            return self.read_dataclass(annotation, value, where)
+        if get_origin(annotation) is Literal:
+            return self.read_literal(get_args(annotation), value, where)
+        if get_origin(annotation) is list and isinstance(value, list):
+            (item,) = get_args(annotation)
+            return [self.read(item, v, f"{where}.{i}") for i, v in enumerate(value)]
+        return self.read_plain(annotation, value, where)
+
+    def read_dataclass(self, cls: type, value: Any, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
+        types_of = get_type_hints(cls)
+        known = {f.name: f for f in fields(cls) if f.init}
+        for key in value:
+            if key not in known:
+                raise self.error(_join(where, key), f"unknown key{_nearest(str(key), known)}")
+        for name, f in known.items():
+            if name not in value and f.default is MISSING and f.default_factory is MISSING:
+                raise self.error(_join(where, name), "this key is required")
+        arguments = {key: self.read(types_of[key], v, _join(where, key)) for key, v in value.items()}
+        try:
+            return cls(**arguments)
+        except ValueError as error:
+            raise self.error(where, str(error)) from error
+
+    def read_union(self, options: tuple, value: Any, where: str) -> Any:
+        if value is None and type(None) in options:
+            return None
+        options = tuple(o for o in options if o is not type(None))
+        if all(is_dataclass(o) for o in options):
+            return self.read_dataclass(self.class_of_kind(options, value, where), value, where)
+        for option in options[:-1]:
+            if isinstance(value, get_origin(option) or option):
+                return self.read(option, value, where)
+        return self.read(options[-1], value, where)
+
+    def class_of_kind(self, options: tuple, value: Any, where: str) -> type:
+        """The dataclass among `options` whose `kind` the value names."""
+        if not isinstance(value, dict):
+            raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
+        kinds = {get_args(get_type_hints(o)["kind"])[0]: o for o in options}
+        kind = value.get("kind")
+        if kind not in kinds:
+            raise self.error(_join(where, "kind"), f"expected {_one_of(kinds)}, found {_name_of(kind)}")
+        return kinds[kind]
+
+    def read_literal(self, choices: tuple, value: Any, where: str) -> Any:
+        if value in choices and isinstance(value, str):
+            return value
+        # YAML reads a bare `no` as false; where "no" is a choice that is what was meant.
+        if value is False and "no" in choices:
+            return "no"
+        raise self.error(where, f"expected {_one_of(choices)}, found {_name_of(value)}")
+
+    def read_plain(self, annotation: Any, value: Any, where: str) -> Any:
+        if annotation is Any:
+            return value
+        cls = get_origin(annotation) or annotation
+        if cls is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, cls) or (isinstance(value, bool) and cls is not bool):
+            raise self.error(
+                where,
+                f"expected {_TYPE_NAMES.get(cls, cls.__name__)}, found {_name_of(value)}{_float_hint(cls, value)}",
+            )
+        return value
+
+
+_TYPE_NAMES = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "keys with values",
+}
+
+
+def _name_of(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict | list):
+        return _TYPE_NAMES[type(value)]
+    name = next((_TYPE_NAMES[t] for t in (bool, int, float, str) if isinstance(value, t)), type(value).__name__)
+    return f"{name} ({value!r})"
+
+
+def _float_hint(cls: type, value: Any) -> str:
+    """YAML 1.1 needs a dot in a number with an exponent: 5e-5 is text, 5.0e-5 is a number."""
+    if cls is not float or not isinstance(value, str):
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        return ""
+    digits, _, exponent = value.lower().partition("e")
+    return (
+        f": YAML reads this as text, write {digits if '.' in digits else digits + '.0'}e{exponent}" if exponent else ""
+    )
+
+
+def _nearest(key: str, known: Any) -> str:
+    match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {match[0]}?" if match else f"; known keys are {', '.join(known)}"
+
+
+def _one_of(choices: Any) -> str:
+    return "one of " + ", ".join(map(str, choices))
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
