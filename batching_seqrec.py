@@ -16,7 +16,7 @@ from .collation_pairs import (
     described_items,
 )
 from .loading_seqrec import RunData
-from .rating_seqrec import RatingCollator, RatingVectors
+from .rating_seqrec import RatedIds, RatingCollator, RatingVectors
 from .recipe_seqrec import (
     ItemDescriptionPhase,
     Phase,
@@ -72,18 +72,18 @@ def make_batches(
     tokenizer: ItemSentTokenizer | None,
     process: int = 0,
     processes: int = 1,
-    ratings: RatingVectors | None = None,
+    ratings: RatingVectors | RatedIds | None = None,
 ) -> Batches:
-    """The batches of a phase as process `process` of `processes` sees them; a rating phase is given its vectors."""
+    """The batches of a phase as process `process` of `processes` sees them; a rating phase is given its tasks."""
     if isinstance(phase, SequencePhase):
         return _sequence_batches(recipe, phase, data, process, processes)
     if isinstance(phase, RatingPhase):
-        examples = make_examples(phase, data, 1, recipe.run.seed)
+        examples = make_examples(recipe, phase, data, 1)
         sampler = LengthGroupedBatchSampler(examples, None, phase.batch_size, drop_last=True, seed=recipe.run.seed)
         collate = RatingCollator(ratings.part("train"))
         return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
     item_tokens = data.item_tokens(tokenizer, phase.kind)
-    dataset = make_examples(phase, data, max(tokenizer.max_items, getattr(phase, "history_items", 0)), recipe.run.seed)
+    dataset = make_examples(recipe, phase, data, max(tokenizer.max_items, getattr(phase, "history_items", 0)))
     sampler = LengthGroupedBatchSampler(
         dataset,
         item_tokens,
@@ -118,18 +118,19 @@ def make_collator(recipe: Recipe, phase: Phase, data: RunData, tokenizer: ItemSe
 def _sequence_batches(recipe: Recipe, phase: SequencePhase, data: RunData, process: int, processes: int) -> Batches:
     config_class, overrides = SEQUENCE_MODELS[recipe.model.baseline].config_class, recipe.model.config
     max_length = overrides.get("max_length", config_class.max_length)
-    dataset = make_examples(phase, data, max_length, recipe.run.seed)
+    dataset = make_examples(recipe, phase, data, max_length)
     sampler = LengthGroupedBatchSampler(
         dataset, None, phase.batch_size, max_items=max_length, drop_last=True, seed=recipe.run.seed
     )
     return Batches(sampler, SequenceCollator(), phase.gradient_accumulation, process, processes)
 
 
-def make_examples(phase: Phase, data: RunData, max_history: int, seed: int) -> PrefixDataset:
+def make_examples(recipe: Recipe, phase: Phase, data: RunData, max_history: int) -> PrefixDataset:
     """The training examples of a phase.
 
     Raises ValueError when its data hold none.
     """
+    seed = recipe.run.seed
     if isinstance(phase, ItemDescriptionPhase):
         items = described_items(data.corpora[phase.kind].texts, phase.description)
         if not len(items):
@@ -139,7 +140,8 @@ def make_examples(phase: Phase, data: RunData, max_history: int, seed: int) -> P
             )
         return PrefixDataset(np.repeat(items, 2).reshape(-1, 2), "last", seed=seed)  # the item, "after" itself
     if isinstance(phase, RatingPhase):
-        tasks = sum(len(history) > 0 for history in data.ratings["train"].histories)
+        histories = data.ratings["train"].histories  # a baseline of ids does not read them, so it learns from all
+        tasks = len(histories) if recipe.model.baseline else sum(len(history) > 0 for history in histories)
         return PrefixDataset(np.repeat(np.arange(tasks), 2).reshape(-1, 2), "last", seed=seed)
     sequences = data.corpora[phase.kind].sequences
     return PrefixDataset(sequences, phase.prefixes, phase.min_history, max_history, seed)
@@ -148,7 +150,7 @@ def make_examples(phase: Phase, data: RunData, max_history: int, seed: int) -> P
 def check_phases(recipe: Recipe, data: RunData, processes: int) -> None:
     """Raise ValueError when a phase's batches do not fit its data or the processes, before anything is trained."""
     for index, phase in enumerate(recipe.phases):
-        examples, share = len(make_examples(phase, data, 1, 0)), processes * phase.gradient_accumulation
+        examples, share = len(make_examples(recipe, phase, data, 1)), processes * phase.gradient_accumulation
         if examples < phase.batch_size:
             raise ValueError(
                 f"phases.{index}.batch_size is {phase.batch_size}, but there are only {examples} training examples: "

@@ -21,11 +21,16 @@ from .recipe_seqrec import EvaluationRecipe, Recipe, recipe_to_dict
 def make_scorer(model: nn.Module, tokenizer, data: RunData, settings: EvaluationRecipe) -> Scorer:
     """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
     texts (zero-shot)."""
-    if isinstance(model, ItemSequenceModel):
-        return SequenceScorer(model)
+    if tokenizer is None:
+        return baseline_scorer(model)
     matrix = model.item_matrix.weight if hasattr(model, "item_matrix") else None
     item_tokens = data.item_tokens(tokenizer, "finetune")
     return DualEncoderScorer(model, tokenizer, item_tokens, matrix, settings.batch_tokens, progress=False)
+
+
+def baseline_scorer(model: nn.Module) -> Scorer:
+    """A trained baseline ranks by its vectors, a counted one and one of ratings as it is."""
+    return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
 
 
 def rank_together(accelerator: Accelerator, scorer: Scorer, split, settings: EvaluationRecipe) -> Ranks:

@@ -192,15 +192,40 @@ class RatingVectors:
         return rating_errors(model.predict(users, items).cpu().numpy(), ratings.cpu().numpy())
 
 
-class RatingCollator:
-    """Examples whose target is a task -> the arguments of `RatingModel.forward`."""
+class RatingIds(NamedTuple):
+    """Tasks as rows of tables: user_ids and item_ids (n,), ratings (n,)."""
 
-    def __init__(self, vectors: RatingBatch):
-        self.vectors = RatingBatch(*(values.cpu() for values in vectors))
+    user_ids: Tensor
+    item_ids: Tensor
+    ratings: Tensor
+
+
+class RatedIds:
+    """The tasks of each part as a model of ids (PMF, means) reads them; `part` and `errors` as in `RatingVectors`."""
+
+    def __init__(self, tasks: dict[str, RatingTasks]):
+        self.tasks = tasks
+
+    def part(self, name: str) -> RatingIds:
+        """All the part's tasks, in training first interactions too: no history is read."""
+        return RatingIds(*(torch.from_numpy(values) for values in self.tasks[name][:3]))
+
+    @torch.no_grad()
+    def errors(self, model: RatingMean | Pmf, name: str) -> dict[str, float]:
+        users, items, ratings = self.part(name)
+        stars = model.predict(users.to(model.device), items.to(model.device))
+        return rating_errors(stars.cpu().numpy(), ratings.numpy())
+
+
+class RatingCollator:
+    """Examples whose target is a task -> the arguments of a rating model's `forward`."""
+
+    def __init__(self, tasks: RatingBatch | RatingIds):
+        self.tasks = {name: values.cpu() for name, values in tasks._asdict().items()}
 
     def __call__(self, examples: Sequence) -> dict[str, Tensor]:
         rows = torch.tensor([example.target for example in examples])
-        return {name: values[rows] for name, values in self.vectors._asdict().items()}
+        return {name: values[rows] for name, values in self.tasks.items()}
 
 
 # ------------------------------------------------------------------------------------------------ beside it
@@ -208,12 +233,9 @@ class RatingCollator:
 
 def rating_baselines(tasks: dict[str, RatingTasks], num_users: int, num_items: int, part: str) -> dict[str, dict]:
     """RMSE and MAE of the damped means and of PMF, fitted on the training ratings (first interactions included)."""
-    train, measured = ([torch.from_numpy(values) for values in tasks[name][:3]] for name in ("train", part))
-    fitted = {"rating_mean": RatingMean.fit, "pmf": Pmf.fit}
-    errors = {}
-    for name, fit in fitted.items():
-        with torch.no_grad() if name == "rating_mean" else torch.enable_grad():
-            model = fit(*train, num_users, num_items)
-        with torch.no_grad():
-            errors[name] = rating_errors(model.predict(*measured[:2]).numpy(), measured[2].numpy())
-    return errors
+    rated = RatedIds(tasks)
+    train = rated.part("train")
+    with torch.no_grad():
+        mean = RatingMean.fit(*train, num_users, num_items)
+    fitted = {"rating_mean": mean, "pmf": Pmf.fit(*train, num_users, num_items)}
+    return {name: rated.errors(model, part) for name, model in fitted.items()}

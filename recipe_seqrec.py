@@ -15,6 +15,9 @@ import yaml
 from .losses_seqrec import FineTuningObjective, PreTrainingObjective, SentencePairObjective
 from .typed_yaml import read_typed_yaml
 
+# The kind of phase that trains a baseline; the others are counted.
+BASELINE_PHASES = {name: "sequence" for name in ("sasrec", "bert4rec", "gru4rec", "unisrec")} | {"pmf": "rating"}
+
 # ------------------------------------------------------------------------------------------------ sections
 
 
@@ -108,11 +111,14 @@ class ModelRecipe:
     an installed package), or "scratch": random weights of `family` and a WordPiece vocabulary learned from the run's
     own item texts. `config` overrides fields of Jepa4RecConfig, or St5RecConfig.
 
-    `baseline` trains one of baselines/ instead, by phases of kind sequence; `config` is then of its configuration, and
-    `init` only the encoder of unisrec's frozen text vectors.
+    `baseline` is one of baselines/ instead; `config` is then of its configuration, and `init` only the encoder of
+    unisrec's frozen text vectors. Its phases are of the kind that `BASELINE_PHASES` says, or none: it is counted.
     """
 
-    baseline: Literal["sasrec", "bert4rec", "gru4rec", "unisrec"] | None = None
+    baseline: (
+        Literal["popularity", "item_transition", "sasrec", "bert4rec", "gru4rec", "unisrec", "rating_mean", "pmf"]
+        | None
+    ) = None
     init: str = "scratch"
     family: Literal["jepa4rec", "st5rec"] = "jepa4rec"
     config: dict[str, Any] = field(default_factory=dict)
@@ -364,9 +370,13 @@ class Recipe:
 
     def _check_baseline(self) -> None:
         """Phases and model belong together, and what only a text encoder has is not asked of a baseline."""
-        sequence = [isinstance(phase, SequencePhase) for phase in self.phases]
-        if sequence.count(self.model.baseline is not None) != max(len(sequence), self.model.baseline is not None):
-            raise ValueError("phases of kind sequence, and no others, train a model.baseline: set both or neither")
+        kinds, wanted = {phase.kind for phase in self.phases}, BASELINE_PHASES.get(self.model.baseline)
+        if self.model.baseline is None and "sequence" in kinds:
+            raise ValueError("phases of kind sequence train a model.baseline: name one, or take other phases")
+        if wanted and kinds != {wanted}:
+            raise ValueError(f"phases of kind {wanted}, and no others, train the baseline {self.model.baseline}")
+        if self.model.baseline and not wanted and kinds:
+            raise ValueError(f"the baseline {self.model.baseline} is counted, not trained: write phases: []")
         if self.model.baseline and self.run.activation_checkpointing:
             raise ValueError("activation_checkpointing is for text encoders, not for model.baseline")
         if self.model.baseline and any(phase.freeze_layers or phase.freeze_word_embeddings for phase in self.phases):

@@ -2,16 +2,20 @@
 
 import difflib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PretrainedConfig, PreTrainedTokenizerFast
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from .baselines import SEQUENCE_MODELS
+from .baselines import BASELINE_MODELS, COUNTED_MODELS, RATING_MODELS, fit_baseline
 from .baselines.item_sequences import ItemSequenceModel
+from .baselines.pmf import Pmf
+from .baselines.rating_mean import RatingMean
 from .configuration_jepa4rec import Jepa4RecConfig
 from .configuration_st5rec import St5RecConfig
 from .encoders_seqrec import ENCODERS, open_encoder
@@ -34,11 +38,11 @@ from .recipe_seqrec import (
     PretrainPhase,
     RatingPhase,
     Recipe,
-    SequencePhase,
 )
 from .tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from .tokenization_st5rec import FIXED_TEXTS, TAGS
 
+COUNTED_FIELDS = ("num_items", "num_users", "num_pairs", "mean", "lowest", "highest", "catalogue_fingerprint")
 TOKENIZER_SETTINGS = (
     "max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "attribute_names", "sentence", "instruction",
     "title_attributes", "description",
@@ -81,13 +85,16 @@ def _config_class(recipe: ModelRecipe) -> type[PretrainedConfig]:
     return St5RecConfig if _read_config(recipe.init).get("model_type") in ("t5", "st5rec") else Jepa4RecConfig
 
 
-def make_baseline(recipe: Recipe, data: RunData) -> ItemSequenceModel:
-    """A new baseline for the run's catalogue; UniSRec with the item texts as `model.init` encodes them.
+def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrainedModel:
+    """A new baseline for the run's catalogue; UniSRec with the item texts as `model.init` encodes them, a counted one
+    with all that lies before the targets of a split.
 
     Raises ValueError for a field that the baseline's configuration does not have, or a value that it does not take.
     """
-    model_class = SEQUENCE_MODELS[recipe.model.baseline]
+    model_class = BASELINE_MODELS[recipe.model.baseline]
     check_config_overrides(recipe.model.config, model_class.config_class)
+    if recipe.model.baseline in COUNTED_MODELS | RATING_MODELS:
+        return _counted(recipe, data, split)
     shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
     if recipe.model.baseline != "unisrec":
         return model_class(_config(model_class, shape))
@@ -100,9 +107,37 @@ def make_baseline(recipe: Recipe, data: RunData) -> ItemSequenceModel:
     return model
 
 
+def _counted(recipe: Recipe, data: RunData, split: str) -> PreTrainedModel:
+    """A baseline with what can be counted: everything, or of PMF the mean and the range of the ratings."""
+    name, settings = recipe.model.baseline, recipe.model.config
+    for field in COUNTED_FIELDS:
+        if field in settings:
+            raise ValueError(f"model.config.{field} is counted from the data: leave it out")
+    if name in COUNTED_MODELS:
+        with _one_sentence():
+            model = fit_baseline(name, data.splits, split, data.num_items, **settings)
+    else:
+        users, items, ratings = (torch.from_numpy(values) for values in data.ratings["train"][:3])
+        sizes = {"num_users": data.dataset.num_users, "num_items": data.num_items}
+        if name == "rating_mean":
+            with torch.no_grad():
+                model = RatingMean.fit(users, items, ratings, **sizes, **settings)
+        else:
+            model = Pmf.for_ratings(ratings, **sizes, **settings)
+    model.config.catalogue_fingerprint = data.dataset.fingerprint
+    return model
+
+
 def _config(model_class: type[ItemSequenceModel], shape: dict) -> PretrainedConfig:
-    try:
+    with _one_sentence():
         return model_class.config_class(**shape)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What a configuration refuses becomes a ValueError that names the recipe's section."""
+    try:
+        yield
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error.__cause__ or error}") from error
 
@@ -207,9 +242,9 @@ def _read_config(init: str) -> dict:
         return {}
 
 
-def open_phase_tokenizer(start: Path, phase: Phase | None) -> ItemSentTokenizer | None:
+def open_phase_tokenizer(recipe: Recipe, start: Path, phase: Phase | None) -> ItemSentTokenizer | None:
     """The run's tokenizer with the phase's `max_items`; none for a baseline."""
-    if isinstance(phase, SequencePhase):
+    if recipe.model.baseline:
         return None
     tokenizer = ItemSentTokenizer.from_pretrained(start)
     return (
@@ -219,13 +254,16 @@ def open_phase_tokenizer(start: Path, phase: Phase | None) -> ItemSentTokenizer 
     )
 
 
-def open_phase_model(source: Path, phase: Phase, data: RunData) -> torch.nn.Module:
+def open_phase_model(source: Path, phase: Phase | None, data: RunData) -> torch.nn.Module:
     """The model of a phase with the weights of the phase before; heads that were not there yet are new.
 
-    A new target encoder is a copy of the context encoder.
+    A new target encoder is a copy of the context encoder. Without a phase, the encoder or the baseline as it is.
     """
-    if isinstance(phase, SequencePhase):
-        return SEQUENCE_MODELS[_read_config(str(source))["model_type"]].from_pretrained(source)
+    kind = _read_config(str(source))["model_type"]
+    if kind in BASELINE_MODELS:
+        return BASELINE_MODELS[kind].from_pretrained(source)
+    if phase is None:
+        return open_encoder(source)
     if isinstance(phase, PairPhase):
         model = SentencePairModel.from_encoder(source)
         model.cache_chunk = phase.cache_chunk

@@ -24,7 +24,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import logging as transformers_logging
 
-from jepa4rec.baselines import Popularity
+from jepa4rec.baselines import RATING_MODELS, Popularity
+from jepa4rec.baselines.item_sequences import ItemSequenceModel
 from jepa4rec.batching_seqrec import Batches, check_phases, make_batches
 from jepa4rec.checkpointing_seqrec import (
     PhaseEnd,
@@ -52,20 +53,24 @@ from jepa4rec.pipeline_catalogue import save_item_ids
 from jepa4rec.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.ranking_seqrec import Ranks, encode_items
-from jepa4rec.rating_seqrec import RatingModel, RatingVectors, rating_baselines
+from jepa4rec.rating_seqrec import RatedIds, RatingVectors, rating_baselines
 from jepa4rec.recipe_seqrec import (
     FinetunePhase,
     Phase,
     PretrainPhase,
     RatingPhase,
     Recipe,
-    SequencePhase,
     read_recipe,
     write_recipe,
 )
 from jepa4rec.records_seqrec import describe_run, write_evaluation
 from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
-from jepa4rec.starting_seqrec import make_starting_checkpoint, open_phase_model, open_phase_tokenizer
+from jepa4rec.starting_seqrec import (
+    make_baseline,
+    make_starting_checkpoint,
+    open_phase_model,
+    open_phase_tokenizer,
+)
 
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 
@@ -93,7 +98,7 @@ class Training:
     folder: RunFolder
     log: RunLog
     progress: Progress
-    ratings: RatingVectors | None = None
+    ratings: RatingVectors | RatedIds | None = None
     schedule_start: int = 0
     schedule_steps: int = 0
     items_step: int = 0
@@ -268,10 +273,12 @@ def save_checkpoint(accelerator: Accelerator, model: nn.Module, tokenizer, targe
 
 def write_checkpoint(model: nn.Module, tokenizer, target: Path) -> None:
     with written_folder(target) as fresh:
-        if tokenizer is None:  # a baseline reads no text
-            save_item_checkpoint(model, fresh)
-        else:
+        if tokenizer is not None:
             save_checkpoint_files(model, tokenizer, fresh)
+        elif isinstance(model, ItemSequenceModel):
+            save_item_checkpoint(model, fresh)
+        else:  # no vectors, so no pipeline
+            model.save_pretrained(fresh)
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -370,7 +377,7 @@ def set_up(
     phase = recipe.phases[index]
     set_seed(recipe.run.seed + index)
     source = folder.finished_phase(index - 1) if index else folder.start
-    tokenizer = open_phase_tokenizer(folder.start, phase)
+    tokenizer = open_phase_tokenizer(recipe, folder.start, phase)
     model = open_phase_model(source, phase, data).to(accelerator.device)
     if isinstance(phase, FinetunePhase) and phase.item_vectors != "keep":
         encode_item_matrix(model, tokenizer, data, recipe)
@@ -379,7 +386,7 @@ def set_up(
         model.base_model.activation_checkpointing_enable()
     lr_items = phase.lr_items if isinstance(phase, FinetunePhase) else phase.lr
     optimizer = make_optimizer(model, phase.lr, lr_items, phase.weight_decay, phase.betas)
-    ratings = rating_vectors(recipe, model, tokenizer, data) if isinstance(phase, RatingPhase) else None
+    ratings = rated_tasks(recipe, model, tokenizer, data) if isinstance(phase, RatingPhase) else None
     model, optimizer = accelerator.prepare(model, optimizer)
     place = (accelerator.process_index, accelerator.num_processes)
     batches = make_batches(recipe, phase, data, tokenizer, *place, ratings=ratings)
@@ -397,17 +404,19 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     """Measure the last phase's weights on the test split, beside start and baselines; write the result; tell it."""
     last = len(recipe.phases) - 1
     phase, weights = (recipe.phases[last], folder.finished_phase(last)) if recipe.phases else (None, folder.start)
-    tokenizer = open_phase_tokenizer(folder.start, phase)
+    tokenizer = open_phase_tokenizer(recipe, folder.start, phase)
     compare = phase is not None and recipe.evaluation.zero_shot and not recipe.model.baseline
-    model = (open_phase_model(weights, phase, data) if phase else open_encoder(weights)).to(accelerator.device)
+    model = open_phase_model(weights, phase, data).to(accelerator.device)
     ranks, ties = rank_test_split(accelerator, model, tokenizer, data, recipe), recipe.evaluation.ties
     results = {"metrics": ranking_metrics(ranks.by(ties))}
     if phase is None:
-        results["validation_metrics"] = evaluate_validation(accelerator, model, tokenizer, data, recipe)
+        # What is counted for the test split knows the targets of validation.
+        judge = make_baseline(recipe, data, "validation") if recipe.model.baseline else model
+        results["validation_metrics"] = evaluate_validation(accelerator, judge, tokenizer, data, recipe)
     else:
         results["validation_metrics"] = folder.end_of(last).metrics
-    if isinstance(phase, RatingPhase):
-        this_run = {"this run": rating_vectors(recipe, model, tokenizer, data).errors(model, "test")}
+    if isinstance(phase, RatingPhase) or recipe.model.baseline in RATING_MODELS:
+        this_run = {"this run": rated_tasks(recipe, model, tokenizer, data).errors(model, "test")}
         beside = rating_baselines(data.ratings, data.dataset.num_users, data.num_items, "test")
         results["ratings"] = this_run | beside
     if compare:
@@ -424,7 +433,10 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     return record
 
 
-def rating_vectors(recipe: Recipe, model: RatingModel, tokenizer, data: RunData) -> RatingVectors:
+def rated_tasks(recipe: Recipe, model: nn.Module, tokenizer, data: RunData) -> RatingVectors | RatedIds:
+    """The run's ratings as its model reads them."""
+    if recipe.model.baseline:
+        return RatedIds(data.ratings)
     item_tokens = data.item_tokens(tokenizer, "finetune")
     return RatingVectors(data.ratings, model, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
 
@@ -438,8 +450,8 @@ def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: 
     with written_folder(folder.checkpoint) as fresh:
         shutil.copytree(weights, fresh, dirs_exist_ok=True)
         write_card(staged, fresh)
-        if recipe.phases and isinstance(recipe.phases[-1], FinetunePhase | SequencePhase):
-            counts = Popularity.fit(data.splits.train, data.num_items).counts
+        if recipe.model.baseline or (recipe.phases and isinstance(recipe.phases[-1], FinetunePhase)):
+            counts = Popularity.fit(data.splits.train, data.num_items).counts.tolist()
             save_item_ids(fresh, data.dataset.items["item_id"].to_pylist(), counts)
     for path in (folder.recipe, folder.ranks, folder.metrics):
         os.replace(staged / path.name, path)

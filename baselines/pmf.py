@@ -3,6 +3,7 @@
 The paper's Gaussian priors are the squared lengths of what a rating touches, `l2` times, in the loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,9 @@ from transformers.utils import ModelOutput
 
 
 class PmfConfig(PreTrainedConfig):
-    """Sizes of the tables, weight of the priors, and the training ratings' mean and range."""
+    """Sizes of the tables, weight of the priors, the training ratings' mean and range, and the fingerprint of the
+    dataset whose users and items the numbers are.
+    """
 
     model_type = "pmf"
     num_users: int = 1
@@ -24,6 +27,7 @@ class PmfConfig(PreTrainedConfig):
     lowest: float = 1.0
     highest: float = 5.0
     initializer_range: float = 0.1
+    catalogue_fingerprint: str | None = None
 
 
 @dataclass
@@ -65,8 +69,27 @@ class Pmf(PreTrainedModel):
         users, items = self.users(users.clamp_min(0)) * known[0], self.items(items.clamp_min(0)) * known[1]
         return self._ratings(users, items).clamp(self.config.lowest, self.config.highest)
 
+    def score(self, histories: Sequence) -> Tensor:
+        """B histories -> (B, N): what somebody unknown would give, for whom the items rated best come first."""
+        return self.items.weight[:, -1].detach().expand(len(histories), -1)
+
+    @property
+    def num_items(self) -> int:
+        return self.config.num_items
+
     def _ratings(self, users: Tensor, items: Tensor) -> Tensor:
         return self.config.mean + users[:, -1] + items[:, -1] + (users[:, :-1] * items[:, :-1]).sum(1)
+
+    @classmethod
+    def for_ratings(cls, ratings: Tensor, **shape) -> "Pmf":
+        """An untrained model of the mean and range of training ratings (n,); `shape`: other fields of `PmfConfig`.
+
+        Raises ValueError for no ratings, or one that is not finite.
+        """
+        if not len(ratings) or not ratings.isfinite().all():
+            raise ValueError("ratings must be finite numbers, at least one: there is nothing to learn from these.")
+        span = {"mean": ratings.mean().item(), "lowest": ratings.min().item(), "highest": ratings.max().item()}
+        return cls(PmfConfig(**span, **shape))
 
     @classmethod
     def fit(
@@ -91,13 +114,10 @@ class Pmf(PreTrainedModel):
             ValueError: no ratings, or one that is not finite.
         """
         ratings = ratings.float()
-        if not len(ratings) or not ratings.isfinite().all():
-            raise ValueError("ratings must be finite numbers, at least one: there is nothing to learn from these.")
-        span = {"mean": ratings.mean().item(), "lowest": ratings.min().item(), "highest": ratings.max().item()}
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = cls(PmfConfig(num_users=num_users, num_items=num_items, **span, **shape))
+            model = cls.for_ratings(ratings, num_users=num_users, num_items=num_items, **shape)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         for _ in range(epochs):
             for rows in torch.randperm(len(ratings), generator=generator).split(batch_size):

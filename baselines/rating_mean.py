@@ -3,19 +3,28 @@
 The least that a model of ratings has to beat. Counted, not trained, but saved and loaded as any model.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class RatingMeanConfig(PreTrainedConfig):
-    """Sizes of the bias tables; predictions stay within `lowest` and `highest`, the range of the training ratings."""
+    """Sizes of the bias tables; predictions stay within `lowest` and `highest`, the range of the training ratings.
+
+    Args:
+        damping: ratings of deviation 0 that every user and item is given besides its own.
+        catalogue_fingerprint: of the dataset whose users and items the numbers are.
+    """
 
     model_type = "rating_mean"
     num_users: int = 1
     num_items: int = 1
     lowest: float = 1.0
     highest: float = 5.0
+    damping: float = 5.0
+    catalogue_fingerprint: str | None = None
 
 
 class RatingMean(PreTrainedModel):
@@ -38,7 +47,7 @@ class RatingMean(PreTrainedModel):
         """Count the biases of training ratings, each of (n,).
 
         Args:
-            damping: ratings of deviation 0 that every user and item is given besides its own.
+            damping: as in `RatingMeanConfig`.
 
         Raises:
             ValueError: no ratings, or one that is not finite.
@@ -47,7 +56,8 @@ class RatingMean(PreTrainedModel):
         if not len(ratings) or not ratings.isfinite().all():
             raise ValueError("ratings must be finite numbers, at least one: there is no mean of these.")
         lowest, highest = float(ratings.min()), float(ratings.max())
-        model = cls(RatingMeanConfig(num_users=num_users, num_items=num_items, lowest=lowest, highest=highest))
+        sizes = {"num_users": num_users, "num_items": num_items}
+        model = cls(RatingMeanConfig(**sizes, lowest=lowest, highest=highest, damping=damping))
         rest = ratings - ratings.mean()
         item_bias = _damped_means(items, rest, num_items, damping)
         user_bias = _damped_means(users, rest - item_bias[items], num_users, damping)
@@ -59,6 +69,14 @@ class RatingMean(PreTrainedModel):
         """Indices (n,) -> ratings (n,)."""
         ratings = self.mean + self.user_bias[users] + self.item_bias[items]
         return ratings.clamp(self.config.lowest, self.config.highest)
+
+    def score(self, histories: Sequence) -> Tensor:
+        """B histories -> (B, N): what somebody unknown would give, for whom the items rated best come first."""
+        return self.item_bias[:-1].expand(len(histories), -1)
+
+    @property
+    def num_items(self) -> int:
+        return self.config.num_items
 
 
 def _damped_means(groups: Tensor, values: Tensor, num_groups: int, damping: float) -> Tensor:

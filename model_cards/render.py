@@ -81,7 +81,7 @@ def render_card(run_dir: str | Path, audit_file: Path | None = None, plot: str |
         record=record,
         recipe=recipe,
         baseline=recipe["model"].get("baseline"),
-        start=starting_point(recipe["model"]["init"]),
+        start=starting_point(recipe),
         datasets=training_datasets(record, recipe),
         phases=[phase_line(phase) for phase in recipe["phases"]],
         table=results_table(compared(record)),
@@ -152,8 +152,11 @@ def is_hub_id(init: str) -> bool:
     return HUB_ID.fullmatch(init) is not None and not Path(init).exists()
 
 
-def starting_point(init: str) -> str:
-    """Of a folder only the last part is told, since the rest is somebody's machine."""
+def starting_point(recipe: dict) -> str:
+    """What a recipe begins with; of a folder only the last part, the rest is somebody's machine."""
+    init, baseline = recipe["model"]["init"], recipe["model"].get("baseline")
+    if baseline and baseline != "unisrec":
+        return "random weights" if recipe["phases"] else "nothing, by counting"
     if init == "scratch":
         return "random weights and a vocabulary learned from the item texts"
     return f"`{init if is_hub_id(init) else Path(init).name}`"

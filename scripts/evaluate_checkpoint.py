@@ -22,9 +22,7 @@ from transformers import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.auditing_seqrec import audit, summarise
-from jepa4rec.baselines import BASELINES, SEQUENCE_MODELS, fit_baseline
-from jepa4rec.baselines.item_sequences import ItemSequenceModel
-from jepa4rec.baselines.scoring import SequenceScorer
+from jepa4rec.baselines import BASELINE_MODELS, BASELINES, COUNTED_MODELS, fit_baseline
 from jepa4rec.datasets_builders.contract import (
     SeqRecDataset,
     Split,
@@ -34,7 +32,7 @@ from jepa4rec.datasets_builders.contract import (
     load_dataset_dir,
 )
 from jepa4rec.encoders_seqrec import encoder_class
-from jepa4rec.evaluation_seqrec import measure
+from jepa4rec.evaluation_seqrec import baseline_scorer, measure
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import CUTOFFS
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
 from jepa4rec.ranking_seqrec import (
@@ -82,9 +80,9 @@ def load_model(checkpoint: str, fingerprint: str) -> torch.nn.Module:
     config = read_config(checkpoint)
     fine_tuned = Jepa4RecForSequentialRecommendation.__name__ in (config.get("architectures") or [])
     fits = fine_tuned and config.get("catalogue_fingerprint") == fingerprint
-    if config.get("model_type") in SEQUENCE_MODELS:
+    if config.get("model_type") in BASELINE_MODELS:
         check_catalogue(checkpoint, config, fingerprint)
-        model_class = SEQUENCE_MODELS[config["model_type"]]
+        model_class = BASELINE_MODELS[config["model_type"]]
     else:
         model_class = Jepa4RecForSequentialRecommendation if fits else encoder_class(checkpoint)
     try:
@@ -133,7 +131,7 @@ def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Modul
 
     Raises ValueError when there is no tokenizer, or the model has no item positions for so many.
     """
-    if isinstance(model, ItemSequenceModel):
+    if model.config.model_type in BASELINE_MODELS:
         if max_items is not None:
             raise ValueError(f"--max_items is for models that read texts; {checkpoint} is a baseline.")
         return None
@@ -155,8 +153,8 @@ def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Modul
 def make_scorer(model, tokenizer, dataset: SeqRecDataset, batch_tokens: int) -> Scorer:
     """A scorer for the dataset's catalogue: with the item matrix of a fine-tuned model or the items of a baseline,
     else with encoded texts."""
-    if isinstance(model, ItemSequenceModel):
-        return SequenceScorer(model)
+    if tokenizer is None:
+        return baseline_scorer(model)
     item_tokens = tokenizer.encode_items(dataset.item_texts(), dataset.items["item_id"].to_pylist())
     vectors = model.item_vectors() if is_fine_tuned(model) else None
     return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens)
@@ -191,6 +189,8 @@ def evaluate(options: argparse.Namespace) -> dict:
     checkpoint = find_checkpoint(options.checkpoint)
     model = load_model(checkpoint, dataset.fingerprint).to(options.device)
     tokenizer = load_tokenizer(checkpoint, options.max_items, model)
+    if options.split == "validation" and model.config.model_type in COUNTED_MODELS:
+        raise ValueError(f"{checkpoint} was counted for the test split, validation's targets included: rank test.")
     scorer = make_scorer(model, tokenizer, dataset, options.batch_tokens)
     ranks = rank_split_both_ways(scorer, split, options.exclude_history)
     record = {

@@ -25,7 +25,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import logging as transformers_logging
 
-from jepa4rec.baselines import SEQUENCE_MODELS
+from jepa4rec.baselines import BASELINE_MODELS, SEQUENCE_MODELS
 from jepa4rec.encoders_seqrec import open_encoder
 from jepa4rec.pipeline_catalogue import IDS_FILE
 from jepa4rec.publishing_seqrec import check_repo_id, check_text, check_token, push_folder
@@ -114,6 +114,10 @@ def make_probe(checkpoint: Path) -> tuple[torch.Tensor, dict]:
             known = json.loads((checkpoint / IDS_FILE).read_text(encoding="utf-8"))["item_ids"]
             items = [{"item_id": item_id} for item_id in known[:2]]
             return model.user_vectors(torch.tensor([[0, 1]])), {"histories": [], "items": items}
+        if kind in BASELINE_MODELS:
+            raise ValueError(
+                f"{checkpoint} is a {kind}, which has no pipeline: publish its dataset, it is soon fitted anew"
+            )
         model, tokenizer = open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
         items = [{"item_id": str(row), **item} for row, item in enumerate(HISTORIES[0])]
         vectors = model(**tokenizer(HISTORIES, return_tensors="pt")).pooler_output

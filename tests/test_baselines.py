@@ -1,14 +1,37 @@
 """Baselines by hand, against the slow way, and on real data."""
 
+import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 
 from jepa4rec.baselines import BASELINES, ItemTransition, Popularity, fit_baseline
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.ranking_seqrec import rank_split
+
+STRANGER = """
+import json, sys
+
+class Absent:
+    # The tests' own environment may have the package installed; a stranger has not.
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "jepa4rec":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import numpy as np
+from transformers import AutoModel
+
+histories = [np.array(items) for items in json.loads(sys.argv[1])]
+for checkpoint in sys.argv[2:]:
+    print(json.dumps(AutoModel.from_pretrained(checkpoint, trust_remote_code=True).score(histories).tolist()))
+"""
 
 
 def sequences(*lists):
@@ -67,7 +90,7 @@ def test_transition_scores_equal_the_slow_way(order, window):
     rng = np.random.default_rng(0)
     train = sequences(*(rng.integers(0, 15, rng.integers(0, 12)) for _ in range(30)))
     histories = sequences(*(rng.integers(0, 15, rng.integers(1, 30)) for _ in range(20)))
-    scores = ItemTransition.fit(train, 15, order, decay=0.7, window=window).score(histories)
+    scores = ItemTransition.fit(train, 15, order=order, decay=0.7, window=window).score(histories)
     for row, history in zip(scores, histories, strict=True):
         assert row.tolist() == pytest.approx(slow_transition_scores(train, history, 15, 0.7, window), abs=1e-12)
 
@@ -78,10 +101,30 @@ def test_a_training_item_outside_the_catalogue_is_an_error(fit):
         fit(sequences([0, 9]), 6)
 
 
+def test_what_was_counted_is_saved_and_opened_again(tmp_path):
+    fitted = {
+        "popularity": Popularity.fit(TRAIN, 6),
+        "first": ItemTransition.fit(TRAIN, 6),
+        "decayed": ItemTransition.fit(TRAIN, 6, order="decayed", decay=0.5, window=2),
+    }
+    histories = [[4, 0, 1], [2], [5, 3]]
+    for name, model in fitted.items():
+        model.save_pretrained(tmp_path / name)
+    away = tmp_path / "away"
+    away.mkdir()
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    clean["HF_MODULES_CACHE"] = str(tmp_path / "modules")
+    command = [sys.executable, "-c", STRANGER, json.dumps(histories), *(str(tmp_path / name) for name in fitted)]
+    done = subprocess.run(command, cwd=away, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told == [model.score(sequences(*histories)).tolist() for model in fitted.values()]
+
+
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match='"markov" is no baseline; there are popularity, item_transition'):
         fit_baseline("markov", None, "test", 3)
-    with pytest.raises(ValueError, match='order is "second"'):
+    with pytest.raises(StrictDataclassError, match='order is "second"'):
         ItemTransition.fit(TRAIN, 6, order="second")
 
 

@@ -274,8 +274,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(train, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["model.baseline=null"], "phases of kind sequence, and no others, train a model.baseline"),
-        (["model.baseline=sasrek"], "expected one of sasrec"),
+        (["model.baseline=null"], "phases of kind sequence train a model.baseline: name one"),
+        (["model.baseline=sasrek"], "expected one of popularity"),
         (["phases.0.freeze_layers=1"], "freeze_layers and freeze_word_embeddings are for text encoders"),
         (["run.activation_checkpointing=true"], "activation_checkpointing is for text encoders"),
         (["model.config.droput=0.1"], "SasRecConfig has no such field; did you mean dropout?"),
