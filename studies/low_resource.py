@@ -22,13 +22,13 @@ import numpy as np
 from jepa4rec.metrics.significance import paired_bootstrap
 from jepa4rec.recipe_seqrec import Recipe
 from jepa4rec.studies.measuring import baseline_points
-from jepa4rec.studies.studying import METRICS, Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies.studying import METRICS, TEXT_KINDS, Point, Study, StudyRecipe, stack, study_main
 
 
 @dataclass(kw_only=True)
 class LowResourceRecipe(StudyRecipe):
     """`percents` of the training users; `min_training_users`: a percent that leaves fewer is an error; `systems`: the
-    settings of each system to train, by its name."""
+    settings of each system to train, by its name; they may replace model and phases by those of a baseline."""
 
     percents: list[float] = field(default_factory=lambda: [1.0, 5.0, 10.0, 50.0, 100.0])
     min_training_users: int = 5
@@ -42,10 +42,11 @@ class LowResourceRecipe(StudyRecipe):
 
 def with_users(study: Study, users: int, settings: Sequence[str] = ()) -> Recipe:
     """The base recipe on the first training users; a batch never exceeds the examples they give."""
-    recipe = study.variant([*settings, f"data.users={users}"])
-    examples = sum(max(0, len(sequence) - 1) for sequence in study.data.splits.train[:users])
+    recipe = study.variant([*settings, f"data.users={users}"], kinds=(*TEXT_KINDS, "sequence"))
+    prefixes = [max(0, len(sequence) - 1) for sequence in study.data.splits.train[:users]]
     for phase in recipe.phases:
         slices = phase.gradient_accumulation
+        examples = sum(prefixes) if phase.prefixes == "all" else sum(count > 0 for count in prefixes)
         phase.batch_size = min(phase.batch_size, max(1, examples // slices) * slices)
     return recipe
 
