@@ -11,6 +11,7 @@ import yaml
 from jepa4rec.datasets_builders.contract import Split, load_dataset_dir, make_dataset, save_dataset
 from jepa4rec.metrics.significance import mean_with_interval
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
+from jepa4rec.recipe_seqrec import read_recipe
 from jepa4rec.studies import (
     ablations,
     cold_items,
@@ -22,7 +23,7 @@ from jepa4rec.studies import (
     text_representation,
     zero_shot,
 )
-from jepa4rec.studies.studying import RECIPES
+from jepa4rec.studies.studying import RECIPES, StudyRecipe
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from tests.conftest import ROOT, TINY_ITEMS
 
@@ -99,6 +100,18 @@ def test_every_study_has_a_recipe_and_an_explanation(name):
     assert (RECIPES / f"{name}.yaml").is_file()
     assert SMALL[name][0].__doc__.startswith(tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     assert (ROOT / "studies" / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_a_study_reads_and_so_does_what_it_trains(path):
+    if path.stem == "small":  # what others are based on
+        read_recipe(path)
+        return
+    module = SMALL[max((name for name in SMALL if path.stem.startswith(name)), key=len)][0]
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, StudyRecipe)]
+    recipe = read_recipe(path, [], max(kinds, key=lambda kind: len(kind.__mro__)))
+    for settings in getattr(recipe, "systems", {"as it is": []}).values():
+        read_recipe(path.parent / recipe.base, [*recipe.settings, *settings])
 
 
 def test_a_target_told_whole_to_a_reader_of_the_newest_item_is_ranked_first(tiny_tokenizer, tiny_items, tiny_config):
