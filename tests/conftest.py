@@ -33,6 +33,19 @@ TINY_ITEMS = [
 ]
 
 
+# How the program of a stranger begins: the tests' own environment may have the package installed, a stranger has not.
+WITHOUT_PACKAGE = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "jepa4rec":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
     """Tests share the machine with others; results must not depend on how many cores it has."""

@@ -14,17 +14,12 @@ from huggingface_hub.errors import StrictDataclassError
 from jepa4rec.baselines import BASELINES, ItemTransition, Popularity, fit_baseline
 from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.ranking_seqrec import rank_split
+from tests.conftest import WITHOUT_PACKAGE
 
-STRANGER = """
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
-
-class Absent:
-    # The tests' own environment may have the package installed; a stranger has not.
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "jepa4rec":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
 import numpy as np
 from transformers import AutoModel
 
@@ -32,6 +27,7 @@ histories = [np.array(items) for items in json.loads(sys.argv[1])]
 for checkpoint in sys.argv[2:]:
     print(json.dumps(AutoModel.from_pretrained(checkpoint, trust_remote_code=True).score(histories).tolist()))
 """
+)
 
 
 def sequences(*lists):

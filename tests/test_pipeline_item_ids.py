@@ -15,21 +15,17 @@ from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.pipeline_catalogue import IDS_FILE, TASK, save_item_ids
 from jepa4rec.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
 from jepa4rec.pipeline_seqrec import save_checkpoint_files
+from tests.conftest import WITHOUT_PACKAGE
 from tests.test_sequence_baselines import NAMES, make_model
 
 IDS = [f"sku-{row}" for row in range(12)]
 COUNTS = [float(row % 5) for row in range(12)]
 HISTORIES = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5, 8]]
 
-STRANGER = """
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "jepa4rec":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
 from transformers import pipeline
 
 TASK = "sequential-recommendation"
@@ -39,6 +35,7 @@ knowing.add_items([{"item_id": item_id} for item_id in knowing.known_items["rows
 found = knowing({"history": ["sku-3", "sku-1"]}, top_k=3)
 print(json.dumps([reading({"history": ["pot"]}, top_k=1)[0]["item_id"], [item["item_id"] for item in found]]))
 """
+)
 
 
 def save(folder, name, **overrides):

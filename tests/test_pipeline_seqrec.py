@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_ITEMS
+from conftest import TINY_ITEMS, WITHOUT_PACKAGE
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
@@ -204,15 +204,10 @@ def test_an_empty_catalogue_says_what_to_do(tiny_backend, tiny_tokenizer, tmp_pa
         made.save_catalogue(tmp_path / "c")
 
 
-STRANGER = """
-import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "jepa4rec":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
+import json
 from transformers import pipeline
 
 items, answers = json.load(open("items.json")), {}
@@ -230,6 +225,7 @@ except ValueError as error:
     answers["refused"] = str(error)
 json.dump(answers, open("answers.json", "w"))
 """
+)
 
 
 def test_a_stranger_recommends_from_a_folder(tmp_path, fine_tuned, tiny_backend, tiny_tokenizer):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY_ITEMS
+from conftest import ROOT, TINY_ITEMS, WITHOUT_PACKAGE
 from hub_server import TOKEN, HubServer, run_client
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -69,15 +69,10 @@ def broken(checkpoint, tmp_path):
     return Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
 
 
-PULL = """
+PULL = (
+    WITHOUT_PACKAGE
+    + """
 import json, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "jepa4rec":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
 from huggingface_hub import ModelCard, metadata_update
 from transformers import AutoModel, AutoModelForPreTraining, AutoTokenizer, pipeline
 
@@ -94,6 +89,7 @@ card = ModelCard.load(repo).data
 answers = [vectors.tolist(), type(whole).__name__, [row["item_id"] for row in found], card.tags, card.model_name]
 print(json.dumps(answers))
 """
+)
 
 
 def test_what_is_pushed_is_what_a_stranger_pulls(ask, hub, checkpoint, tiny_tokenizer):

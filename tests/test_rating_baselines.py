@@ -13,18 +13,12 @@ from safetensors.torch import load_file
 from jepa4rec.baselines.pmf import Pmf
 from jepa4rec.baselines.rating_mean import RatingMean
 from jepa4rec.metrics.rating_error.rating_error import rating_errors
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WITHOUT_PACKAGE
 
-STRANGER = """
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
 import sys
-
-class Absent:
-    # The tests' own environment may have the package installed; a stranger has not.
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "jepa4rec":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModel
@@ -34,6 +28,7 @@ for checkpoint in sys.argv[1:]:
     with torch.no_grad():
         save_file({"ratings": model.predict(torch.tensor([0, 1, -1]), torch.tensor([2, -1, 3]))}, checkpoint + ".out")
 """
+)
 
 
 def planted(seed=0):

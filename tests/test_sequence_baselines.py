@@ -22,22 +22,16 @@ from jepa4rec.collation_itemsent import Example
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
 from jepa4rec.recipe_seqrec import read_recipe
 from jepa4rec.scripts import push_to_hub
-from tests.conftest import TINY_ITEMS
+from tests.conftest import TINY_ITEMS, WITHOUT_PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_length": 5, "dropout": 0.0}
 NAMES = sorted(SEQUENCE_MODELS)
 
-STRANGER = """
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
 import sys
-
-class Absent:
-    # The tests' own environment may have the package installed; a stranger has not.
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "jepa4rec":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel
@@ -50,6 +44,7 @@ for checkpoint in sys.argv[1:]:
         users = model.user_vectors(torch.tensor([[3, 1, 4], [5, 9, -1]]))
         save_file({"users": users, "items": model.item_vectors().contiguous()}, checkpoint + ".safetensors")
 """
+)
 
 
 def make_model(name, **overrides):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY_ITEMS
+from conftest import ROOT, TINY_ITEMS, WITHOUT_PACKAGE
 from hub_server import HubServer, Repository
 
 import drawing
@@ -303,17 +303,13 @@ def test_a_csv_that_cannot_be_read_is_refused_in_one_sentence(content, said):
 
 # ---- the page
 
-STRANGER = """
-import runpy, sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "jepa4rec":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Absent())
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
+import runpy
 runpy.run_path("app.py", run_name="__main__")
 """
+)
 
 
 def files_of(folder) -> dict[str, bytes]:
