@@ -26,8 +26,8 @@ from transformers import logging as transformers_logging
 
 from jepa4rec.baselines import RATING_MODELS, Popularity
 from jepa4rec.baselines.item_sequences import ItemSequenceModel
-from jepa4rec.batching_seqrec import Batches, check_phases, make_batches
-from jepa4rec.checkpointing_seqrec import (
+from jepa4rec.training.batches import Batches, check_phases, make_batches
+from jepa4rec.training.run_folder import (
     PhaseEnd,
     Progress,
     RunFolder,
@@ -36,25 +36,25 @@ from jepa4rec.checkpointing_seqrec import (
     whole_model,
     written_folder,
 )
-from jepa4rec.encoders_seqrec import open_encoder
-from jepa4rec.evaluation_seqrec import (
+from jepa4rec.hub.opening import open_encoder
+from jepa4rec.evaluation.scorers import (
     evaluate_validation,
     make_record,
     measure,
     rank_baselines,
     rank_test_split,
 )
-from jepa4rec.loading_seqrec import RunData, load_run_data
+from jepa4rec.training.data import RunData, load_run_data
 from jepa4rec.losses_seqrec import ema_momentum
-from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.render import write_card
-from jepa4rec.optimisation_seqrec import freeze, learning_rate_factor, make_optimizer, set_learning_rates
-from jepa4rec.pipeline_catalogue import save_item_ids
-from jepa4rec.pipeline_item_ids import save_item_checkpoint
-from jepa4rec.pipeline_seqrec import save_checkpoint_files
-from jepa4rec.ranking_seqrec import Ranks, encode_items
-from jepa4rec.rating_seqrec import RatedIds, RatingVectors, rating_baselines
-from jepa4rec.recipe_seqrec import (
+from jepa4rec.training.optimisation import freeze, learning_rate_factor, make_optimizer, set_learning_rates
+from jepa4rec.serving.pipeline_catalogue import save_item_ids
+from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
+from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.evaluation.ranking import Ranks, encode_items
+from jepa4rec.evaluation.ratings import RatedIds, RatingVectors, rating_baselines
+from jepa4rec.training.recipe import (
     FinetunePhase,
     Phase,
     PretrainPhase,
@@ -63,9 +63,9 @@ from jepa4rec.recipe_seqrec import (
     read_recipe,
     write_recipe,
 )
-from jepa4rec.records_seqrec import describe_run, write_evaluation
-from jepa4rec.reporting_seqrec import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
-from jepa4rec.starting_seqrec import (
+from jepa4rec.evaluation.records import describe_run, write_evaluation
+from jepa4rec.training.log import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
+from jepa4rec.training.start import (
     make_baseline,
     make_starting_checkpoint,
     open_phase_model,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..ranking_seqrec import ItemIndex, check_histories
+from ..evaluation.ranking import ItemIndex, check_histories
 from .item_sequences import ItemSequenceModel, pad_sequences
 
 BATCH_HISTORIES = 512

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from jepa4rec.datasets_builders import build
 from jepa4rec.datasets_builders.builder import check_choice
-from jepa4rec.records_seqrec import describe_run
+from jepa4rec.evaluation.records import describe_run
 
 AMAZON = "amazon_reviews_2023"
 METADATA = f"{AMAZON}/raw_partial/All_Beauty.5core.meta.jsonl.gz"

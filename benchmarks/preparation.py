@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     args = parser.parse_args()
     try:
-        from jepa4rec.records_seqrec import describe_run  # brings torch, which neither way of building needs
+        from jepa4rec.evaluation.records import describe_run  # brings torch, which neither way of building needs
 
         with tempfile.TemporaryDirectory(prefix="preparation-", dir=args.folder) as folder:
             result = measure(Path(folder), args)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jepa4rec.ranking_seqrec import rank_targets
+from jepa4rec.evaluation.ranking import rank_targets
 
 SMALL, LARGE, WIDTH = (4181, 3896), (10_000, 1_000_000), 384
 BROADCAST_BATCH = 16  # RecFormer's evaluation batch

@@ -17,8 +17,8 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..auditing_seqrec import KEY_FIGURES, figure_rows, unknown_because
-from ..plotting_seqrec import can_plot
+from ..evaluation.audit import KEY_FIGURES, figure_rows, unknown_because
+from ..evaluation.plots import can_plot
 from .results_table import METRIC_NAMES, METRICS, check_record, results_table
 from .telemetry import can_draw, draw_telemetry, read_telemetry, telemetry_rows
 

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from textwrap import fill
 
-from ..plotting_seqrec import COLOURS, save_panels
+from ..evaluation.plots import COLOURS, save_panels
 
 TELEMETRY = {
     "target_variance": "variance of the target vectors (0 = collapsed)",

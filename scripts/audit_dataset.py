@@ -20,14 +20,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from jepa4rec.auditing_seqrec import PROTOCOLS, audit, figure_rows, percent, unknown_because
+from jepa4rec.evaluation.audit import PROTOCOLS, audit, figure_rows, percent, unknown_because
 from jepa4rec.baselines import BASELINES, fit_baseline
 from jepa4rec.datasets_builders.contract import SeqRecDataset, absolute_timestamp, leave_one_out, load_dataset_dir
-from jepa4rec.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.model_cards.results_table import BASELINE_NAMES, METRIC_NAMES, METRICS
-from jepa4rec.plotting_seqrec import COLOURS, label_plainly, require_plots, save_panels
-from jepa4rec.ranking_seqrec import rank_split
-from jepa4rec.records_seqrec import describe_run
+from jepa4rec.evaluation.plots import COLOURS, label_plainly, require_plots, save_panels
+from jepa4rec.evaluation.ranking import rank_split
+from jepa4rec.evaluation.records import describe_run
 
 SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
 TOLD = (

@@ -27,14 +27,14 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from transformers import logging as transformers_logging
 
-from jepa4rec.checkpointing_seqrec import written_folder
-from jepa4rec.encoders_seqrec import ENCODERS, open_encoder
+from jepa4rec.training.run_folder import written_folder
+from jepa4rec.hub.opening import ENCODERS, open_encoder
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, SeqRecPreTrainedModel
 from jepa4rec.modeling_st5rec import St5RecModel
-from jepa4rec.pipeline_catalogue import IDS_FILE
-from jepa4rec.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
+from jepa4rec.serving.pipeline_catalogue import IDS_FILE
+from jepa4rec.serving.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
 from jepa4rec.scripts.evaluate_checkpoint import check_weights, find_checkpoint, load_tokenizer, read_config
-from jepa4rec.scripts.sentence_t5_folder import write_sentence, write_sentence_t5
+from jepa4rec.hub.sentence_t5 import write_sentence, write_sentence_t5
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 TOLERANCE = 1e-4
@@ -73,8 +73,8 @@ def to_onnx(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, checkpoi
     """Write the export into `folder`; returns what opens it. Raises ValueError for a Sentence-T5."""
     if isinstance(model, St5RecModel):
         raise ValueError("a Sentence-T5 is not exported to onnx here; --format sentence-transformers is.")
-    from jepa4rec.exporting_onnx import export_onnx
-    from jepa4rec.serving_onnx import OnnxEncoder
+    from jepa4rec.hub.onnx import export_onnx
+    from jepa4rec.serving.serving_onnx import OnnxEncoder
 
     export_onnx(model, tokenizer, checkpoint, folder)
     encoder = OnnxEncoder(folder)

@@ -20,9 +20,9 @@ from transformers import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jepa4rec.checkpointing_seqrec import RunFolder, write_json
+from jepa4rec.training.run_folder import RunFolder, write_json
 from jepa4rec.datasets_builders.contract import load_dataset_dir
-from jepa4rec.recipe_seqrec import Recipe, read_recipe
+from jepa4rec.training.recipe import Recipe, read_recipe
 from jepa4rec.train_accelerate import run
 
 

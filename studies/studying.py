@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import logging as transformers_logging
 
-from jepa4rec.checkpointing_seqrec import RunFolder
-from jepa4rec.loading_seqrec import RunData, load_run_data
-from jepa4rec.metrics.significance import mean_with_interval
-from jepa4rec.plotting_seqrec import require_plots
-from jepa4rec.recipe_seqrec import Recipe, read_recipe, recipe_to_dict
-from jepa4rec.records_seqrec import describe_run
+from jepa4rec.training.run_folder import RunFolder
+from jepa4rec.training.data import RunData, load_run_data
+from jepa4rec.evaluation.metrics.significance import mean_with_interval
+from jepa4rec.evaluation.plots import require_plots
+from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
+from jepa4rec.evaluation.records import describe_run
 from jepa4rec.train_accelerate import run
 
 METRICS = ("ndcg@10", "recall@10", "mrr")

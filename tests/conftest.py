@@ -85,7 +85,7 @@ def tiny_items() -> list[dict[str, str]]:
 @pytest.fixture(scope="session")
 def tiny_backend():
     """A WordPiece tokenizer learned from the twelve items' texts, the same in every run: a plain fast tokenizer."""
-    from jepa4rec.starting_seqrec import train_wordpiece
+    from jepa4rec.training.start import train_wordpiece
 
     return train_wordpiece([text for item in TINY_ITEMS for pair in item.items() for text in pair], vocab_size=300)
 

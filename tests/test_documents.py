@@ -19,7 +19,7 @@ from transformers import logging as transformers_logging
 
 from jepa4rec import train_accelerate
 from jepa4rec.datasets_builders import build, save_dataset
-from jepa4rec.recipe_seqrec import read_recipe
+from jepa4rec.training.recipe import read_recipe
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

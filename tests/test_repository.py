@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from jepa4rec.recipe_seqrec import read_recipe
+from jepa4rec.training.recipe import read_recipe
 
 REQUIRED = (
     "modeling_jepa4rec.py configuration_jepa4rec.py tokenization_itemsent.py train_accelerate.py datasets_builders "

@@ -1,0 +1,152 @@
+"""`pipeline("sequential-recommendation")`: histories in, items of a catalogue out, best first.
+
+    pipe = pipeline("sequential-recommendation", model=CHECKPOINT, trust_remote_code=True)
+    pipe.add_items([{"item_id": "tea", "title": "Green tea"}, {"item_id": "pot", "title": "Ceramic teapot"}])
+    pipe({"history": ["tea"]}, top_k=1)
+
+A history is a list, oldest first, of ids of the catalogue or of attribute dicts that need not be in it. An encoder
+reads texts alone. A fine-tuned checkpoint also knows the items it was trained on by id (item_ids.json beside its
+weights): where the catalogue uses the same ids these have their learned vectors, and any other item, in the catalogue
+or in a history, takes its text vector in their place, which is what learned vectors began as.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModel
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import logging
+
+from ..modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, Item, hub_options, read_item_ids
+from ..evaluation.ranking import encode_items, token_budget_batches
+
+logger = logging.get_logger(__name__)
+
+EMBEDDING_CLASS = "embedding_seqrec.ItemSentEmbedding"  # for sentence-transformers
+BATCH_TOKENS = 16384
+
+
+class SequentialRecommendationPipeline(CataloguePipeline):
+    """Recommends by what items say; arguments as `CataloguePipeline`."""
+
+    _load_tokenizer = True
+
+    def __init__(self, model, tokenizer=None, *args, **kwargs):
+        super().__init__(_whole_model(model), tokenizer, *args, **kwargs)
+
+    @property
+    def vector_size(self) -> int:
+        return self.model.config.vector_size
+
+    def _read_known_items(self) -> dict | None:
+        return _known_items(self.model)
+
+    def _reading(self) -> list:
+        return [self.tokenizer.settings, self.tokenizer.backend_tokenizer.to_str()]
+
+    def _catalogue_vectors(self, attributes: Sequence[Mapping], ids: Sequence) -> tuple[Tensor, np.ndarray]:
+        """Vectors (n, d) and the items' rows in the model's own item matrix, -1 for those that are read."""
+        vectors = self._text_vectors(attributes, None if None in ids else ids)
+        learned = self._learned_rows(ids)
+        if (learned >= 0).any():
+            own = torch.from_numpy(learned >= 0)
+            vectors[own] = self.model.item_vectors()[learned[own.numpy()]].detach().float().cpu()
+        return vectors, learned
+
+    def _text_vectors(self, attributes: Sequence[Mapping], ids: Sequence[str] | None) -> Tensor:
+        tokens = self.tokenizer.encode_items(attributes, ids)
+        vectors = encode_items(self.model, self.tokenizer, tokens, BATCH_TOKENS, progress=None)
+        return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
+
+    @torch.no_grad()
+    def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
+        """As `CataloguePipeline`; an item without text cannot be encoded."""
+        items, ids = self._items_of(histories)
+        vectors = self._encode_texts(items)
+        if getattr(self.model, "history_item_vectors", None) is not None:
+            vectors = self._with_items(vectors, items, ids)
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+    def _encode_texts(self, texts: list[list[dict]]) -> Tensor:
+        """The text vectors (B, d) of histories, one long."""
+        flat = [item for history in texts for item in history]
+        tokens = self.tokenizer.encode_items(flat)
+        ends = np.cumsum([len(history) for history in texts])
+        histories = [np.arange(end - len(history), end) for end, history in zip(ends, texts, strict=True)]
+        lengths = np.array([1 + tokens.lengths[h[-self.tokenizer.max_items :]].sum() for h in histories])
+        vectors = torch.empty(len(texts), self.model.config.vector_size)
+        for rows in token_budget_batches(np.minimum(lengths, self.tokenizer.max_tokens), BATCH_TOKENS):
+            batch = self.tokenizer.batch_histories(tokens, [histories[row] for row in rows]).to(self.device)
+            vectors[rows] = self.model.base_model.embed(**batch).float().cpu()
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+    def _with_items(self, texts: Tensor, items: list[list[dict]], ids: list[list[str | None]]) -> Tensor:
+        """gate * text + sum_k recency_k * v_k (`Jepa4RecForSequentialRecommendation`): v_k is learned, or the text
+        vector of an item the model was not trained on."""
+        recency = self.model.recency.float().cpu()
+        gate = self.model.text_gate.float().cpu() if self.model.config.history_text else 0.0
+        newest = [
+            list(zip(own, names, strict=True))[: -len(recency) - 1 : -1] for own, names in zip(items, ids, strict=True)
+        ]
+        rows = [self._learned_rows([name for _, name in history]) for history in newest]
+        strangers = [
+            item
+            for history, own in zip(newest, rows, strict=True)
+            for (item, _), row in zip(history, own, strict=True)
+            if row < 0
+        ]
+        strange = iter(self._text_vectors(strangers, None) if strangers else ())
+        vectors = gate * texts
+        for user, own in enumerate(rows):
+            remembered = self.model.history_item_vectors.weight[own].float().cpu()
+            for age, row in enumerate(own):
+                vectors[user] += recency[age] * (remembered[age] if row >= 0 else next(strange))
+        return vectors
+
+
+def _whole_model(model) -> torch.nn.Module:
+    """The fine-tuned model behind an encoder that was loaded from its checkpoint, else the model itself."""
+    config = model.config
+    fine_tuned = Jepa4RecForSequentialRecommendation.__name__
+    if type(model).__name__ == fine_tuned or fine_tuned not in (getattr(config, "architectures", None) or []):
+        return model
+    whole = Jepa4RecForSequentialRecommendation.from_pretrained(config.name_or_path, **hub_options(model))
+    return whole.to(model.device, model.dtype)
+
+
+def _known_items(model) -> dict | None:
+    """The ids of a fine-tuned model's items, see `read_item_ids`; None for an encoder, which has no item matrix."""
+    if type(model).__name__ != Jepa4RecForSequentialRecommendation.__name__ or not model.config.name_or_path:
+        return None
+    known = read_item_ids(model)
+    if known is None:
+        logger.warning(
+            f"{model.config.name_or_path} has no {IDS_FILE}: which items its learned vectors belong to is unknown, so "
+            "all items are read by their text alone, which recommends worse."
+        )
+    return known
+
+
+def save_checkpoint_files(model, tokenizer, folder: str | Path) -> None:
+    """Weights, configuration, tokenizer and all code: `AutoModel`, `AutoTokenizer`, `pipeline` and
+    `SentenceTransformer` open it."""
+    implementation = f"{Path(__file__).stem}.{SequentialRecommendationPipeline.__name__}"
+    model.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    custom_object_save(SequentialRecommendationPipeline, folder)
+    # Copied and not imported: it needs sentence-transformers, which only its own users have.
+    shutil.copy(Path(__file__).with_name(f"{EMBEDDING_CLASS.partition('.')[0]}.py"), folder)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": EMBEDDING_CLASS}]
+    (Path(folder) / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=SequentialRecommendationPipeline, pt_model=AutoModel)

@@ -1,0 +1,124 @@
+"""Ratings: the mean by hand, PMF finds a planted structure, both survive a stranger, and the errors are right."""
+
+import os
+import subprocess
+import sys
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jepa4rec.baselines.pmf import Pmf
+from jepa4rec.baselines.rating_mean import RatingMean
+from jepa4rec.evaluation.metrics.rating_error.rating_error import rating_errors
+from tests.conftest import ROOT, WITHOUT_PACKAGE
+
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
+import sys
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel
+
+for checkpoint in sys.argv[1:]:
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True).eval()
+    with torch.no_grad():
+        save_file({"ratings": model.predict(torch.tensor([0, 1, -1]), torch.tensor([2, -1, 3]))}, checkpoint + ".out")
+"""
+)
+
+
+def planted(seed=0):
+    """3,000 of 60 × 50 ratings of rank two with a little noise: (users, items, ratings), shuffled."""
+    rng = np.random.default_rng(seed)
+    truth = 3 + rng.normal(size=(60, 2)) @ rng.normal(size=(2, 50)) * 0.7
+    users, items = np.divmod(rng.permutation(3000), 50)
+    ratings = truth[users, items] + rng.normal(scale=0.1, size=3000)
+    return torch.from_numpy(users), torch.from_numpy(items), torch.from_numpy(ratings)
+
+
+def test_the_mean_by_hand():
+    users, items, ratings = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), torch.tensor([5.0, 3.0, 1.0])
+    model = RatingMean.fit(users, items, ratings, 3, 3, damping=1.0)
+    # mean 3; item 0: (2 - 2) / 3 = 0, item 1: 0; user 0: (2 + 0) / 3, user 1: -2 / 2
+    assert model.mean.item() == 3
+    assert model.user_bias.tolist() == pytest.approx([2 / 3, -1, 0, 0])
+    assert model.predict(torch.tensor([0, 1, 2, -1]), torch.tensor([1, 0, 2, -1])).tolist() == pytest.approx(
+        [3 + 2 / 3, 2, 3, 3]
+    )
+
+
+def test_predictions_stay_in_the_range_of_the_ratings():
+    users, items, ratings = planted()
+    for model in (RatingMean.fit(users, items, ratings, 60, 50), Pmf.fit(users, items, ratings, 60, 50, epochs=2)):
+        with torch.no_grad():
+            predicted = model.predict(users, items)
+        assert ratings.min() - 1e-5 <= predicted.min() and predicted.max() <= ratings.max() + 1e-5
+
+
+def test_pmf_finds_a_planted_structure_that_the_mean_cannot():
+    users, items, ratings = planted()
+    train, test = slice(0, 2400), slice(2400, None)
+    mean = RatingMean.fit(users[train], items[train], ratings[train], 60, 50)
+    pmf = Pmf.fit(users[train], items[train], ratings[train], 60, 50, batch_size=128, hidden_size=4, l2=0.005)
+    with torch.no_grad():
+        errors = [rating_errors(m.predict(users[test], items[test]), ratings[test])["rmse"] for m in (mean, pmf)]
+    assert errors[1] < 0.3 < 0.7 < errors[0]
+
+
+def test_the_same_seed_gives_the_same_pmf():
+    first, second = (Pmf.fit(*planted(), 60, 50, epochs=1, seed=3) for _ in range(2))
+    assert torch.equal(first.users.weight, second.users.weight)
+
+
+@pytest.mark.parametrize("model_class", [RatingMean, Pmf])
+@pytest.mark.parametrize("ratings", [[], [1.0, float("nan")]])
+def test_no_ratings_and_broken_ones_are_refused(model_class, ratings):
+    ids = torch.zeros(len(ratings), dtype=torch.int64)
+    with pytest.raises(ValueError, match="ratings must be finite numbers, at least one"):
+        model_class.fit(ids, ids, torch.tensor(ratings), 1, 1)
+
+
+def test_a_stranger_loads_both(tmp_path):
+    models = {"mean": RatingMean.fit(*planted(), 60, 50), "pmf": Pmf.fit(*planted(), 60, 50, epochs=1)}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", STRANGER, *(str(tmp_path / name) for name in models)],
+        cwd=tmp_path,
+        env={**clean, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for name, model in models.items():
+        with torch.no_grad():
+            own = model.predict(torch.tensor([0, 1, -1]), torch.tensor([2, -1, 3]))
+        assert torch.equal(load_file(tmp_path / f"{name}.out")["ratings"], own)
+
+
+# ---- the metric
+
+
+def test_errors_by_hand_and_through_evaluate():
+    wanted = {"rmse": 0.5**0.5, "mae": 0.5}
+    assert rating_errors([4.0, 2.0], [5.0, 2.0]) == pytest.approx(wanted)
+    metric = evaluate.load(str(ROOT / "metrics" / "rating_error"))
+    assert metric.compute(predictions=[4.0, 2.0], references=[5.0, 2.0]) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([1.0], [1.0, 2.0], "must be lists of one length"),
+        ([], [], "There are no ratings"),
+        ([1.0, float("nan")], [1.0, 2.0], "Row 1 has prediction nan"),
+    ],
+)
+def test_bad_ratings_are_named(predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        rating_errors(predictions, references)

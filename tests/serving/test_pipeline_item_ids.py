@@ -1,0 +1,121 @@
+"""The pipeline of models that know items by their ids: the baselines, served as any other checkpoint."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import pipeline
+
+from jepa4rec.baselines import SEQUENCE_MODELS
+from jepa4rec.baselines.scoring import SequenceScorer
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.serving.pipeline_catalogue import IDS_FILE, TASK, save_item_ids
+from jepa4rec.serving.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
+from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
+from tests.conftest import WITHOUT_PACKAGE
+from tests.test_sequence_baselines import NAMES, make_model
+
+IDS = [f"sku-{row}" for row in range(12)]
+COUNTS = [float(row % 5) for row in range(12)]
+HISTORIES = [[3, 1, 4], [5], [9, 2, 6, 5, 3, 5, 8]]
+
+STRANGER = (
+    WITHOUT_PACKAGE
+    + """
+import json, sys
+from transformers import pipeline
+
+TASK = "sequential-recommendation"
+reading, knowing = (pipeline(TASK, model=folder, trust_remote_code=True) for folder in sys.argv[1:])
+reading.add_items([{"item_id": "pot", "title": "Teapot"}, {"item_id": "tea", "title": "Green tea"}])
+knowing.add_items([{"item_id": item_id} for item_id in knowing.known_items["rows"]])
+found = knowing({"history": ["sku-3", "sku-1"]}, top_k=3)
+print(json.dumps([reading({"history": ["pot"]}, top_k=1)[0]["item_id"], [item["item_id"] for item in found]]))
+"""
+)
+
+
+def save(folder, name, **overrides):
+    model = make_model(name, **overrides)
+    save_item_checkpoint(model, folder)
+    save_item_ids(folder, IDS, COUNTS)
+    return model
+
+
+def opened(folder) -> ItemIdPipeline:
+    """The pipeline by this repository's code, its catalogue all items but in another order than the model's."""
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
+    pipe = ItemIdPipeline(SEQUENCE_MODELS[model_type].from_pretrained(folder))
+    pipe.add_items([{"item_id": item_id, "title": f"Item {item_id}"} for item_id in reversed(IDS)])
+    return pipe
+
+
+@pytest.mark.parametrize("temperature", [0.1, None])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_ranks_as_the_evaluation_does(tmp_path, name, temperature):
+    model = save(tmp_path, name, temperature=temperature)
+    with torch.no_grad():
+        if name != "unisrec":  # items of different lengths, which cosine and dot product rank differently
+            model.item_embeddings.weight[:12] *= torch.linspace(0.5, 3, 12)[:, None]
+    save_item_checkpoint(model, tmp_path)
+    scores = SequenceScorer(model).score([np.array(history) for history in HISTORIES])
+    found = opened(tmp_path)([{"history": [IDS[row] for row in history]} for history in HISTORIES], top_k=12)
+    for own, answers in zip(scores, found, strict=True):
+        assert [answer["item_id"] for answer in answers] == [IDS[row] for row in own.argsort(descending=True)]
+        assert answers[0]["item"]["title"] == f"Item {answers[0]['item_id']}"
+
+
+def test_an_empty_history_gets_what_was_bought_most(tmp_path):
+    save(tmp_path, "sasrec")
+    found = opened(tmp_path)({"history": []}, top_k=2)
+    assert {answer["item_id"] for answer in found} == {"sku-4", "sku-9"} and found[0]["score"] == 4
+
+
+def test_a_catalogue_belongs_to_its_weights(tmp_path):
+    for seed, name in enumerate(("sasrec", "gru4rec")):
+        save(tmp_path / name, name)
+        opened(tmp_path / name).save_catalogue(tmp_path / f"catalogue{seed}")
+    pipe = opened(tmp_path / "sasrec")
+    pipe.load_catalogue(tmp_path / "catalogue0")
+    with pytest.raises(ValueError, match="vectors of other weights"):
+        pipe.load_catalogue(tmp_path / "catalogue1")
+
+
+@pytest.mark.parametrize(
+    ("ask", "sentence"),
+    [
+        (
+            lambda p: p.add_items([{"item_id": "new", "title": "New"}]),
+            "Item 'new' is none of the 12 items that SasRec",
+        ),
+        (lambda p: p({"history": [{"title": "New"}]}), "An item without an item_id is none of the 12 items"),
+        (lambda p: p({"history": ["sku-77"]}), "Item 'sku-77' is not in the catalogue; did you mean 'sku-7'"),
+        (lambda p: p({"history": ["sku-7"]}, top_k=13), "top_k is 13, but the catalogue has 12 items"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(tmp_path, ask, sentence):
+    save(tmp_path, "sasrec")
+    with pytest.raises(ValueError, match=sentence) as caught:
+        ask(opened(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_its_items_ids_a_checkpoint_is_refused(tmp_path):
+    save(tmp_path, "sasrec")
+    (tmp_path / IDS_FILE).unlink()
+    with pytest.raises(ValueError, match=f"has no {IDS_FILE}, which says what items it knows"):
+        pipeline(TASK, model=str(tmp_path), trust_remote_code=True)
+
+
+def test_a_stranger_asks_both_kinds_in_one_process(tmp_path, tiny_config, tiny_tokenizer):
+    save_checkpoint_files(Jepa4RecModel(tiny_config), tiny_tokenizer, tmp_path / "encoder")
+    save(tmp_path / "sasrec", "sasrec", temperature=0.1)
+    command = [sys.executable, "-c", STRANGER, str(tmp_path / "encoder"), str(tmp_path / "sasrec")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told, known = json.loads(done.stdout.splitlines()[-1])
+    ours = opened(tmp_path / "sasrec")({"history": ["sku-3", "sku-1"]}, top_k=3)
+    assert told in ("pot", "tea") and known == [answer["item_id"] for answer in ours]

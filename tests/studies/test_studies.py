@@ -1,0 +1,225 @@
+"""Studies: each runs end to end on a tiny shop, its parts do what they say, and too small a dataset is refused."""
+
+import json
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import yaml
+
+from jepa4rec.datasets_builders.contract import Split, load_dataset_dir, make_dataset, save_dataset
+from jepa4rec.evaluation.metrics.significance import mean_with_interval
+from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
+from jepa4rec.training.recipe import read_recipe
+from jepa4rec.studies import (
+    ablations,
+    cold_items,
+    history_length,
+    low_resource,
+    masking_ratio,
+    revealed_words,
+    robustness,
+    text_representation,
+    zero_shot,
+)
+from jepa4rec.studies.studying import RECIPES, StudyRecipe
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from tests.conftest import ROOT, TINY_ITEMS
+
+pytest.importorskip("matplotlib", reason="matplotlib draws the studies' plots")
+SMALL = {
+    "low_resource": (low_resource, {"percents": [50, 100], "min_training_users": 3}),
+    "cold_items": (cold_items, {"hold_out": 30.0}),
+    "history_length": (history_length, {"edges": [5]}),
+    "masking_ratio": (masking_ratio, {"percents": [0, 50]}),
+    "revealed_words": (revealed_words, {"percents": [0, 100]}),
+    "robustness": (robustness, {"missing": [50], "noise": [10]}),
+    "ablations": (ablations, {"variants": ["without MLM", "without item positions", "without pre-training"]}),
+    "text_representation": (text_representation, {"base": "base_st5.yaml"}),
+    "zero_shot": (zero_shot, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    """60 users who walk round the twelve items, some longer than others."""
+    items = pa.table(
+        {"item_id": [str(i) for i in range(12)], **{k: [i[k] for i in TINY_ITEMS] for k in TINY_ITEMS[0]}}
+    )
+    walks = [[(user + step) % 12 for step in range(5 + user % 4)] for user in range(60)]
+    sequences = pa.table({"user_id": [str(u) for u in range(60)], "items": pa.array(walks, pa.list_(pa.int32()))})
+    folder = tmp_path_factory.mktemp("data") / "shop"
+    save_dataset(make_dataset(items, sequences, {"name": "walks", "config": "tiny"}), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studio(shop, tmp_path_factory):
+    """``studio(name, **changes)`` runs a study on the shop and returns what it wrote; tests share trained runs."""
+    folder = tmp_path_factory.mktemp("studies")
+    base = yaml.safe_load((RECIPES / "small.yaml").read_text(encoding="utf-8"))
+    base["model"]["config"] |= {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 32}
+    base["tokenizer"]["vocab_size"] = 120
+    for phase in base["phases"]:
+        phase |= {"steps": 2, "batch_size": 16}
+    (folder / "base.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    st5 = yaml.safe_load((ROOT / "recipes" / "st5_finetune.yaml").read_text(encoding="utf-8"))
+    st5["model"]["config"] = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    st5["model"]["config"]["projection_size"] = 8
+    st5["tokenizer"] |= {"vocab_size": 150, "max_items": 2}
+    st5["phases"][0] |= {"steps": 1, "batch_size": 8, "evaluate_every_steps": 1}
+    (folder / "base_st5.yaml").write_text(yaml.safe_dump(st5), encoding="utf-8")
+
+    def run(name: str, **changes):
+        module, settings = SMALL[name]
+        recipe = {"base": "base.yaml", "seeds": [1], "runs_dir": str(folder / "runs"), "min_users": 10}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**recipe, **settings, **changes}), encoding="utf-8")
+        out = folder / "results"
+        module.main(["--recipe", str(folder / f"{name}.yaml"), "--data", str(shop), "--out", str(out)])
+        assert (out / f"{name}-walks-tiny.png").stat().st_size > 5_000
+        return json.loads((out / f"{name}-walks-tiny.json").read_text(encoding="utf-8"))
+
+    return run
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_every_study_runs_end_to_end(studio, shop, name):
+    result = studio(name)
+    assert result["study"] == name
+    assert result["fingerprint"] == load_dataset_dir(shop).fingerprint
+    assert {"commit", "command", "hardware", "seeds", "recipe"} <= set(result)
+    for row in result["figures"]:
+        assert row["users"] >= 10
+        for metric in ("ndcg@10", "recall@10", "mrr"):
+            assert 0 <= row[metric]["low"] <= row[metric]["mean"] <= row[metric]["high"] <= 1
+
+
+@pytest.mark.parametrize("name", list(SMALL))
+def test_every_study_has_a_recipe_and_an_explanation(name):
+    assert (RECIPES / f"{name}.yaml").is_file()
+    assert SMALL[name][0].__doc__.startswith(tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    assert (ROOT / "studies" / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_a_study_reads_and_so_does_what_it_trains(path):
+    if path.stem == "small":  # what others are based on
+        read_recipe(path)
+        return
+    module = SMALL[max((name for name in SMALL if path.stem.startswith(name)), key=len)][0]
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, StudyRecipe)]
+    recipe = read_recipe(path, [], max(kinds, key=lambda kind: len(kind.__mro__)))
+    for settings in getattr(recipe, "systems", {"as it is": []}).values():
+        read_recipe(path.parent / recipe.base, [*recipe.settings, *settings])
+
+
+def test_a_target_told_whole_to_a_reader_of_the_newest_item_is_ranked_first(tiny_tokenizer, tiny_items, tiny_config):
+    tokenizer = ItemSentTokenizer.wrap(tiny_tokenizer, max_items=1)
+    item_tokens, model = tokenizer.encode_items(tiny_items), Jepa4RecForPreTraining(tiny_config).eval()
+    split = Split(np.array(["a", "b"]), [np.array([3, 4]), np.array([5])], np.array([7, 1]))
+    everything = np.ones(len(item_tokens.input_ids), bool)
+    ranks = revealed_words.rank_as_newest_item(model, tokenizer, item_tokens, split, everything)
+    assert ranks.tolist() == [1, 1]
+
+
+def test_finished_runs_are_found_again(studio, capsys):
+    studio("zero_shot")
+    capsys.readouterr()
+    studio("zero_shot")
+    assert "pretrain" not in capsys.readouterr().err  # no progress line: nothing was trained
+
+
+def test_systems_are_trained_side_by_side_and_compared_user_by_user(studio):
+    no_text = ["model={baseline: gru4rec, config: {hidden_size: 8}}", "phases=[{kind: sequence, steps: 2}]"]
+    systems = {"as it is": [], "less pre-trained": ["phases.0.steps=1"], "no text": no_text}
+    result = studio("low_resource", percents=[100], systems=systems)
+    trained = {row["series"]: row for row in result["figures"] if row["series"] in systems}
+    assert list(trained) == list(systems)
+    assert len({row["mrr"]["mean"] for row in trained.values()}) > 1
+    assert [(one["a"], one["b"]) for one in result["comparisons"]] == list(combinations(systems, 2))
+    for one in result["comparisons"]:
+        assert one["percent"] == 100
+        gain = trained[one["a"]]["mrr"]["mean"] - trained[one["b"]]["mrr"]["mean"]
+        assert one["mrr"]["difference"] == pytest.approx(gain)
+
+
+def test_held_out_items_keep_last_places_only(shop):
+    dataset = load_dataset_dir(shop)
+    cold = np.zeros(12, bool)
+    cold[[0, 5]] = True
+    changed = cold_items.without_past(dataset, cold).sequences.to_pydict()
+    before = dict(zip(dataset.sequences["user_id"].to_pylist(), dataset.sequences["items"].to_pylist(), strict=True))
+    assert len(changed["items"]) > 50
+    for user, items in zip(changed["user_id"], changed["items"], strict=True):
+        assert items[-1] == before[user][-1]
+        assert items[:-1] == [item for item in before[user][:-1] if not cold[item]]
+
+
+def test_what_is_revealed_grows_and_is_made_of_whole_words(tiny_tokenizer, tiny_items):
+    item_tokens = tiny_tokenizer.encode_items(tiny_items)
+    starts = revealed_words.word_starts(tiny_tokenizer, item_tokens)
+    shares = [revealed_words.revealed_tokens(tiny_tokenizer, item_tokens, share, 0) for share in (0.0, 0.3, 0.7, 1.0)]
+    assert not shares[0].any() and shares[-1].all()
+    for less, more in zip(shares[:-1], shares[1:], strict=True):
+        assert (more >= less).all() and more.sum() > less.sum()
+    for revealed in shares:
+        continues = ~starts
+        assert (revealed[continues] == revealed[np.flatnonzero(continues) - 1]).all()
+
+
+def test_items_reduced_to_some_tokens_keep_their_order(tiny_tokenizer, tiny_items):
+    item_tokens = tiny_tokenizer.encode_items(tiny_items[:3])
+    kept = np.arange(len(item_tokens.input_ids)) % 2 == 0
+    kept[item_tokens.offsets[1] : item_tokens.offsets[2]] = False  # the second item loses everything
+    parts = revealed_words.only(item_tokens, kept)
+    assert parts.lengths[1] == 0
+    assert parts.input_ids.tolist() == item_tokens.input_ids[kept].tolist()
+    both = revealed_words.joined(item_tokens, parts)
+    assert both.num_items == 6 and both.lengths.tolist() == [*item_tokens.lengths, *parts.lengths]
+
+
+def test_changes_of_a_text_do_what_their_name_says():
+    item, rng = {"title": "Ceramic teapot 2", "brand": "", "category": "Kitchen"}, np.random.default_rng(0)
+    assert sorted(robustness.shuffled(item, rng).items()) == sorted(item.items())
+    for _ in range(20):
+        left = robustness.missing(0.9)(item, rng)
+        assert left.items() <= item.items() and any(left.values())
+    noisy = robustness.noisy(1.0)(item, rng)["title"]
+    assert len(noisy) == 16 and noisy[7] == " " and noisy[-1] == "2" and noisy != item["title"]
+
+
+def test_length_groups_part_the_users():
+    lengths = np.array([1, 2, 3, 5, 9, 30])
+    groups = history_length.length_groups(lengths, [3, 6])
+    assert list(groups) == ["1-2 items", "3-5 items", "6-30 items"]
+    assert sum(members.sum() for members in groups.values()) == len(lengths)
+
+
+def test_interval_of_one_value_is_that_value_and_seeds_widen_it():
+    assert mean_with_interval(np.ones(50), "mrr") == (1.0, 1.0, 1.0)
+    ranks = np.random.default_rng(0).integers(1, 20, 400).astype(float)
+    alike, apart = np.stack([ranks, ranks]), np.stack([ranks, np.minimum(ranks * 4, 400)])
+    width = [mean_with_interval(r, "mrr") for r in (alike, apart)]
+    assert width[0].high - width[0].low < width[1].high - width[1].low
+
+
+@pytest.mark.parametrize(
+    "name, changes, sentence",
+    [
+        ("zero_shot", {"min_users": 1000}, "at least 1000"),
+        ("history_length", {"edges": [5, 8], "min_users": 16}, "too small for this study"),
+        ("low_resource", {"percents": [0.1]}, "too small, set percents"),
+        ("low_resource", {"systems": {}}, "systems is empty"),
+        ("low_resource", {"systems": {"a": ["phases.9.lr=1"]}}, "phases.9"),
+        ("cold_items", {"hold_out": 120.0}, "percentage between 0 and 100"),
+        ("ablations", {"variants": ["without luck"]}, "without luck is unknown"),
+        ("zero_shot", {"seeds": []}, "seeds is empty"),
+        ("zero_shot", {"seedz": [1]}, "did you mean seeds"),
+        ("zero_shot", {"base": "nothing.yaml"}, "does not exist"),
+    ],
+)
+def test_what_cannot_be_studied_gets_one_sentence(studio, name, changes, sentence):
+    with pytest.raises(SystemExit) as stop:
+        studio(name, **changes)
+    assert sentence in str(stop.value.code) and "\n" not in str(stop.value.code)

@@ -1,0 +1,129 @@
+"""Recipes: every key is known and typed, settings reach any depth, and what is shipped can be read."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jepa4rec.training.recipe import FinetunePhase, PretrainPhase, read_recipe, write_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+MINIMAL = {
+    "run": {"output_dir": "runs/x"},
+    "data": {"name": "toy_shop"},
+    "phases": [{"kind": "pretrain"}, {"kind": "finetune", "lr": 1e-4, "objective": {"temperature": 0.07}}],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_tree(tree) -> Path:
+        path = tmp_path / "r.yaml"
+        path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree))
+        return path
+
+    return write_tree
+
+
+@pytest.fixture
+def minimal(write):
+    return write(MINIMAL)
+
+
+def test_sections_become_typed_dataclasses_with_defaults(minimal):
+    recipe = read_recipe(minimal)
+    assert isinstance(recipe.phases[0], PretrainPhase) and isinstance(recipe.phases[1], FinetunePhase)
+    assert recipe.phases[1].lr == 1e-4 and recipe.phases[1].objective.temperature == 0.07
+    assert recipe.phases[0].objective.mlm_weight == 0.1 and recipe.run.seed == 0
+
+
+def test_settings_reach_sections_list_entries_and_absent_sections(minimal):
+    settings = ["phases.0.lr=1.0e-3", "run.resume=true", "evaluation.exclude_history=true"]
+    settings += ["phases.1.objective.temperature=1", "data.data_files=[a.csv, b.csv]", "run.mixed_precision=no"]
+    recipe = read_recipe(minimal, settings)
+    assert recipe.phases[0].lr == 1e-3 and recipe.run.resume and recipe.evaluation.exclude_history
+    assert recipe.phases[1].objective.temperature == 1.0 and isinstance(recipe.phases[1].objective.temperature, float)
+    assert recipe.data.data_files == ["a.csv", "b.csv"] and recipe.run.mixed_precision == "no"
+
+
+def test_recformers_slips_are_off_unless_asked_for(minimal):
+    parity = read_recipe(ROOT / "recipes" / "recformer_parity.yaml")
+    first, second = parity.phases
+    asked = {"prefixes": "random", "min_history": 0, "schedule": "recformer", "clip_norm": None, "stale_items": True}
+    default = read_recipe(minimal).phases[1]
+    for name, value in asked.items():
+        assert getattr(first, name) == getattr(second, name) == value != getattr(default, name), name
+    assert (first.continue_schedule, second.continue_schedule, default.continue_schedule) == (False, True, False)
+    assert (parity.evaluation.ties, read_recipe(minimal).evaluation.ties) == ("official", "mean")
+    for name in ("pretrain", "finetune"):
+        recipe = read_recipe(ROOT / "recipes" / f"recformer_{name}.yaml")
+        assert recipe.run.system == "RecFormer" and recipe.evaluation.ties == "mean"
+        assert all(phase.min_history == 1 and phase.clip_norm == 1.0 for phase in recipe.phases)
+
+
+def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
+    recipe = read_recipe(minimal, ["phases.0.lr=3.0e-5"])
+    write_recipe(recipe, tmp_path / "out.yaml")
+    assert read_recipe(tmp_path / "out.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("run.ouput_dir=x", r"--set: run.ouput_dir: unknown key; did you mean output_dir\?"),
+        ("phases.1.history_itmes=5", r"phases.1.history_itmes: unknown key; did you mean history_items\?"),
+        ("phases.0.lr_items=1.0", "phases.0.lr_items: unknown key"),
+        ("phases.0.objective.temprature=1.0", r"did you mean temperature\?"),
+        ("phases.0.lr=5e-5", "phases.0.lr: expected a number, found text .*write 5.0e-5"),
+        ("phases.0.batch_size=1.5", "phases.0.batch_size: expected a whole number, found a number"),
+        ("phases.0.batch_size=true", "phases.0.batch_size: expected a whole number, found true or false"),
+        ("run.resume=1", "run.resume: expected true or false, found a whole number"),
+        ("evaluation.baselines=[popularity]", "evaluation: baselines lacks item_transition: every table carries"),
+        ("evaluation.baselines=[]", "evaluation: baselines lacks popularity and item_transition"),
+        ("evaluation.baselines=[popularty]", "evaluation.baselines.0: expected one of popularity"),
+        ("run.tracker=wandb", "run.tracker: expected one of none, tensorboard, trackio"),
+        ("phases.0.kind=train", "phases.0.kind: expected one of pretrain, finetune"),
+        ("phases.2.lr=1.0", "2 is not a position in a list of 2"),
+        ("phases.0.lr.x=1.0", "phases.0.lr: expected a number, found keys with values"),
+        ("run.seed.x=1", "run.seed: expected a whole number"),
+        ("phases.0.objective.temperature=0", "temperature is 0"),
+        ("phases.0.gradient_accumulation=3", "batch_size 256 does not divide"),
+        ("data.dir=x", "either by name .* or by dir"),
+        ("run=3", "run: expected a section with keys"),
+        ("seed", "write section.key=value"),
+        ("phases.1.item_vectors=keep", "no item matrix to keep"),
+        ("phases.1.text_gate=0", "text_gate must be above 0"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_sentence(minimal, setting, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_recipe(minimal, [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_key_in_the_file_names_the_file(write):
+    path = write({**MINIMAL, "modle": {}})
+    with pytest.raises(ValueError, match=r"r\.yaml: modle: unknown key; did you mean model\?"):
+        read_recipe(path)
+
+
+def test_a_missing_required_key_is_named(write):
+    with pytest.raises(ValueError, match="run.output_dir: this key is required"):
+        read_recipe(write({**MINIMAL, "run": {}}))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
+def test_a_file_that_is_no_recipe_is_named(write, text):
+    with pytest.raises(ValueError, match=r"r\.yaml"):
+        read_recipe(write(text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml does not exist"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_recipes_are_valid(path):
+    recipe = read_recipe(path)
+    assert recipe.run.output_dir.startswith("runs/")

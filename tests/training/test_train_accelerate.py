@@ -1,0 +1,527 @@
+"""Training: it learns, survives being killed, means the same on two processes, and never leaves half a file."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+import train_accelerate
+from jepa4rec.training.run_folder import PhaseEnd, RunFolder, written_folder
+from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, save_dataset
+from jepa4rec.evaluation.scorers import evaluate_validation
+from jepa4rec.losses_seqrec import normalise
+from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from jepa4rec.training.optimisation import freeze, learning_rate_factor, parameter_groups
+from jepa4rec.evaluation.ranking import encode_items
+from jepa4rec.training.recipe import read_recipe
+from jepa4rec.training.log import TrainingDiverged
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from tests.conftest import TINY_ITEMS
+
+ROOT = Path(__file__).resolve().parent.parent
+PRETRAIN = {
+    "kind": "pretrain",
+    "steps": 12,
+    "batch_size": 16,
+    "lr": 1e-3,
+    "max_items": 2,
+    "evaluate_every_epochs": 0.0,
+}
+FINETUNE = {
+    "kind": "finetune", "steps": 20, "batch_size": 16, "lr": 1e-3, "lr_items": 1e-2, "history_items": 2,
+    "max_items": 2, "evaluate_every_steps": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """40 users who walk round the twelve items in order: the next item follows from the last one."""
+    items = pa.table(
+        {"item_id": [str(i) for i in range(12)], **{k: [i[k] for i in TINY_ITEMS] for k in TINY_ITEMS[0]}}
+    )
+    starts = np.random.default_rng(0).integers(0, 12, 40)
+    walks = [[int(start + step) % 12 for step in range(6)] for start in starts]
+    sequences = pa.table({"user_id": [str(u) for u in range(40)], "items": pa.array(walks, pa.list_(pa.int32()))})
+    folder = tmp_path_factory.mktemp("data") / "shop"
+    save_dataset(make_dataset(items, sequences, {"name": "walks", "config": "tiny"}), folder)
+    return folder
+
+
+@pytest.fixture
+def write_recipe(shop, tmp_path):
+    """write_recipe(phases, *settings) -> a recipe for a model of one layer; its run lives in tmp_path/run."""
+
+    def write(phases, **run) -> Path:
+        tree = {
+            "run": {"output_dir": str(tmp_path / "run"), "save_every": 4, "log_every": 2, "telemetry_every": 4, **run},
+            "data": {"dir": str(shop)},
+            "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 200},
+            "model": {
+                "config": {
+                    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+                }
+            },
+            "phases": phases,
+        }  # fmt: skip
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
+
+
+def train(path, *settings) -> dict:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train_accelerate.run(read_recipe(path, list(settings)))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoint" / "model.safetensors")
+
+
+def assert_same_weights(a: dict, b: dict, **tolerance) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+def log_lines(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_recipe, tmp_path):
+    record = train(write_recipe([PRETRAIN, {**FINETUNE, "steps": 60}], name="walks"))
+    run = tmp_path / "run"
+    assert record["metrics"]["ndcg@10"] > record["baselines"]["popularity"]["ndcg@10"] + 0.2
+    assert record == json.loads((run / "metrics.json").read_text())
+    needed = {"model", "system", "dataset", "config", "fingerprint", "split", "seed", "commit", "command", "hardware"}
+    assert needed <= record.keys() and record["model"] == "walks"
+    assert pq.read_table(run / "ranks.parquet").column_names == ["user_id", "target", "rank", "official_rank"]
+    assert record["official"]["baselines"]["popularity"]["mrr"] > record["baselines"]["popularity"]["mrr"]
+    assert sorted(p.name for p in run.iterdir()) == [
+        "checkpoint", "log.jsonl", "metrics.json", "ranks.parquet", "recipe.yaml",
+    ]  # fmt: skip
+    card = (run / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    assert "(telemetry.png)" in card and (run / "checkpoint" / "telemetry.png").is_file()
+    assert record["seconds"] > 0 and "Training took" in card
+    assert record["audit"]["figures"]["repeat_targets"] == 0 and "What the test asks" in card
+    assert read_recipe(run / "recipe.yaml").phases[1].steps == 60
+    telemetry = [line for line in log_lines(run) if "effective_rank" in line]
+    assert [line["step"] for line in telemetry] == [4, 8, 12]
+
+
+def test_the_best_weights_on_validation_are_the_ones_kept(write_recipe, tmp_path):
+    record = train(write_recipe([{**FINETUNE, "steps": 40, "evaluate_every_steps": 4, "lr": 3e-2, "lr_items": 0.3}]))
+    scores = [line["validation_ndcg@10"] for line in log_lines(tmp_path / "run") if "validation_ndcg@10" in line]
+    assert len(scores) == 10
+    assert record["validation_metrics"]["ndcg@10"] == max(scores)
+
+
+def test_training_stops_after_patience_evaluations_without_improvement(write_recipe, tmp_path):
+    phase = {**FINETUNE, "steps": 100, "evaluate_every_steps": 2, "patience": 2, "lr": 0.0, "lr_items": 0.0}
+    train(write_recipe([phase]))
+    evaluated = [line["step"] for line in log_lines(tmp_path / "run") if "validation_ndcg@10" in line]
+    assert evaluated == [2, 4, 6]
+
+
+def test_two_stages_encode_items_each_epoch_and_then_keep_them(write_recipe):
+    frozen = {"objective": {"item_matrix": "frozen"}, "history_items": 0, "lr_items": 0.0}
+    stages = [
+        {**FINETUNE, **frozen, "item_vectors": "epoch", "steps": 10},
+        {**FINETUNE, **frozen, "item_vectors": "keep", "steps": 4, "lr": 0.0},
+    ]
+    path = write_recipe(stages)
+    record = train(path)
+    run = Path(record["recipe"]["run"]["output_dir"])
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(run / "checkpoint")
+    lengths = model.item_matrix.weight.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths))
+
+
+ENCODED = {
+    **FINETUNE, "objective": {"item_matrix": "frozen", "learn_temperature": False}, "history_items": 0,
+    "item_vectors": "epoch", "evaluate_every_steps": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_evaluation_sees_the_items_as_the_encoder_has_them_now_unless_stale(stale, write_recipe, tmp_path, shop):
+    train(write_recipe([{**ENCODED, "steps": 4, "stale_items": stale, "lr": 1e-2, "prefixes": "random"}]))
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
+    tokenizer = ItemSentTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
+    fresh = encode_items(model, tokenizer, tokenizer.encode_items(load_dataset_dir(shop).item_texts()))
+    gap = (model.item_vectors() - normalise(fresh)).abs().max().item()
+    assert gap > 0.01 if stale else gap < 1e-5
+
+
+@pytest.mark.parametrize(("steps", "patience", "wanted"), [(8, None, [0.0, 0.0]), (40, 1, [32 / 40, 31 / 40])])
+def test_a_second_stage_may_go_on_with_the_learning_rates_of_the_first(
+    steps, patience, wanted, write_recipe, tmp_path, monkeypatch
+):
+    """At the end of the first stage nothing is left to learn with; where it stopped early, the rest of its line is."""
+    monkeypatch.setattr(train_accelerate, "evaluate_validation", lambda *_: {"ndcg@10": 0.5})
+    schedule = {"schedule": "recformer", "warmup": 0.0, "lr": 1.0e-3, "clip_norm": None}
+    stages = [
+        {**ENCODED, **schedule, "steps": steps, "patience": patience},
+        {**ENCODED, **schedule, "steps": 2, "item_vectors": "keep", "continue_schedule": True},
+    ]
+    train(write_recipe(stages, log_every=1))
+    rates = [line["lr"] / 1e-3 for line in log_lines(tmp_path / "run") if line["phase"] == 1 and "lr" in line]
+    assert rates == pytest.approx(wanted)
+
+
+def test_null_clips_no_gradient(write_recipe, tmp_path):
+    path = write_recipe([{**FINETUNE, "steps": 3}])
+    train(path, "phases.0.clip_norm=null")
+    free = weights(tmp_path / "run")
+    train(path, "phases.0.clip_norm=1.0e+9", "run.overwrite=true")
+    assert_same_weights(weights(tmp_path / "run"), free, rtol=0, atol=0)
+    train(path, "phases.0.clip_norm=1.0e-9", "run.overwrite=true")
+    assert not torch.equal(weights(tmp_path / "run")["item_matrix.weight"], free["item_matrix.weight"])
+
+
+def test_recformer_runs_through_the_same_loop(write_recipe, tmp_path):
+    pretrain = {
+        **PRETRAIN, "prefixes": "late", "mask_unit": "word", "freeze_word_embeddings": True,
+        "objective": {"map_weight": 0.0, "contrastive_history": "clean", "mlm_average": "sides"},
+    }  # fmt: skip
+    stages = [pretrain, {**ENCODED, "prefixes": "random", "min_history": 0}, {**ENCODED, "item_vectors": "keep"}]
+    record = train(write_recipe(stages, system="RecFormer"), "evaluation.ties=official")
+    assert (record["system"], record["ties"]) == ("RecFormer", "official")
+    steps = [line for line in log_lines(tmp_path / "run") if line["kind"] == "pretrain" and "loss" in line]
+    assert steps and all({"contrastive", "mlm"} <= line.keys() and "map" not in line for line in steps)
+
+
+def test_official_ties_are_optimistic(write_recipe):
+    path = write_recipe([{**FINETUNE, "steps": 1}])
+    strict = train(path)["baselines"]["popularity"]["mrr"]
+    assert train(path, "evaluation.ties=official", "run.overwrite=true")["baselines"]["popularity"]["mrr"] > strict
+
+
+def test_what_the_best_evaluation_found_is_not_measured_again(write_recipe, monkeypatch):
+    found = []
+
+    def evaluate(*arguments):
+        found.append(evaluate_validation(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(train_accelerate, "evaluate_validation", evaluate)
+    record = train(write_recipe([{**FINETUNE, "steps": 20}]))
+    assert len(found) == 3 and record["validation_metrics"] == max(found, key=lambda metrics: metrics["ndcg@10"])
+
+
+def test_text_joins_items_that_learned_alone_at_the_weight_the_recipe_says(write_recipe):
+    items_alone = {**FINETUNE, "history_text": False, "steps": 10}
+    text_joins = {**FINETUNE, "item_vectors": "keep", "text_gate": 0.25, "steps": 2, "lr": 0.0, "lr_items": 0.0}
+    run = Path(train(write_recipe([items_alone, text_joins]))["recipe"]["run"]["output_dir"])
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(run / "checkpoint")
+    assert model.config.history_text and model.text_gate.item() == pytest.approx(0.25)
+    start = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    marks = [record["step"] for record in start if record["phase"] == 1 and "validation_ndcg@10" in record]
+    assert marks == [0, 2]  # what the items alone left is the mark to beat
+
+
+def test_a_tensorboard_tracker_writes_events_and_a_missing_one_is_an_error(write_recipe, tmp_path, monkeypatch):
+    path = write_recipe([{**FINETUNE, "steps": 2}])
+    train(path, "run.tracker=tensorboard")
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install trackio"):
+        train(path, "run.tracker=trackio", "run.overwrite=true")
+
+
+# ------------------------------------------------------------------------------------------------ the run's folder
+
+
+def test_a_finished_run_is_not_overwritten_unless_asked(write_recipe, capsys):
+    path = write_recipe([{**FINETUNE, "steps": 2}])
+    first = train(path)
+    with pytest.raises(FileExistsError, match="holds a finished run"):
+        train(path)
+    assert train(path, "run.resume=true") == first
+    assert train(path, "run.overwrite=true")["metrics"] == first["metrics"]
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_and_no_half_written_one(write_recipe, tmp_path, monkeypatch):
+    path = write_recipe([{**FINETUNE, "steps": 2}])
+    train(path)
+    before = weights(tmp_path / "run")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place in ("shutil.copytree", "train_accelerate.write_evaluation"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(OSError, match="No space left"):
+                train(path, "run.overwrite=true", "run.seed=1")
+        assert_same_weights(weights(tmp_path / "run"), before, rtol=0, atol=0)
+        assert not list((tmp_path / "run").glob(".*"))
+    train(path, "run.resume=true", "run.seed=1")
+    assert not torch.equal(weights(tmp_path / "run")["item_matrix.weight"], before["item_matrix.weight"])
+
+
+def test_a_folder_swap_cut_short_is_mended(tmp_path):
+    target = tmp_path / "checkpoint"
+    target.mkdir()
+    (target / "a").write_text("old")
+    os.replace(target, tmp_path / ".checkpoint.old")
+    with pytest.raises(KeyError), written_folder(target):
+        raise KeyError
+    assert (target / "a").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_run_resumes_only_with_the_recipe_it_was_started_with(write_recipe):
+    path = write_recipe([{**FINETUNE, "steps": 2}])
+    recipe = read_recipe(path)
+    RunFolder(recipe.run.output_dir).open(recipe)
+    with pytest.raises(FileExistsError, match="unfinished run"):
+        train(path)
+    with pytest.raises(ValueError, match=r"another recipe \(phases.0.lr differ\)"):
+        train(path, "run.resume=true", "phases.0.lr=1.0")
+
+
+def test_a_batch_larger_than_the_data_is_known_before_training(write_recipe):
+    with pytest.raises(ValueError, match=r"phases.1.batch_size is 4096, but there are only 120 training examples"):
+        train(write_recipe([PRETRAIN, {**FINETUNE, "batch_size": 4096}]))
+
+
+def test_an_unknown_model_field_is_an_error(write_recipe):
+    with pytest.raises(ValueError, match=r"model.config.hiden_size.*did you mean hidden_size\?"):
+        train(write_recipe([FINETUNE]), "model.config.hiden_size=8")
+
+
+def test_a_loss_that_is_no_number_names_step_and_batch_and_keeps_what_was_good(write_recipe, tmp_path, monkeypatch):
+    calls = iter(range(1, 100))
+    forward = Jepa4RecForSequentialRecommendation.forward
+
+    def broken_at_the_13th(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        if next(calls) == 13:
+            output.loss = output.loss * float("nan")
+        return output
+
+    monkeypatch.setattr(Jepa4RecForSequentialRecommendation, "forward", broken_at_the_13th)
+    with pytest.raises(TrainingDiverged, match=r"at step 13 \(epoch 1, batch 5\)"):
+        train(write_recipe([FINETUNE]))
+    state = tmp_path / "run" / "state"
+    assert sorted(path.name for path in state.glob("phase-0-*")) == ["phase-0-best-8", "phase-0-step-12"]
+    for path in state.rglob("*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in load_file(path).values())
+
+
+# ------------------------------------------------------------------------------------------------ interruption
+
+
+def launch(path: Path, *settings, launcher=(sys.executable,)) -> subprocess.Popen:
+    command = [*launcher, str(ROOT / "train_accelerate.py"), "--recipe", str(path)]
+    command += [word for setting in settings for word in ("--set", setting)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_when(process: subprocess.Popen, path: Path, pattern: str) -> None:
+    """SIGKILL as soon as a file of that pattern is seen."""
+    while not list(path.glob(pattern)):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(write_recipe, tmp_path, monkeypatch):
+    phases = [
+        {**PRETRAIN, "steps": 21},
+        {**FINETUNE, "steps": 60, "gradient_accumulation": 2, "evaluate_every_steps": 9},
+    ]
+    path = write_recipe(phases, save_every=5)
+    train(path, f"run.output_dir={tmp_path / 'whole'}")
+    with monkeypatch.context() as patch:
+        patch.setattr("train_accelerate.after_step", interrupt_at(13, train_accelerate.after_step))
+        with pytest.raises(KeyboardInterrupt):
+            train(path)
+    saved = tmp_path / "run" / "state" / "phase-0-step-10" / "progress.json"
+    seconds_before = json.loads(saved.read_text(encoding="utf-8"))["seconds"]
+    kill_when(launch(path, "run.resume=true"), tmp_path / "run" / "state", "phase-1-step-1?")
+    assert train(path, "run.resume=true")["seconds"] > seconds_before > 0
+    assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)
+    assert logged_losses(tmp_path / "run") == logged_losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("second", "expected"), [(2.0, 3.5), (None, None)])
+def test_a_run_takes_as_long_as_its_phases_or_does_not_know(tmp_path, second, expected):
+    folder = RunFolder(tmp_path)
+    for phase, seconds in enumerate((1.5, second)):
+        (tmp_path / f"weights-{phase}").mkdir()
+        folder.finish_phase(phase, tmp_path / f"weights-{phase}", PhaseEnd(1, 1, {}, seconds))
+    assert folder.training_seconds(2) == expected
+
+
+def interrupt_at(step: int, after_step):
+    def after_or_interrupt(training, watch):
+        if training.progress.step == step:
+            raise KeyboardInterrupt
+        return after_step(training, watch)
+
+    return after_or_interrupt
+
+
+def logged_losses(run: Path) -> list[tuple]:
+    return [(line["phase"], line["step"], line["loss"]) for line in log_lines(run) if "loss" in line]
+
+
+# ------------------------------------------------------------------------------------------------ same training
+
+
+STILL = ["model.config.hidden_dropout_prob=0.0", "model.config.attention_probs_dropout_prob=0.0", "run.log_every=1"]
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """The same losses and gradient lengths at every step: each depends on all updates before it.
+
+    Weights are no measure: where a gradient is zero but for rounding, AdamW makes whole steps of the rounding.
+    """
+    for name in ("loss", "grad_norm"):
+        values = [[line[name] for line in log_lines(run) if name in line] for run in (a, b)]
+        assert len(values[0]) > 4
+        np.testing.assert_allclose(*values, rtol=2e-3)
+
+
+def test_two_processes_train_as_one(write_recipe, tmp_path):
+    path = write_recipe([{**PRETRAIN, "steps": 6}, {**FINETUNE, "steps": 6, "batch_size": 32}])
+    config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
+    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config))
+    process = launch(path, *STILL, f"run.output_dir={tmp_path / 'two'}", launcher=launcher)
+    one = train(path, *STILL)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert_same_training(tmp_path / "two", tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["phases.0.gradient_accumulation=4", "run.activation_checkpointing=true"])
+def test_saving_memory_does_not_change_what_is_learned(write_recipe, tmp_path, setting):
+    path = write_recipe([{**FINETUNE, "steps": 6, "evaluate_every_steps": 6}])
+    train(path, *STILL, f"run.output_dir={tmp_path / 'plain'}")
+    train(path, *STILL, setting)
+    assert_same_training(tmp_path / "run", tmp_path / "plain")
+
+
+# ------------------------------------------------------------------------------------------------ optimisation
+
+
+def test_learning_rate_rises_then_falls():
+    linear = [learning_rate_factor(step, 10, 0.2, "linear") for step in range(10)]
+    assert linear == pytest.approx([1 / 3, 2 / 3, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
+    assert learning_rate_factor(6, 10, 0.2, "cosine") == pytest.approx(0.5)
+    assert learning_rate_factor(9, 10, 0.0, "constant") == 1.0
+    recformer = [learning_rate_factor(step, 10, 0.2, "recformer") for step in (1, 2, 9, 10, 12)]
+    assert recformer == pytest.approx([2 / 3, 0.8, 0.1, 0, 0])
+
+
+@pytest.fixture
+def fine_tuned(tiny_config):
+    tiny_config.num_items, tiny_config.history_items = 12, 2
+    return Jepa4RecForSequentialRecommendation(tiny_config)
+
+
+def test_items_have_a_rate_of_their_own_and_norms_and_biases_do_not_decay(fine_tuned):
+    names = {parameter: name for name, parameter in fine_tuned.named_parameters()}
+    seen = {}
+    for group in parameter_groups(fine_tuned, lr=1.0, lr_items=2.0, weight_decay=0.1):
+        seen |= {names[p]: (group["peak_lr"], group["weight_decay"]) for p in group["params"]}
+    assert seen.keys() == set(names.values())
+    assert seen["item_matrix.weight"] == (2.0, 0.1) and seen["log_scale"] == (2.0, 0.0)
+    assert seen["jepa4rec.encoder.layer.0.intermediate.dense.weight"] == (1.0, 0.1)
+    assert seen["jepa4rec.encoder.layer.0.intermediate.dense.bias"] == (1.0, 0.0)
+    assert seen["jepa4rec.embeddings.LayerNorm.weight"] == (1.0, 0.0)
+
+
+def test_frozen_layers_are_not_recorded_for_the_backward_pass(fine_tuned):
+    freeze(fine_tuned, word_embeddings=False, layers=1)
+    outputs = []
+    for layer in fine_tuned.jepa4rec.encoder.layer:
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    fine_tuned.train().jepa4rec(torch.tensor([[2, 5, 6]]))
+    assert [output.requires_grad for output in outputs] == [False, True]
+    with pytest.raises(ValueError, match="freeze_layers is 3, the encoder has 2 layers"):
+        freeze(fine_tuned, word_embeddings=False, layers=3)
+
+
+# ------------------------------------------------------------------------------------------------ ST5
+
+ST5 = [
+    "model.family=st5rec", "tokenizer.vocab_size=150",
+    "model.config={d_model: 16, d_kv: 8, d_ff: 32, num_layers: 1, num_heads: 2, projection_size: 16}",
+]  # fmt: skip
+PAIRS = {"batch_size": 16, "lr": 1e-2, "evaluate_every_epochs": 0.0, "max_items": 2}
+ST5_PHASES = [
+    {"kind": "item_description", "description": ["brand", "category"], "steps": 4, **PAIRS, "batch_size": 12},
+    {"kind": "sequence_sequence", "steps": 4, **PAIRS, "cache_chunk": 4},
+    {"kind": "sequence_item", "steps": 40, **PAIRS, "cache_chunk": 8},
+]
+
+
+def test_the_phases_of_st5_learn_and_an_interrupted_one_goes_on(write_recipe, tmp_path, monkeypatch):
+    path = write_recipe(ST5_PHASES)
+    record = train(path, *ST5)
+    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"] + 0.05
+    kinds = [line["kind"] for line in log_lines(tmp_path / "run") if "effective_rank" in line]
+    assert kinds == ["item_description", "sequence_sequence", *["sequence_item"] * 10]
+    assert "**sequence_sequence**" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    whole = weights(tmp_path / "run")
+
+    def stop(training, *arguments):
+        if training.index == 2 and training.progress.step == 6:
+            raise KeyboardInterrupt
+        return optimiser_step(training, *arguments)
+
+    optimiser_step = train_accelerate.optimiser_step
+    monkeypatch.setattr(train_accelerate, "optimiser_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(path, *ST5, f"run.output_dir={tmp_path / 'again'}")
+    monkeypatch.undo()
+    train(path, *ST5, f"run.output_dir={tmp_path / 'again'}", "run.resume=true")
+    assert_same_weights(weights(tmp_path / "again"), whole)
+
+
+def test_without_phases_the_starting_weights_are_measured(write_recipe, tmp_path):
+    record = train(write_recipe([]), *ST5)
+    assert "zero_shot" not in record and record["validation_metrics"]["mrr"] > 0
+    assert "nothing was trained" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    start = ["model.config={}", f"model.init={tmp_path / 'run' / 'checkpoint'}", f"run.output_dir={tmp_path / 'b'}"]
+    again = train(write_recipe([]), *start)
+    assert again["metrics"] == record["metrics"]
+
+
+def test_phases_of_st5_train_our_other_encoder_too(write_recipe):
+    record = train(write_recipe([{**ST5_PHASES[2], "cache_chunk": None}]))
+    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"]
+
+
+@pytest.mark.parametrize(
+    ("phase", "message"),
+    [
+        ({"kind": "finetune"}, "phases.0 is of kind finetune, which trains JEPA4Rec's encoders"),
+        ({"kind": "item_description", "description": ["blurb"]}, "no item has both a title and one of the attributes"),
+    ],
+)
+def test_what_a_sentence_t5_cannot_learn_by_is_named(phase, message, write_recipe):
+    with pytest.raises(ValueError, match=message):
+        train(write_recipe([{**phase, "batch_size": 8, "steps": 1}]), *ST5)

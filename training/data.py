@@ -1,0 +1,158 @@
+"""From a recipe to the data of a run: datasets built or read, their split, and what each kind of phase learns from."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import datasets as hf_datasets
+import numpy as np
+import torch
+
+from . import datasets_builders
+from ..datasets_builders.contract import (
+    SeqRecDataset,
+    Split,
+    Splits,
+    absolute_timestamp,
+    leave_one_out,
+    load_dataset_dir,
+    save_dataset,
+)
+from ..evaluation.ratings import RatingTasks, rating_tasks
+from .recipe import DataRecipe, DatasetRecipe
+from ..tokenization_itemsent import ItemSentTokenizer, ItemTokens
+
+SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
+
+
+def open_dataset(recipe: DatasetRecipe, cache_dir: str | None) -> SeqRecDataset:
+    """The built dataset a recipe names: read from `dir`, or built by `name` once and then read from the cache.
+
+    The cache is keyed by everything the result depends on: builder, config, options, the files' paths, sizes and
+    times, and the builders' code.
+    """
+    if recipe.dir is not None:
+        return load_dataset_dir(recipe.dir)
+    root = Path(cache_dir or Path(hf_datasets.config.HF_CACHE_HOME) / "jepa4rec_datasets")
+    folder = root / f"{recipe.name}-{_cache_key(recipe)}"
+    if not folder.exists():
+        built = datasets_builders.build(recipe.name, recipe.config, recipe.data_files, **recipe.options)
+        save_dataset(built, folder)
+    return load_dataset_dir(folder)
+
+
+def _cache_key(recipe: DatasetRecipe) -> str:
+    code = hashlib.sha256()
+    for path in sorted(Path(datasets_builders.__file__).parent.glob("*.py")):
+        code.update(path.read_bytes())
+    parts = [recipe.name, recipe.config, recipe.options, _file_stamps(recipe.data_files), code.hexdigest()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _file_stamps(data_files) -> list:
+    """[name, size, time] of each file, folders opened; a URL stands for itself."""
+    if data_files is None:
+        return []
+    given = [data_files] if isinstance(data_files, str) else data_files
+    if isinstance(given, dict):
+        return [[name, _file_stamps(path)] for name, path in given.items()]
+    stamps = []
+    for name in given:
+        path = Path(name).expanduser()
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stamps += [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] if f.exists() else [name] for f in files]
+    return stamps
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a phase learns from: item texts, and training sequences of indices into them (oldest first)."""
+
+    texts: list[dict[str, str]]
+    sequences: list[np.ndarray]
+
+
+@dataclass
+class RunData:
+    """The datasets of one run: the one it is measured on, its split, and what each kind of phase learns from."""
+
+    dataset: SeqRecDataset
+    splits: Splits
+    corpora: dict[str, Corpus]  # by kind of phase
+    protocol: str = "leave_one_out"
+    train_users: int | None = None
+    _item_tokens: dict = field(default_factory=dict)
+
+    @property
+    def num_items(self) -> int:
+        return self.dataset.num_items
+
+    @cached_property
+    def ratings(self) -> dict[str, RatingTasks]:
+        """Ratings by part. Raises ValueError when there are none, or one outside 1 to 5."""
+        return rating_tasks(self.dataset, self.protocol, self.train_users)
+
+    def seen_items(self) -> torch.Tensor:
+        """Which items occur in a training sequence, bool (num_items,)."""
+        seen = torch.zeros(self.num_items, dtype=torch.bool)
+        seen[torch.from_numpy(np.concatenate(self.corpora["finetune"].sequences).astype(np.int64))] = True
+        return seen
+
+    def item_tokens(self, tokenizer: ItemSentTokenizer, kind: str) -> ItemTokens:
+        """The catalogue of a kind of phase as tokens; encoded once for all tokenizers that cut items alike."""
+        texts = self.corpora[kind].texts
+        limits = {name: value for name, value in tokenizer.settings.items() if name != "max_items"}
+        key = (id(texts), json.dumps(limits, sort_keys=True))
+        if key not in self._item_tokens:
+            self._item_tokens[key] = tokenizer.encode_items(texts)
+        return self._item_tokens[key]
+
+
+def load_run_data(recipe: DataRecipe) -> RunData:
+    """Open all datasets of a recipe.
+
+    Raises:
+        ValueError: no user is left to test on.
+    """
+    dataset = open_dataset(recipe, recipe.cache_dir)
+    splits = SPLITS[recipe.split](dataset.sequences)
+    if not len(splits.test.targets) or not len(splits.validation.targets):
+        raise ValueError(
+            f"{recipe.name or recipe.dir}: no user is left to validate and test on after the {recipe.split} split; "
+            "users need at least three interactions"
+        )
+    splits = splits._replace(train=splits.train[: recipe.users])
+    own = Corpus(dataset.item_texts(), splits.train)
+    parts = [_training_part(part, recipe) for part in recipe.pretrain]
+    read = _concatenate(parts) if parts else own
+    corpora = {kind: read for kind in ("pretrain", "item_description", "sequence_sequence", "sequence_item")}
+    return RunData(dataset, splits, {**corpora, "finetune": own, "sequence": own}, recipe.split, recipe.users)
+
+
+def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
+    dataset = open_dataset(recipe, run.cache_dir)
+    sequences = dataset.histories() if recipe.part == "all" else SPLITS[run.split](dataset.sequences).train
+    return Corpus(dataset.item_texts(), sequences[: recipe.users])
+
+
+def _concatenate(corpora: list[Corpus]) -> Corpus:
+    """One catalogue after the other, item indices shifted along."""
+    texts, sequences = [], []
+    for corpus in corpora:
+        sequences += [sequence + len(texts) for sequence in corpus.sequences]
+        texts += corpus.texts
+    return Corpus(texts, sequences)
+
+
+def sample_users(split: Split, users: int | None, seed: int) -> Split:
+    """A fixed random sample of a split's rows, in their old order; all of them for None."""
+    if users is None or users >= len(split.targets):
+        return split
+    rows = np.sort(np.random.default_rng(seed).choice(len(split.targets), users, replace=False))
+    return take_rows(split, rows)
+
+
+def take_rows(split: Split, rows: np.ndarray) -> Split:
+    return Split(split.user_ids[rows], [split.histories[row] for row in rows], split.targets[rows])

@@ -1,0 +1,306 @@
+"""What a run leaves on disk, and how it survives being killed at any moment or a disk that fills up.
+
+Nothing is ever written in place: a file or folder is written beside its final place under a temporary name and
+renamed when it is whole. So whatever carries its final name is complete, and what was there before survives a failed
+write.
+
+A run's folder:
+
+    checkpoint/ metrics.json ranks.parquet recipe.yaml log.jsonl    the result
+    state/                                                          only while the run is unfinished
+        recipe.json             what the run was started with
+        start/                  the starting encoder and tokenizer
+        phase-0/                a finished phase's weights
+        phase-0.json            its steps and its best validation metrics
+        phase-1-best-300/       best weights so far of the phase under way (a checkpoint like any other)
+        phase-1-step-400/       everything the loop needs to go on from step 400
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+
+from .recipe import Recipe, recipe_to_dict
+
+# Settings that may differ between the interrupted run and the one that resumes it: they do not change what is learned.
+FREE_TO_CHANGE = (
+    "name",
+    "system",
+    "output_dir",
+    "resume",
+    "overwrite",
+    "tracker",
+    "log_every",
+    "save_every",
+    "telemetry_every",
+)
+
+
+@contextmanager
+def written_folder(target: Path) -> Iterator[Path]:
+    """Gives an empty folder to write into; it takes the place of `target` when the block ends without an error.
+
+    With an error (disk full, say) the half-written folder is removed and `target` stays as it was.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    restore_folder(target)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        _to_disk(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    # A folder cannot be replaced in one call; restore_folder mends a kill between these two.
+    if target.exists():
+        os.replace(target, old)
+    os.replace(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Undo a swap interrupted half way: the old folder gets its name back, or goes where the new one stands."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON beside `path`, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _to_disk(folder: Path) -> None:
+    """Ask the system to really write the files, so that a rename never outlives its content in a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+class PhaseEnd(NamedTuple):
+    """How a phase ended: optimiser steps done, of how many, the validation metrics of the weights it left, and the
+    seconds it took (None: begun by code that did not count them)."""
+
+    steps: int
+    total_steps: int
+    metrics: dict[str, float]
+    seconds: float | None = None
+
+
+@dataclass
+class Progress:
+    """Where a phase stands.
+
+    `best_step` and `best_metrics` are of the best evaluation so far (by NDCG@10), `stale` counts evaluations since;
+    `log_bytes` is the length of log.jsonl, so that a resumed run does not log twice; `seconds` is the wall time that
+    led here, over all parts of an interrupted run.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_metrics: dict[str, float] | None = None
+    stale: int = 0
+    stopped: bool = False
+    log_bytes: int = 0
+    processes: int = 1
+    seconds: float | None = 0.0
+
+
+class RunFolder:
+    """The paths of one run, and the questions asked about them."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.checkpoint = self.root / "checkpoint"
+        self.metrics = self.root / "metrics.json"
+        self.ranks = self.root / "ranks.parquet"
+        self.recipe = self.root / "recipe.yaml"
+        self.log = self.root / "log.jsonl"
+        self.state = self.root / "state"
+        self.start = self.state / "start"
+
+    def finished_phase(self, phase: int) -> Path:
+        return self.state / f"phase-{phase}"
+
+    def best(self, phase: int, step: int) -> Path:
+        return self.state / f"phase-{phase}-best-{step}"
+
+    def saved_step(self, phase: int, step: int) -> Path:
+        return self.state / f"phase-{phase}-step-{step}"
+
+    def is_unfinished(self) -> bool:
+        return (self.state / "recipe.json").exists()
+
+    def is_finished(self) -> bool:
+        return self.metrics.exists() and not self.is_unfinished()
+
+    def open(self, recipe: Recipe) -> None:
+        """Begin or continue a run here, after looking at what the folder holds already.
+
+        Raises:
+            FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set.
+            ValueError: the run to be resumed was started with another recipe.
+        """
+        restore_folder(self.checkpoint)
+        if self.is_unfinished() and recipe.run.resume:
+            return self._check_same_recipe(recipe)
+        if self.is_unfinished() and not recipe.run.overwrite:
+            raise FileExistsError(
+                f"{self.root} holds an unfinished run: continue it with --set run.resume=true, "
+                "or start again with --set run.overwrite=true"
+            )
+        if self.is_finished() and not recipe.run.overwrite:
+            raise FileExistsError(
+                f"{self.root} holds a finished run: choose another run.output_dir, or replace it with "
+                "--set run.overwrite=true"
+            )
+        shutil.rmtree(self.state, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
+        write_json(self.state / "recipe.json", _lasting_part(recipe))
+        self.log.touch()  # a run without phases writes nothing into it
+
+    def _check_same_recipe(self, recipe: Recipe) -> None:
+        started = json.loads((self.state / "recipe.json").read_text(encoding="utf-8"))
+        changed = _differences(started, json.loads(json.dumps(_lasting_part(recipe))))
+        if changed:
+            raise ValueError(
+                f"{self.root} was started with another recipe ({', '.join(changed)} differ): resume with the same "
+                "one, or start again with --set run.overwrite=true"
+            )
+
+    def close(self) -> None:
+        """The result stands; what was needed to resume goes."""
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def latest_step(self, phase: int) -> Path | None:
+        """The newest complete saved state of a phase."""
+        saved = self.state.glob(f"phase-{phase}-step-*")
+        return max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+    def prune(self, phase: int, progress: Progress) -> None:
+        """Remove states and best weights that the newest state no longer refers to."""
+        keep = {self.saved_step(phase, progress.step).name}
+        if progress.best_step is not None:
+            keep.add(self.best(phase, progress.best_step).name)
+        for path in [*self.state.glob(f"phase-{phase}-step-*"), *self.state.glob(f"phase-{phase}-best-*")]:
+            if path.name not in keep:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def end_of(self, phase: int) -> PhaseEnd:
+        """How a finished phase ended."""
+        return PhaseEnd(**json.loads((self.state / f"phase-{phase}.json").read_text(encoding="utf-8")))
+
+    def training_seconds(self, phases: int) -> float | None:
+        """Wall seconds of all phases, validation included; None where one did not count its own."""
+        seconds = [self.end_of(phase).seconds for phase in range(phases)]
+        return None if None in seconds else sum(seconds)
+
+    def finish_phase(self, phase: int, weights: Path, end: PhaseEnd) -> None:
+        """`weights` become the phase's result; its states go."""
+        write_json(self.state / f"phase-{phase}.json", end._asdict())
+        os.replace(weights, self.finished_phase(phase))
+        for path in self.state.glob(f"phase-{phase}-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _lasting_part(recipe: Recipe) -> dict:
+    tree = recipe_to_dict(recipe)
+    for key in FREE_TO_CHANGE:
+        tree["run"].pop(key)
+    return tree
+
+
+def _differences(old: object, new: object, where: str = "") -> list[str]:
+    """Dotted keys at which two trees differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else str(k))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in _differences(*pair, f"{where}.{i}")]
+    return [] if old == new else [where]
+
+
+# ------------------------------------------------------------------------------------------------ the loop's state
+
+
+def save_state(accelerator, folder: RunFolder, phase: int, progress: Progress) -> None:
+    """Save weights (target encoder included), optimiser and random states of every process, and the progress.
+
+    accelerate writes them because it knows what a sharded model needs; the schedule, the masks and the order of the
+    batches are functions of step and seed and have no state.
+    """
+    target = folder.saved_step(phase, progress.step)
+    if accelerator.num_processes == 1:
+        with written_folder(target) as fresh:
+            _write_state(accelerator, fresh, progress)
+    else:
+        _save_state_together(accelerator, target, progress)
+    if accelerator.is_main_process:
+        folder.prune(phase, progress)
+    accelerator.wait_for_everyone()
+
+
+def _save_state_together(accelerator, target: Path, progress: Progress) -> None:
+    """Every process writes into one temporary folder; the main process renames it when all are done."""
+    fresh = target.with_name(f".{target.name}.new")
+    if accelerator.is_main_process:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    _write_state(accelerator, fresh, progress)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _to_disk(fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(fresh, target)
+
+
+def _write_state(accelerator, folder: Path, progress: Progress) -> None:
+    accelerator.save_state(str(folder))
+    if accelerator.is_main_process:
+        write_json(folder / "progress.json", asdict(progress))
+
+
+def whole_model(accelerator, model: nn.Module) -> nn.Module:
+    """The bare model, to evaluate and save; of a sharded one a copy with all its weights, on every process."""
+    bare = accelerator.unwrap_model(model)
+    if not isinstance(bare, FSDPModule):
+        return bare
+    plain_class = next(cls for cls in type(bare).__mro__ if not issubclass(cls, FSDPModule))
+    whole = plain_class(bare.config).to(accelerator.device)
+    whole.load_state_dict(get_model_state_dict(bare, options=StateDictOptions(full_state_dict=True)))
+    return whole
+
+
+def load_state(accelerator, saved: Path) -> Progress:
+    """Put model, optimiser and random states back to where `saved` was written.
+
+    Raises:
+        ValueError: the number of processes has changed (each has its own random state and its share of every batch).
+    """
+    progress = Progress(**{"seconds": None, **json.loads((saved / "progress.json").read_text(encoding="utf-8"))})
+    if progress.processes != accelerator.num_processes:
+        raise ValueError(
+            f"the run was started with {progress.processes} process(es), this one has {accelerator.num_processes}: "
+            "resume with the same number, or start again with --set run.overwrite=true"
+        )
+    accelerator.load_state(str(saved))
+    return progress

@@ -1,0 +1,290 @@
+"""From a recipe to the model and tokenizer a run starts from, and from one phase's weights to the next one's model."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from ..baselines import BASELINE_MODELS, COUNTED_MODELS, RATING_MODELS, fit_baseline
+from ..baselines.item_sequences import ItemSequenceModel
+from ..baselines.pmf import Pmf
+from ..baselines.rating_mean import RatingMean
+from ..configuration_jepa4rec import Jepa4RecConfig
+from ..configuration_st5rec import St5RecConfig
+from ..hub.opening import ENCODERS, open_encoder
+from .data import RunData
+from ..modeling_jepa4rec import (
+    Jepa4RecForPreTraining,
+    Jepa4RecForSequentialRecommendation,
+    Jepa4RecModel,
+    SeqRecPreTrainedModel,
+)
+from ..modeling_st5rec import St5RecModel
+from .phases.pairs import SentencePairModel
+from ..evaluation.ranking import encode_items
+from ..evaluation.ratings import RatingModel
+from .recipe import (
+    FinetunePhase,
+    ModelRecipe,
+    PairPhase,
+    Phase,
+    PretrainPhase,
+    RatingPhase,
+    Recipe,
+)
+from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
+from ..tokenization_st5rec import FIXED_TEXTS, TAGS
+
+COUNTED_FIELDS = ("num_items", "num_users", "num_pairs", "mean", "lowest", "highest", "catalogue_fingerprint")
+TOKENIZER_SETTINGS = (
+    "max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "attribute_names", "sentence", "instruction",
+    "title_attributes", "description",
+)  # fmt: skip
+SCRATCH_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
+}  # fmt: skip
+T5_SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Module, ItemSentTokenizer | None]:
+    """The model and tokenizer a run starts from, as `model.init` says, with the recipe's tokenizer settings.
+
+    A baseline reads no text and has no tokenizer.
+
+    Raises:
+        ValueError: the recipe sets a field that the model's configuration does not have, or the checkpoint is of
+            another kind.
+        OSError: there is no checkpoint.
+    """
+    if recipe.model.baseline:
+        return make_baseline(recipe, data), None
+    config_class = _config_class(recipe.model)
+    check_config_overrides(recipe.model.config, config_class)
+    for index, phase in enumerate(recipe.phases):
+        if config_class is St5RecConfig and isinstance(phase, PretrainPhase | FinetunePhase):
+            raise ValueError(
+                f"phases.{index} is of kind {phase.kind}, which trains JEPA4Rec's encoders; a Sentence-T5 learns by "
+                "item_description, sequence_sequence and sequence_item"
+            )
+    if recipe.model.init == "scratch":
+        return _from_scratch(recipe, data)
+    return _from_checkpoint(recipe)
+
+
+def _config_class(recipe: ModelRecipe) -> type[PretrainedConfig]:
+    """What the starting model is configured by."""
+    if recipe.init == "scratch":
+        return ENCODERS[recipe.family].config_class
+    return St5RecConfig if _read_config(recipe.init).get("model_type") in ("t5", "st5rec") else Jepa4RecConfig
+
+
+def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrainedModel:
+    """A new baseline for the run's catalogue; UniSRec with the item texts as `model.init` encodes them, a counted one
+    with all that lies before the targets of a split.
+
+    Raises ValueError for a field that the baseline's configuration does not have, or a value that it does not take.
+    """
+    model_class = BASELINE_MODELS[recipe.model.baseline]
+    check_config_overrides(recipe.model.config, model_class.config_class)
+    if recipe.model.baseline in COUNTED_MODELS | RATING_MODELS:
+        return _counted(recipe, data, split)
+    shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
+    if recipe.model.baseline != "unisrec":
+        return model_class(_config(model_class, shape))
+    text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[FinetunePhase(kind="finetune")])
+    encoder, tokenizer = make_starting_checkpoint(text_recipe, data)
+    item_tokens = data.item_tokens(tokenizer, "sequence")
+    texts = encode_items(encoder, tokenizer, item_tokens, recipe.evaluation.batch_tokens, progress=False)
+    model = model_class(_config(model_class, {**shape, "text_size": texts.shape[1]}))
+    model.set_text_vectors(texts)
+    return model
+
+
+def _counted(recipe: Recipe, data: RunData, split: str) -> PreTrainedModel:
+    """A baseline with what can be counted: everything, or of PMF the mean and the range of the ratings."""
+    name, settings = recipe.model.baseline, recipe.model.config
+    for field in COUNTED_FIELDS:
+        if field in settings:
+            raise ValueError(f"model.config.{field} is counted from the data: leave it out")
+    if name in COUNTED_MODELS:
+        with _one_sentence():
+            model = fit_baseline(name, data.splits, split, data.num_items, **settings)
+    else:
+        users, items, ratings = (torch.from_numpy(values) for values in data.ratings["train"][:3])
+        sizes = {"num_users": data.dataset.num_users, "num_items": data.num_items}
+        if name == "rating_mean":
+            with torch.no_grad():
+                model = RatingMean.fit(users, items, ratings, **sizes, **settings)
+        else:
+            model = Pmf.for_ratings(ratings, **sizes, **settings)
+    model.config.catalogue_fingerprint = data.dataset.fingerprint
+    return model
+
+
+def _config(model_class: type[ItemSequenceModel], shape: dict) -> PretrainedConfig:
+    with _one_sentence():
+        return model_class.config_class(**shape)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What a configuration refuses becomes a ValueError that names the recipe's section."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config: {error.__cause__ or error}") from error
+
+
+def check_config_overrides(overrides: dict, config_class: type) -> None:
+    """transformers takes any keyword silently; a typo in a recipe must not train another model than was meant."""
+    own = [c for c in reversed(config_class.__mro__) if issubclass(c, PretrainedConfig) and c is not PretrainedConfig]
+    known = [name for c in own for name in vars(c).get("__annotations__", ())]
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ValueError(f"model.config.{name}: {config_class.__name__} has no such field; {hint}")
+
+
+def _from_scratch(recipe: Recipe, data: RunData) -> tuple[SeqRecPreTrainedModel, ItemSentTokenizer]:
+    """Random weights and a vocabulary learned from the texts of all the run's items."""
+    corpora = {id(corpus): corpus for corpus in data.corpora.values()}
+    items = [item for corpus in corpora.values() for item in corpus.texts]
+    words = [text for item in items for pair in item.items() for text in pair]
+    if recipe.model.family == "st5rec":
+        vocabulary = train_t5_wordpiece([*words, *FIXED_TEXTS], recipe.tokenizer.vocab_size)
+        tokenizer = ItemSentTokenizer.wrap(vocabulary, **{**ST5_SETTINGS, **_settings(recipe)})
+        shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        shape |= {"eos_token_id": tokenizer.eos_token_id, **recipe.model.config}
+        return St5RecModel(St5RecConfig(**shape)), tokenizer
+    tokenizer = ItemSentTokenizer.wrap(train_wordpiece(words, recipe.tokenizer.vocab_size), **_settings(recipe))
+    shape = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "max_position_embeddings": tokenizer.max_tokens,
+        "max_item_embeddings": tokenizer.max_items + 1,
+    }
+    return Jepa4RecModel(Jepa4RecConfig(**{**shape, **recipe.model.config})), tokenizer
+
+
+def train_wordpiece(
+    texts: list[str], vocab_size: int, special_tokens: dict[str, str] = SCRATCH_SPECIAL_TOKENS
+) -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece vocabulary learned from texts, with BERT's special tokens. Same texts, same ids."""
+    special, normalizer = list(special_tokens.values()), normalizers.BertNormalizer()
+    unknown = special_tokens["unk_token"]
+    # The trainer numbers the "##x" pieces in the order in which it meets them, which differs from run to run, and ties
+    # are broken by number. Handing them over first, in a fixed order, makes the vocabulary reproducible.
+    letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
+    first = [*special, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    learned = _wordpiece(models.WordPiece(unk_token=unknown), normalizer)
+    learned.train_from_iterator(texts, trainer)
+    tokenizer = _wordpiece(models.WordPiece(learned.get_vocab(), unk_token=unknown), normalizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special_tokens)
+
+
+def train_t5_wordpiece(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """The same with T5's special tokens instead and the tags of its sentences, for a T5 from scratch.
+
+    Not a Unigram, as T5's own: training one gives another vocabulary every time.
+    """
+    tokenizer = train_wordpiece(texts, vocab_size - len(TAGS), T5_SPECIAL_TOKENS)
+    tokenizer.add_special_tokens({"extra_special_tokens": list(TAGS)})
+    end = (T5_SPECIAL_TOKENS["eos_token"], tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end[0]}", special_tokens=[end]
+    )
+    return tokenizer
+
+
+def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> Tokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def _settings(recipe: Recipe) -> dict:
+    """The recipe's tokenizer settings that are set."""
+    settings = {name: getattr(recipe.tokenizer, name) for name in TOKENIZER_SETTINGS}
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _from_checkpoint(recipe: Recipe) -> tuple[torch.nn.Module, ItemSentTokenizer]:
+    """A checkpoint of ours as it is (of a fine-tuned one the encoder), any other encoder converted in memory."""
+    init, overrides = recipe.model.init, recipe.model.config
+    config = _read_config(init)
+    if config.get("model_type") in ENCODERS:
+        pretraining = "Jepa4RecForPreTraining" in (config.get("architectures") or [])
+        model = (Jepa4RecForPreTraining.from_pretrained if pretraining else open_encoder)(init, **overrides)
+        return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
+    from ..scripts.import_checkpoint import import_checkpoint  # the road from other families, not needed by most runs
+
+    model, tokenizer = import_checkpoint(init, **overrides)
+    return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
+
+
+def _read_config(init: str) -> dict:
+    """The checkpoint's config.json; empty where there is none, which the importer knows to explain."""
+    try:
+        return PretrainedConfig.get_config_dict(init)[0]
+    except (OSError, ValueError):
+        return {}
+
+
+def open_phase_tokenizer(recipe: Recipe, start: Path, phase: Phase | None) -> ItemSentTokenizer | None:
+    """The run's tokenizer with the phase's `max_items`; none for a baseline."""
+    if recipe.model.baseline:
+        return None
+    tokenizer = ItemSentTokenizer.from_pretrained(start)
+    return (
+        tokenizer
+        if phase is None or phase.max_items is None
+        else ItemSentTokenizer.wrap(tokenizer, max_items=phase.max_items)
+    )
+
+
+def open_phase_model(source: Path, phase: Phase | None, data: RunData) -> torch.nn.Module:
+    """The model of a phase with the weights of the phase before; heads that were not there yet are new.
+
+    A new target encoder is a copy of the context encoder. Without a phase, the encoder or the baseline as it is.
+    """
+    kind = _read_config(str(source))["model_type"]
+    if kind in BASELINE_MODELS:
+        return BASELINE_MODELS[kind].from_pretrained(source)
+    if phase is None:
+        return open_encoder(source)
+    if isinstance(phase, PairPhase):
+        model = SentencePairModel.from_encoder(source)
+        model.cache_chunk = phase.cache_chunk
+    elif isinstance(phase, RatingPhase):
+        mean = float(data.ratings["train"].ratings.mean())
+        return RatingModel.from_encoder(source, hidden_size=phase.hidden_size, dropout=phase.dropout, mean=mean)
+    elif isinstance(phase, PretrainPhase):
+        model = Jepa4RecForPreTraining.from_pretrained(source)
+    else:
+        shape = {
+            "num_items": data.num_items,
+            "history_items": phase.history_items,
+            "history_text": phase.history_text,
+            "catalogue_fingerprint": data.dataset.fingerprint,
+        }
+        model = Jepa4RecForSequentialRecommendation.from_pretrained(source, **shape)
+        model.mark_seen_items(data.seen_items())
+        if not phase.history_text:
+            model.jepa4rec.requires_grad_(False)
+            model.log_text_gate.requires_grad_(False)
+        if phase.text_gate is not None and phase.history_items:
+            torch.nn.init.constant_(model.log_text_gate, math.log(phase.text_gate))
+    model.objective = phase.objective
+    return model
