@@ -44,7 +44,7 @@ dataset: $(VENV)/.run ## build DATASET (CONFIG=, DATA_FILES=) into DATA_DIR
 	    $(if $(DATA_FILES),--data_files $(DATA_FILES)) --out $(DATA_DIR) --overwrite
 
 demo: $(VENV)/.demo | $(OUT)/checkpoint $(DATA_DIR)/dataset_info.json ## a page to try the checkpoint on (PORT=)
-	$(BIN)/python spaces/recommender/app.py --checkpoint $(OUT) --catalogue $(DATA_DIR) $(if $(PORT),--port $(PORT))
+	$(BIN)/python serving/space/app.py --checkpoint $(OUT) --catalogue $(DATA_DIR) $(if $(PORT),--port $(PORT))
 
 $(OUT)/checkpoint:
 	$(MAKE) quickstart

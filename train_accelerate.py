@@ -6,16 +6,32 @@
 `train_phase` with `optimiser_step` below; pre-training and fine-tuning both go through it.
 """
 
+from __future__ import annotations
+
 import argparse
+import sys
+from pathlib import Path
+
+QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train a sequential recommender from a recipe.")
+    parser.add_argument("--recipe", default=QUICKSTART, help="YAML file (default: recipes/quickstart.yaml)")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    ARGUMENTS = parse_arguments()  # before torch is loaded, so that --help answers at once
+
 import json
 import math
 import os
 import shutil
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -24,56 +40,28 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import logging as transformers_logging
 
-from jepa4rec.baselines import RATING_MODELS, Popularity
+from jepa4rec.baselines import BASELINE_MODELS, Popularity
 from jepa4rec.baselines.item_sequences import ItemSequenceModel
-from jepa4rec.training.batches import Batches, check_phases, make_batches
-from jepa4rec.training.run_folder import (
-    PhaseEnd,
-    Progress,
-    RunFolder,
-    load_state,
-    save_state,
-    whole_model,
-    written_folder,
-)
-from jepa4rec.hub.opening import open_encoder
-from jepa4rec.evaluation.scorers import (
-    evaluate_validation,
-    make_record,
-    measure,
-    rank_baselines,
-    rank_test_split,
-)
-from jepa4rec.training.data import RunData, load_run_data
-from jepa4rec.losses_seqrec import ema_momentum
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.ranking import Ranks
+from jepa4rec.evaluation.records import describe_run, write_evaluation
+from jepa4rec.evaluation.scorers import measure, rank_baselines
+from jepa4rec.hub.opening import open_encoder
 from jepa4rec.model_cards.render import write_card
-from jepa4rec.training.optimisation import freeze, learning_rate_factor, make_optimizer, set_learning_rates
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
-from jepa4rec.evaluation.ranking import Ranks, encode_items
-from jepa4rec.evaluation.ratings import RatedIds, RatingVectors, rating_baselines
-from jepa4rec.training.recipe import (
-    FinetunePhase,
-    Phase,
-    PretrainPhase,
-    RatingPhase,
-    Recipe,
-    read_recipe,
-    write_recipe,
-)
-from jepa4rec.evaluation.records import describe_run, write_evaluation
+from jepa4rec.serving.whole_files_seqrec import written_folder
+from jepa4rec.training.batches import Batches
+from jepa4rec.training.data import RunData, load_run_data
 from jepa4rec.training.log import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
-from jepa4rec.training.start import (
-    make_baseline,
-    make_starting_checkpoint,
-    open_phase_model,
-    open_phase_tokenizer,
-)
-
-QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
-
+from jepa4rec.training.measure import evaluate_validation, make_record, rank_test_split
+from jepa4rec.training.optimisation import freeze, learning_rate_factor, make_optimizer, set_learning_rates
+from jepa4rec.training.phases import Phase, Work
+from jepa4rec.training.phases.rating import rating_results
+from jepa4rec.training.recipe import Recipe, read_recipe, write_recipe
+from jepa4rec.training.run_folder import PhaseEnd, Progress, RunFolder, load_state, save_state, whole_model
+from jepa4rec.training.start import make_baseline, make_starting_checkpoint, open_model, open_tokenizer
 
 # ------------------------------------------------------------------------------------------------ the loop
 
@@ -82,26 +70,22 @@ QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 class Training:
     """One phase under way: everything the loop works with.
 
-    `schedule_start` and `schedule_steps` place the phase in the course of its learning rates; `items_step` is the step
-    at which the item matrix was last encoded; `clock` is when `count_seconds` last read the time.
+    `schedule_start` and `schedule_steps` place the phase in the course of its learning rates; `clock` is when
+    `count_seconds` last read the time.
     """
 
     accelerator: Accelerator
-    recipe: Recipe
     phase: Phase
     index: int
-    data: RunData
-    tokenizer: object
+    work: Work
     model: nn.Module
     optimizer: Optimizer
     batches: Batches
     folder: RunFolder
     log: RunLog
     progress: Progress
-    ratings: RatingVectors | RatedIds | None = None
     schedule_start: int = 0
     schedule_steps: int = 0
-    items_step: int = 0
     clock: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self):
@@ -127,10 +111,6 @@ class Training:
         self.clock = now
 
     @property
-    def keeps_item_vectors(self) -> bool:
-        return isinstance(self.phase, FinetunePhase) and self.phase.item_vectors == "keep"
-
-    @property
     def bare_model(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)
 
@@ -139,12 +119,12 @@ def train_phase(training: Training) -> None:
     """Train until the phase's last step, or until validation stops improving. The best weights end up on disk."""
     progress, watch = training.progress, StepWatch()
     training.log.start_phase(f"{training.index} {training.phase.kind}", training.total_steps, progress.step)
-    if progress.step == 0 and training.keeps_item_vectors:
-        keep_if_best(training)  # what the phase before left is the mark to beat
+    if progress.step == 0 and training.phase.keeps_weights:
+        keep_if_best(training)
     while progress.step < training.total_steps and not progress.stopped:
         epoch, done = divmod(progress.step, len(training.batches))
         if done == 0:
-            refresh_items(training)
+            training.phase.before_epoch(training.bare_model, training.work, progress.step)
         training.model.train()
         for slices in training.batches.epoch(epoch, skip=done):
             watch.add(*optimiser_step(training, slices))
@@ -157,11 +137,11 @@ def train_phase(training: Training) -> None:
 
 
 def optimiser_step(training: Training, slices: list[dict]):
-    """Forward, backward, clip, optimiser, target update. Returns the slices' outputs and the gradient's length."""
+    """Forward, backward, clip, optimiser. Returns the slices' outputs and the gradient's length."""
     step, total, phase = training.progress.step, training.total_steps, training.phase
     place = (training.schedule_start + step, training.schedule_steps)
     set_learning_rates(training.optimizer, learning_rate_factor(*place, phase.warmup, phase.schedule))
-    looks, outputs = training.recipe.run.telemetry_every, []
+    looks, outputs = training.work.recipe.run.telemetry_every, []
     telemetry = bool(looks) and (step + 1) % looks == 0
     for number, batch in enumerate(slices, start=1):
         batch = send_to_device(batch, training.accelerator.device, non_blocking=True)
@@ -174,15 +154,13 @@ def optimiser_step(training: Training, slices: list[dict]):
     grad_norm = training.accelerator.clip_grad_norm_(training.model.parameters(), longest)
     training.optimizer.step()
     training.optimizer.zero_grad()
-    if isinstance(phase, PretrainPhase):
-        momentum = ema_momentum(step, total, phase.objective.ema_start, phase.objective.ema_end)
-        training.bare_model.update_target_encoder(momentum)
+    phase.after_step(training.bare_model, step, total)
     return outputs, grad_norm
 
 
 def after_step(training: Training, watch: StepWatch) -> StepWatch:
     """Log, evaluate and save where it is time to; returns the watch, or a new one when the old one was read."""
-    step, run = training.progress.step, training.recipe.run
+    step, run = training.progress.step, training.work.recipe.run
     last = step == training.total_steps
     evaluate = last or step % training.evaluate_every == 0
     save = bool(run.save_every) and step % run.save_every == 0 and not last
@@ -228,40 +206,20 @@ def log_step(training: Training, watch: StepWatch) -> None:
 def keep_if_best(training: Training) -> None:
     """Evaluate on the validation split; better weights than before are written down, stale ones counted."""
     progress, phase, accelerator = training.progress, training.phase, training.accelerator
-    if not getattr(phase, "stale_items", False):
-        refresh_items(training)
+    phase.before_validation(training.bare_model, training.work, progress.step)
     model = whole_model(accelerator, training.model)
-    if training.ratings is not None:
-        metrics = training.ratings.errors(model, "validation")
-    else:
-        metrics = evaluate_validation(accelerator, model, training.tokenizer, training.data, training.recipe)
+    metrics = phase.validate(accelerator, model, training.work)
     place = {"phase": training.index, "kind": phase.kind, "step": progress.step}
     training.log.write({**place, **{f"validation_{name}": value for name, value in metrics.items()}}, progress.step)
-    if progress.best_metrics is None or selection_score(metrics) > selection_score(progress.best_metrics):
+    if progress.best_metrics is None or phase.score(metrics) > phase.score(progress.best_metrics):
         progress.best_metrics, progress.best_step, progress.stale = metrics, progress.step, 0
-        save_checkpoint(accelerator, model, training.tokenizer, training.folder.best(training.index, progress.step))
+        save_checkpoint(
+            accelerator, model, training.work.tokenizer, training.folder.best(training.index, progress.step)
+        )
     else:
         progress.stale += 1
         progress.stopped = phase.patience is not None and progress.stale >= phase.patience
     training.model.train()
-
-
-def selection_score(metrics: dict[str, float]) -> float:
-    """What weights are chosen by, higher is better: NDCG@10, or for ratings RMSE, negated."""
-    return metrics["ndcg@10"] if "ndcg@10" in metrics else -metrics["rmse"]
-
-
-def refresh_items(training: Training) -> None:
-    """With `item_vectors: epoch`, encode the item matrix anew, unless that was done at this very step."""
-    if getattr(training.phase, "item_vectors", None) == "epoch" and training.items_step != training.progress.step:
-        encode_item_matrix(training.bare_model, training.tokenizer, training.data, training.recipe)
-        training.items_step = training.progress.step
-
-
-def encode_item_matrix(model: nn.Module, tokenizer, data: RunData, recipe: Recipe) -> None:
-    """Set the item vectors of a fine-tuning model to what its encoder makes of the item texts."""
-    item_tokens = data.item_tokens(tokenizer, "finetune")
-    model.initialise_items(encode_items(model, tokenizer, item_tokens, recipe.evaluation.batch_tokens, progress=False))
 
 
 def save_checkpoint(accelerator: Accelerator, model: nn.Module, tokenizer, target: Path) -> None:
@@ -298,7 +256,7 @@ def run(recipe: Recipe) -> dict:
         return show_finished(accelerator, folder)
     with accelerator.main_process_first():
         data = load_run_data(recipe.data)
-        check_phases(recipe, data, accelerator.num_processes)
+        check_batches(recipe, data, accelerator.num_processes)
         if accelerator.is_main_process:
             begin(recipe, data, folder)
     log = RunLog(accelerator, folder.log)
@@ -308,6 +266,23 @@ def run(recipe: Recipe) -> dict:
     record = finish(accelerator, recipe, data, folder, origin)
     accelerator.end_training()
     return record
+
+
+def check_batches(recipe: Recipe, data: RunData, processes: int) -> None:
+    """Raise ValueError when a phase's batches do not fit its data or the processes, before anything is trained."""
+    for index, phase in enumerate(recipe.phases):
+        examples = len(phase.examples(Work(recipe, data, None)))
+        share = processes * phase.gradient_accumulation
+        if examples < phase.batch_size:
+            raise ValueError(
+                f"phases.{index}.batch_size is {phase.batch_size}, but there are only {examples} training examples: "
+                "lower it"
+            )
+        if phase.batch_size % share:
+            raise ValueError(
+                f"phases.{index}.batch_size {phase.batch_size} does not divide into {processes} process(es) × "
+                f"{phase.gradient_accumulation} slices: choose a multiple of {share}"
+            )
 
 
 def make_accelerator(recipe: Recipe) -> Accelerator:
@@ -377,24 +352,18 @@ def set_up(
     phase = recipe.phases[index]
     set_seed(recipe.run.seed + index)
     source = folder.finished_phase(index - 1) if index else folder.start
-    tokenizer = open_phase_tokenizer(recipe, folder.start, phase)
-    model = open_phase_model(source, phase, data).to(accelerator.device)
-    if isinstance(phase, FinetunePhase) and phase.item_vectors != "keep":
-        encode_item_matrix(model, tokenizer, data, recipe)
+    work = Work(recipe, data, open_tokenizer(recipe, folder.start, phase))
+    model = phase.open_model(source, data).to(accelerator.device)
+    work.made = phase.begin(model, work)
     freeze(model, phase.freeze_word_embeddings, phase.freeze_layers)
     if recipe.run.activation_checkpointing:
         model.base_model.activation_checkpointing_enable()
-    lr_items = phase.lr_items if isinstance(phase, FinetunePhase) else phase.lr
-    optimizer = make_optimizer(model, phase.lr, lr_items, phase.weight_decay, phase.betas)
-    ratings = rated_tasks(recipe, model, tokenizer, data) if isinstance(phase, RatingPhase) else None
+    optimizer = make_optimizer(model, phase.lr, phase.lr_items or phase.lr, phase.weight_decay, phase.betas)
     model, optimizer = accelerator.prepare(model, optimizer)
-    place = (accelerator.process_index, accelerator.num_processes)
-    batches = make_batches(recipe, phase, data, tokenizer, *place, ratings=ratings)
+    batches = phase.batches(work, accelerator.process_index, accelerator.num_processes)
     progress = Progress(processes=accelerator.num_processes, log_bytes=log.length())
-    training = Training(
-        accelerator, recipe, phase, index, data, tokenizer, model, optimizer, batches, folder, log, progress, ratings
-    )  # fmt: skip
-    if getattr(phase, "continue_schedule", False):
+    training = Training(accelerator, phase, index, work, model, optimizer, batches, folder, log, progress)
+    if phase.continue_schedule:
         before = folder.end_of(index - 1)
         training.schedule_start, training.schedule_steps = before.steps, before.total_steps
     return training
@@ -404,41 +373,34 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     """Measure the last phase's weights on the test split, beside start and baselines; write the result; tell it."""
     last = len(recipe.phases) - 1
     phase, weights = (recipe.phases[last], folder.finished_phase(last)) if recipe.phases else (None, folder.start)
-    tokenizer = open_phase_tokenizer(recipe, folder.start, phase)
-    compare = phase is not None and recipe.evaluation.zero_shot and not recipe.model.baseline
-    model = open_phase_model(weights, phase, data).to(accelerator.device)
+    tokenizer = open_tokenizer(recipe, folder.start, phase)
+    baseline = recipe.model.baseline
+    compare = phase is not None and recipe.evaluation.zero_shot and not baseline
+    model = open_model(weights, phase, data).to(accelerator.device)
     ranks, ties = rank_test_split(accelerator, model, tokenizer, data, recipe), recipe.evaluation.ties
     results = {"metrics": ranking_metrics(ranks.by(ties))}
     if phase is None:
         # What is counted for the test split knows the targets of validation.
-        judge = make_baseline(recipe, data, "validation") if recipe.model.baseline else model
+        judge = make_baseline(recipe, data, "validation") if baseline else model
         results["validation_metrics"] = evaluate_validation(accelerator, judge, tokenizer, data, recipe)
+        if baseline and BASELINE_MODELS[baseline].predicts_ratings:
+            results |= rating_results(model, Work(recipe, data, tokenizer))
     else:
         results["validation_metrics"] = folder.end_of(last).metrics
-    if isinstance(phase, RatingPhase) or recipe.model.baseline in RATING_MODELS:
-        this_run = {"this run": rated_tasks(recipe, model, tokenizer, data).errors(model, "test")}
-        beside = rating_baselines(data.ratings, data.dataset.num_users, data.num_items, "test")
-        results["ratings"] = this_run | beside
+        results |= phase.results(model, Work(recipe, data, tokenizer))
     if compare:
         start = open_encoder(folder.start).to(accelerator.device)
         before = rank_test_split(accelerator, start, tokenizer, data, recipe)
         results["zero_shot"] = ranking_metrics(before.by(ties))
     if not accelerator.is_main_process:
         return results
-    results |= measure(ranks, rank_baselines(data, recipe.evaluation), ties)
+    names, excludes = recipe.evaluation.baselines, recipe.evaluation.exclude_history
+    results |= measure(ranks, rank_baselines(names, data.splits, "test", data.num_items, excludes), ties)
     results["seconds"] = folder.training_seconds(len(recipe.phases))
     record = make_record(recipe, data, accelerator.num_processes, origin, results)
     publish(recipe, record, ranks, data, weights, folder)
     print(result_table(record))
     return record
-
-
-def rated_tasks(recipe: Recipe, model: nn.Module, tokenizer, data: RunData) -> RatingVectors | RatedIds:
-    """The run's ratings as its model reads them."""
-    if recipe.model.baseline:
-        return RatedIds(data.ratings)
-    item_tokens = data.item_tokens(tokenizer, "finetune")
-    return RatingVectors(data.ratings, model, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
 
 
 def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: Path, folder: RunFolder) -> None:
@@ -450,7 +412,7 @@ def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: 
     with written_folder(folder.checkpoint) as fresh:
         shutil.copytree(weights, fresh, dirs_exist_ok=True)
         write_card(staged, fresh)
-        if recipe.model.baseline or (recipe.phases and isinstance(recipe.phases[-1], FinetunePhase)):
+        if recipe.model.baseline or (recipe.phases and recipe.phases[-1].knows_items):
             counts = Popularity.fit(data.splits.train, data.num_items).counts.tolist()
             save_item_ids(fresh, data.dataset.items["item_id"].to_pylist(), counts)
     for path in (folder.recipe, folder.ranks, folder.metrics):
@@ -470,11 +432,8 @@ def result_table(record: dict) -> str:
     return "\n".join([table, *(["\nratings, test split", *lines] if lines else [])])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train a sequential recommender from a recipe.")
-    parser.add_argument("--recipe", default=QUICKSTART, help="YAML file (default: recipes/quickstart.yaml)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    arguments = parser.parse_args()
+def main(arguments: argparse.Namespace | None = None) -> None:
+    arguments = arguments or parse_arguments()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
@@ -486,4 +445,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(ARGUMENTS)

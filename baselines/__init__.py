@@ -1,30 +1,34 @@
 """Baselines that stand beside every result. Each is ranked as a scorer: `num_items`, `score(histories) -> (B, N)`.
 
-`BASELINES` are counted in a moment and stand in every record. As models, `AutoModel` opens them all: `COUNTED_MODELS`,
-`SEQUENCE_MODELS`, which the one loop trains, and `RATING_MODELS`, which predict stars.
+Every file here with a model is a baseline that recipes, scripts and `AutoModel` know by its `model_type`: nothing else
+lists it. Its class says `trained_by` which kind of phase it is trained (None: it is counted) and whether it
+`predicts_ratings`. `BASELINES` are counted in a moment and stand in every record.
 """
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 import numpy as np
+from transformers import PreTrainedModel
 
-from .bert4rec import Bert4Rec
-from .gru4rec import Gru4Rec
 from .item_transition import ItemTransition
-from .pmf import Pmf
 from .popularity import Popularity
-from .rating_mean import RatingMean
-from .sasrec import SasRec
-from .unisrec import UniSRec
 
-__all__ = [
-    "BASELINES", "BASELINE_MODELS", "COUNTED_MODELS", "RATING_MODELS", "SEQUENCE_MODELS", "ItemTransition",
-    "Popularity", "fit_baseline",
-]  # fmt: skip
+__all__ = ["BASELINES", "BASELINE_MODELS", "SEQUENCE_MODELS", "ItemTransition", "Popularity", "fit_baseline"]
 
 BASELINES = ("popularity", "item_transition", "item_transition_decayed")
-COUNTED_MODELS = {"popularity": Popularity, "item_transition": ItemTransition}
-RATING_MODELS = {"rating_mean": RatingMean, "pmf": Pmf}
-SEQUENCE_MODELS = {"sasrec": SasRec, "bert4rec": Bert4Rec, "gru4rec": Gru4Rec, "unisrec": UniSRec}
-BASELINE_MODELS = COUNTED_MODELS | SEQUENCE_MODELS | RATING_MODELS
+
+
+def _models_in(module) -> dict[str, type[PreTrainedModel]]:
+    own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
+    models = [c for c in own if issubclass(c, PreTrainedModel) and hasattr(c, "trained_by")]
+    return {c.config_class.model_type: c for c in models if c.config_class.model_type}
+
+
+BASELINE_MODELS: dict[str, type[PreTrainedModel]] = {}
+for _found in iter_modules(__path__):
+    BASELINE_MODELS |= _models_in(import_module(f"{__name__}.{_found.name}"))
+SEQUENCE_MODELS = {name: model for name, model in BASELINE_MODELS.items() if model.trained_by == "sequence"}
 
 
 def fit_baseline(name: str, splits, split: str, num_items: int, **votes) -> Popularity | ItemTransition:

@@ -70,6 +70,8 @@ class ItemSequenceModel(PreTrainedModel):
 
     config_class = ItemSequenceConfig
     base_model_prefix = "model"
+    trained_by, predicts_ratings = "sequence", False  # the kind of phase, None for what is counted
+    reads_texts = False  # whether it takes text vectors of the items by `set_text_vectors`
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

@@ -54,6 +54,7 @@ class ItemTransition(PreTrainedModel):
     """
 
     config_class = ItemTransitionConfig
+    trained_by, predicts_ratings = None, False
 
     def __init__(self, config: ItemTransitionConfig):
         super().__init__(config)

@@ -43,6 +43,7 @@ class Pmf(PreTrainedModel):
     """rating(u, i) = mean + b_u + b_i + p_u · q_i; a user or item of index -1 is unknown and adds nothing."""
 
     config_class = PmfConfig
+    trained_by, predicts_ratings = "rating", True
 
     def __init__(self, config: PmfConfig):
         super().__init__(config)
@@ -90,6 +91,11 @@ class Pmf(PreTrainedModel):
             raise ValueError("ratings must be finite numbers, at least one: there is nothing to learn from these.")
         span = {"mean": ratings.mean().item(), "lowest": ratings.min().item(), "highest": ratings.max().item()}
         return cls(PmfConfig(**span, **shape))
+
+    @classmethod
+    def start(cls, users: Tensor, items: Tensor, ratings: Tensor, **shape) -> "Pmf":
+        """What a run starts from: see `for_ratings`."""
+        return cls.for_ratings(ratings, **shape)
 
     @classmethod
     def fit(

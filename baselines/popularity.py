@@ -20,6 +20,7 @@ class Popularity(PreTrainedModel):
     """Scores items by their count in the training sequences, `counts` (N,)."""
 
     config_class = PopularityConfig
+    trained_by, predicts_ratings = None, False
 
     def __init__(self, config: PopularityConfig):
         super().__init__(config)

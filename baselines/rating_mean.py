@@ -31,6 +31,7 @@ class RatingMean(PreTrainedModel):
     """rating(u, i) = mean + user_bias[u] + item_bias[i]; a user or item of index -1 is unknown and adds nothing."""
 
     config_class = RatingMeanConfig
+    trained_by, predicts_ratings = None, True
 
     def __init__(self, config: RatingMeanConfig):
         super().__init__(config)
@@ -64,6 +65,11 @@ class RatingMean(PreTrainedModel):
         model.mean.fill_(ratings.mean())
         model.item_bias[:-1], model.user_bias[:-1] = item_bias, user_bias
         return model
+
+    @classmethod
+    def start(cls, users: Tensor, items: Tensor, ratings: Tensor, **settings) -> "RatingMean":
+        """What a run starts from, and all there is: see `fit`."""
+        return cls.fit(users, items, ratings, **settings)
 
     def predict(self, users: Tensor, items: Tensor) -> Tensor:
         """Indices (n,) -> ratings (n,)."""

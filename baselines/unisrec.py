@@ -64,6 +64,7 @@ class UniSRec(ItemSequenceModel):
     """Causal Transformer over adapted text vectors, with or without id embeddings."""
 
     config_class = UniSRecConfig
+    reads_texts = True
 
     def __init__(self, config: UniSRecConfig):
         super().__init__(config)

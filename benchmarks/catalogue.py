@@ -26,8 +26,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.benchmarks.ranking import WIDTH, peak_gib, random_vectors
-from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue
 
 SIZES = (10_000, 100_000, 1_000_000)
 ITEMS_A_CENTRE = 50

@@ -13,9 +13,6 @@ A dataset is two Arrow tables and a description:
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from ..serving.whole_files_seqrec import written_folder
 
 ITEMS_FILE = "items.parquet"
 SEQUENCES_FILE = "sequences.parquet"
@@ -250,16 +249,10 @@ def save_dataset(dataset: SeqRecDataset, directory: str | Path, overwrite: bool 
     """
     directory = Path(directory)
     check_output(directory, overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.partial-", dir=directory.parent))
-    try:
-        pq.write_table(dataset.items, partial / ITEMS_FILE)
-        pq.write_table(dataset.sequences, partial / SEQUENCES_FILE)
-        (partial / INFO_FILE).write_text(json.dumps(dataset.info, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        partial.chmod(0o755)
-        _replace_directory(partial, directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_folder(directory) as fresh:
+        pq.write_table(dataset.items, fresh / ITEMS_FILE)
+        pq.write_table(dataset.sequences, fresh / SEQUENCES_FILE)
+        (fresh / INFO_FILE).write_text(json.dumps(dataset.info, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def check_output(directory: str | Path, overwrite: bool) -> None:
@@ -274,21 +267,6 @@ def check_output(directory: str | Path, overwrite: bool) -> None:
         raise FileExistsError(f"{directory} already exists: choose another --out or pass --overwrite to replace it")
     if not (directory / INFO_FILE).is_file():
         raise FileExistsError(f"{directory} holds no {INFO_FILE}, so it is not a dataset and is not overwritten")
-
-
-def _replace_directory(new: Path, old: Path) -> None:
-    """Renames ``new`` to ``old``; a previous ``old`` steps aside first (a folder cannot be replaced in one step)."""
-    if not old.exists():
-        os.replace(new, old)
-        return
-    with tempfile.TemporaryDirectory(prefix=f".{old.name}.previous-", dir=old.parent) as aside:
-        previous = Path(aside) / "dataset"
-        os.replace(old, previous)
-        try:
-            os.replace(new, old)
-        except OSError:
-            os.replace(previous, old)
-            raise
 
 
 def load_dataset_dir(directory: str | Path) -> SeqRecDataset:
@@ -332,23 +310,16 @@ class Splits(NamedTuple):
     test: Split
 
 
+TRAIN, VALIDATION, TEST = range(3)
+
+
 def leave_one_out(sequences: pa.Table) -> Splits:
     """Last interaction = test target, second last = validation target, everything before = training.
 
     The test history contains the validation item. A user with fewer than three interactions has nothing left to
     learn a history from: all of them are training data and the user is not evaluated.
     """
-    histories = list_column(sequences, "items")
-    lengths = list_lengths(sequences, "items")
-    evaluated = np.flatnonzero(lengths >= 3)
-    users = _user_ids(sequences)[evaluated]
-    values, ends = _flat(sequences["items"]).astype(np.int64), list_starts(sequences, "items")[1:][evaluated]
-    rows = evaluated.tolist()
-    return Splits(
-        train=[history[:-2] if len(history) >= 3 else history for history in histories],
-        validation=Split(users, [histories[row][:-2] for row in rows], values[ends - 2]),
-        test=Split(users, [histories[row][:-1] for row in rows], values[ends - 1]),
-    )
+    return _split(sequences, interaction_parts(sequences, "leave_one_out"))
 
 
 def absolute_timestamp(
@@ -363,17 +334,46 @@ def absolute_timestamp(
     history; an interaction without any is not a ranking task and is left out, so a user may appear several times
     or never. Raises ValueError when the dataset has no timestamps.
     """
+    return _split(sequences, interaction_parts(sequences, "absolute_timestamp", validation_start, test_start))
+
+
+PROTOCOLS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
+
+
+def interaction_parts(
+    sequences: pa.Table,
+    protocol: str,
+    validation_start: int = AMAZON_2023_VALIDATION_START,
+    test_start: int = AMAZON_2023_TEST_START,
+) -> np.ndarray:
+    """The part each interaction plays, TRAIN, VALIDATION or TEST, int64 (I,), users one after the other.
+
+    The one place that knows the rules; see `leave_one_out` and `absolute_timestamp`. A user's first interaction is
+    never a target, whatever its part. Raises ValueError for an unknown protocol, or missing timestamps.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f'protocol is "{protocol}"; there are {" and ".join(PROTOCOLS)}.')
+    if protocol == "leave_one_out":
+        lengths, ends = list_lengths(sequences, "items"), list_starts(sequences, "items")[1:]
+        parts = np.full(ends[-1] if len(ends) else 0, TRAIN)
+        last = ends[lengths >= 3] - 1
+        parts[last], parts[last - 1] = TEST, VALIDATION
+        return parts
     if "timestamps" not in sequences.column_names:
         raise ValueError("absolute_timestamp needs timestamps, which this dataset does not have: use leave_one_out")
     times = _flat(sequences["timestamps"])
+    return (times >= validation_start).astype(np.int64) + (times >= test_start)
+
+
+def _split(sequences: pa.Table, parts: np.ndarray) -> Splits:
     starts = list_starts(sequences, "items")
-    before = np.concatenate([[0], np.cumsum(times < validation_start)])
+    before = np.concatenate([[0], np.cumsum(parts == TRAIN)])
     training = (before[starts[1:]] - before[starts[:-1]]).tolist()
     histories = list_column(sequences, "items")
     return Splits(
         train=[history[:n] for history, n in zip(histories, training, strict=True) if n],
-        validation=_targets_where(sequences, (times >= validation_start) & (times < test_start)),
-        test=_targets_where(sequences, times >= test_start),
+        validation=_targets_where(sequences, parts == VALIDATION),
+        test=_targets_where(sequences, parts == TEST),
     )
 
 

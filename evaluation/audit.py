@@ -21,14 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..datasets_builders.contract import (
-    AMAZON_2023_TEST_START,
-    AMAZON_2023_VALIDATION_START,
+    TEST,
+    TRAIN,
     SeqRecDataset,
+    interaction_parts,
     list_lengths,
     list_starts,
 )
 
-PROTOCOLS = ("leave_one_out", "absolute_timestamp")
 NO_TIMES = "the dataset has no timestamps, only the order of each history"
 HOUR = 3_600_000  # in the contract's milliseconds
 GAPS = {
@@ -139,24 +139,17 @@ def summarise(audited: dict) -> dict:
 
 
 def lay_flat(dataset: SeqRecDataset, protocol: str) -> Interactions:
-    """All interactions and the part each plays, as `contract.leave_one_out` and `absolute_timestamp` deal them out."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f'protocol is "{protocol}"; there are {" and ".join(PROTOCOLS)}.')
+    """All interactions and the part each plays, as `contract.interaction_parts` deals them out."""
     sequences = dataset.sequences
     items = _flat(sequences, "items").astype(np.int64)
     times = _flat(sequences, "timestamps") if "timestamps" in sequences.column_names else None
     starts, lengths = list_starts(sequences, "items"), list_lengths(sequences, "items")
     first = np.zeros(len(items), dtype=bool)
     first[starts[:-1]] = True
-    if protocol == "leave_one_out":
-        last = starts[1:][lengths >= 3] - 1
-        train, test = np.ones(len(items), dtype=bool), np.zeros(len(items), dtype=bool)
-        train[last] = train[last - 1] = False
-        test[last] = True
-    elif times is None:
+    if protocol == "absolute_timestamp" and times is None:
         raise ValueError(f"{_name(dataset)} has no timestamps, which absolute_timestamp needs: use leave_one_out")
-    else:
-        train, test = times < AMAZON_2023_VALIDATION_START, (times >= AMAZON_2023_TEST_START) & ~first
+    parts = interaction_parts(sequences, protocol)
+    train, test = parts == TRAIN, (parts == TEST) & ~first
     if not test.any() or not train.any():
         need = "three interactions" if protocol == "leave_one_out" else "interactions before and after its two moments"
         raise ValueError(

@@ -11,24 +11,25 @@ A *scorer* is anything with `num_items` and `score(histories) -> (B, N)` scores,
 Memory: one block of scores (users of the block x items) and never anything of size users x items x width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..training.examples import HistoryCollator, ItemCollator
+from ..serving.encoding_seqrec import (
+    Histories,
+    check_histories,
+    check_items,
+    progress_bar,
+)
 
-Histories = Sequence[np.ndarray]  # item indices of each user, oldest first
 Ties = Literal["mean", "official"]
 Similarity = Literal["cosine", "dot"]
 
 BLOCK_BYTES = 256 * 2**20  # size of one block of scores
 BLOCK_USERS = 1024  # more users at once is no faster, and the progress bar would stand still
-BATCH_TOKENS = 16384  # tokens encoded at once, padding included
 
 
 class Scorer(Protocol):
@@ -96,7 +97,7 @@ def rank_split_both_ways(
     targets = _check_targets(split.targets, len(split.histories), scorer.num_items)
     ranks = np.empty((2, len(targets)))
     by_length = np.argsort([len(history) for history in split.histories], kind="stable")
-    with _bar(len(targets), "rank", "user", progress) as bar:
+    with progress_bar(len(targets), "rank", "user", progress) as bar:
         for rows in _blocks(by_length, scorer.num_items):
             histories = [split.histories[row] for row in rows]
             excluded = histories if exclude_history else None
@@ -128,7 +129,7 @@ def rank_targets(
     targets = _check_targets(targets, len(user_vectors), index.num_items)
     _check_excluded(excluded, len(targets), index.num_items)
     ranks = np.empty((2, len(targets)))
-    with _bar(len(targets), "rank", "user", progress) as bar:
+    with progress_bar(len(targets), "rank", "user", progress) as bar:
         for rows in _blocks(np.arange(len(targets)), index.num_items):
             block_excluded = None if excluded is None else [excluded[row] for row in rows]
             scores = index.scores(user_vectors[rows[0] : rows[-1] + 1])
@@ -199,7 +200,7 @@ def top_k(
     check_k(k, scorer.num_items)
     check_histories(histories, scorer.num_items)
     items, scores = np.empty((len(histories), k), np.int64), np.empty((len(histories), k))
-    with _bar(len(histories), "recommend", "user", progress) as bar:
+    with progress_bar(len(histories), "recommend", "user", progress) as bar:
         for rows in _blocks(np.arange(len(histories)), scorer.num_items):
             block = scorer.score([histories[row] for row in rows])
             _check_finite(block, rows)
@@ -288,153 +289,6 @@ def _hash_rows(vectors: Tensor) -> Tensor:
     return hashes
 
 
-# Texts -> vectors
-
-
-@torch.no_grad()
-def encode_items(
-    model, tokenizer, item_tokens, batch_tokens: int = BATCH_TOKENS, progress: bool | None = None
-) -> Tensor:
-    """Vector of every item of a catalogue, each read alone: float32 (N, d) on the model's device.
-
-    Items with equal text are encoded once, so their vectors are equal to the last bit and they tie.
-
-    Args:
-        model: a Jepa4Rec model, with or without heads; its text encoder is used.
-        tokenizer: the `ItemSentTokenizer` of the model.
-        item_tokens: the catalogue, as `tokenizer.encode_items` gives it.
-        batch_tokens: tokens encoded at once, padding included.
-        progress: show a bar; None shows one on a terminal.
-    """
-    distinct, place = _distinct_items(item_tokens)
-    collate, lengths = ItemCollator(tokenizer, item_tokens), 1 + item_tokens.lengths[distinct]
-    batches = token_budget_batches(np.minimum(lengths, tokenizer.max_tokens), batch_tokens)
-    batches = ((rows, collate(distinct[rows])) for rows in batches)
-    with _bar(len(distinct), "encode items", "item", progress) as bar:
-        vectors = _encode(model, model.base_model.embed, len(distinct), batches, bar)
-    return vectors if len(distinct) == item_tokens.num_items else vectors[_to(place, vectors)]
-
-
-@torch.no_grad()
-def encode_histories(
-    model,
-    tokenizer,
-    item_tokens,
-    histories: Histories,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: bool | None = None,
-) -> Tensor:
-    """Vector of every user's history (item indices, oldest first): float32 (U, d) on the model's device.
-
-    A fine-tuned model adds what it has learned about the newest items; any other reads their text only. Other
-    arguments as `encode_items`.
-
-    Raises:
-        ValueError: an empty history or an item outside the catalogue.
-    """
-    check_histories(histories, item_tokens.num_items)
-    fine_tuned = hasattr(model, "user_vectors")
-    collate = HistoryCollator(tokenizer, item_tokens, model.config.history_items if fine_tuned else None)
-    batches = _batches(histories, collate, batch_tokens)
-    embed = model.user_vectors if fine_tuned else model.base_model.embed
-    with _bar(len(histories), "encode histories", "user", progress) as bar:
-        return _encode(model, embed, len(histories), batches, bar)
-
-
-def _distinct_items(item_tokens) -> tuple[np.ndarray, np.ndarray]:
-    """First item of every distinct text, (M,), and for each item the place of its text among those, (N,)."""
-    offsets, places, first = item_tokens.offsets.tolist(), {}, []
-    place = np.empty(item_tokens.num_items, dtype=np.int64)
-    for item, (start, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
-        key = (item_tokens.input_ids[start:end].tobytes(), item_tokens.token_type_ids[start:end].tobytes())
-        place[item] = places.setdefault(key, len(places))
-        if place[item] == len(first):
-            first.append(item)
-    return np.array(first), place
-
-
-def _batches(
-    histories: Histories, collate: HistoryCollator, batch_tokens: int
-) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Rows and their model inputs, in batches of similar length."""
-    tokenizer, item_lengths = collate.tokenizer, collate.item_tokens.lengths
-    lengths = np.array([1 + item_lengths[history[-tokenizer.max_items :]].sum() for history in histories])
-    for rows in token_budget_batches(np.minimum(lengths, tokenizer.max_tokens), batch_tokens):
-        yield rows, collate([histories[row] for row in rows])
-
-
-def token_budget_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Rows in batches of similar length, the longest first, each of at most `batch_tokens` slots (or one row)."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, batch_tokens // int(lengths[order[start]]))
-        yield order[start : start + size]
-        start += size
-
-
-def _encode(model, embed: Callable[..., Tensor], num_rows: int, batches: Iterator, bar: tqdm) -> Tensor:
-    """`embed` on every batch: float32 (num_rows, d), in the order of the rows."""
-    vectors = torch.empty(num_rows, model.config.vector_size, device=model.device)
-    with _evaluating(model):
-        for rows, batch in batches:
-            inputs = {name: values.to(model.device) for name, values in batch.items()}
-            vectors[_to(rows, vectors)] = embed(**inputs).float()
-            bar.update(len(rows))
-    return vectors
-
-
-@contextmanager
-def _evaluating(model):
-    """No dropout inside; the model's mode is put back afterwards."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-class DualEncoderScorer:
-    """Cosine of a model's history vectors with its item vectors.
-
-    Without `item_vectors` the items are encoded from their texts: zero-shot. A fine-tuned model ranks with its own
-    item matrix: `DualEncoderScorer(model, tokenizer, item_tokens, model.item_vectors())`.
-    """
-
-    def __init__(
-        self,
-        model,
-        tokenizer,
-        item_tokens,
-        item_vectors: Tensor | None = None,
-        batch_tokens: int = BATCH_TOKENS,
-        progress: bool | None = None,
-    ):
-        """Encode the catalogue once (arguments as `encode_items`).
-
-        Raises:
-            ValueError: item vectors of another catalogue than `item_tokens`.
-        """
-        if item_vectors is None:
-            item_vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
-        if len(item_vectors) != item_tokens.num_items:
-            raise ValueError(
-                f"The item matrix has {len(item_vectors)} rows, the catalogue {item_tokens.num_items} items."
-            )
-        self.index = ItemIndex(item_vectors)
-        self.num_items = self.index.num_items
-        self._model, self._tokenizer, self._item_tokens = model, tokenizer, item_tokens
-        self._batch_tokens = batch_tokens
-
-    def score(self, histories: Histories) -> Tensor:
-        """B histories -> (B, num_items) cosines, float32."""
-        users = encode_histories(
-            self._model, self._tokenizer, self._item_tokens, histories, self._batch_tokens, progress=False
-        )
-        return self.index.scores(users)
-
-
 # Checks
 
 
@@ -444,31 +298,12 @@ def check_k(k: int, num_items: int) -> None:
         raise ValueError(f"k = {k} is outside 1..{num_items}: the catalogue has {num_items} items.")
 
 
-def check_histories(histories: Histories, num_items: int) -> None:
-    """Raises ValueError naming the first row that is empty or holds an item outside the catalogue."""
-    empty = next((row for row, history in enumerate(histories) if not len(history)), None)
-    if empty is not None:
-        raise ValueError(f"The history of user row {empty} is empty; it needs at least one item.")
-    _check_items(histories, num_items, "history")
-
-
-def _check_items(lists: Histories, num_items: int, role: str) -> None:
-    flat = np.concatenate([np.asarray(items) for items in lists] or [np.empty(0, np.int64)])
-    wrong = np.flatnonzero((flat < 0) | (flat >= num_items))
-    if len(wrong):
-        row = int(np.searchsorted(np.cumsum([len(items) for items in lists]), wrong[0], side="right"))
-        raise ValueError(
-            f"The {role} of user row {row} has item {int(flat[wrong[0]])}, "
-            f"but the catalogue has items 0..{num_items - 1}."
-        )
-
-
 def _check_targets(targets: np.ndarray | Tensor, num_rows: int, num_items: int) -> np.ndarray:
     """Targets as int64 (num_rows,), each an item."""
     targets = np.asarray(targets.cpu() if isinstance(targets, Tensor) else targets, dtype=np.int64)
     if targets.shape != (num_rows,):
         raise ValueError(f"{num_rows} users need one target each, got targets of shape {targets.shape}.")
-    _check_items(targets[:, None], num_items, "target")
+    check_items(targets[:, None], num_items, "target")
     return targets
 
 
@@ -477,7 +312,7 @@ def _check_excluded(excluded: Histories | None, num_rows: int, num_items: int) -
         return
     if len(excluded) != num_rows:
         raise ValueError(f"{num_rows} users need one list of excluded items each, got {len(excluded)}.")
-    _check_items(excluded, num_items, "excluded list")
+    check_items(excluded, num_items, "excluded list")
 
 
 def _check_finite(scores: Tensor, rows: np.ndarray) -> None:
@@ -499,7 +334,3 @@ def _blocks(rows: np.ndarray, num_items: int) -> Iterator[np.ndarray]:
     size = max(1, min(BLOCK_USERS, BLOCK_BYTES // (4 * num_items)))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-
-
-def _bar(total: int, description: str, unit: str, progress: bool | None) -> tqdm:
-    return tqdm(total=total, desc=description, unit=unit, disable=None if progress is None else not progress)

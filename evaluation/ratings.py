@@ -1,36 +1,30 @@
-"""Ratings from vectors: a dense head on [user vector ; item vector] (ST5 thesis, section 5.1.5), and its baselines.
+"""Rating tasks (ST5 thesis, section 5.1.5), the errors of what predicts them, and the baselines beside it.
 
-The encoder stays as it is: the question is what its vectors know. So vectors are made once and the head learns on
-them. A task is an interaction with a history: the user is the history's text, and the item is read by its text too.
+A task is an interaction with a history. For a model of texts the user is the history's text, and the item is read by
+its text too; the encoder stays as it is, so vectors are made once.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..baselines.pmf import Pmf
 from ..baselines.rating_mean import RatingMean
 from ..datasets_builders.contract import (
-    AMAZON_2023_TEST_START,
-    AMAZON_2023_VALIDATION_START,
+    TEST,
+    TRAIN,
+    VALIDATION,
     SeqRecDataset,
+    interaction_parts,
     list_column,
     list_lengths,
 )
-from ..hub.opening import ENCODERS, open_encoder
-from ..losses_seqrec import normalise, weighted_total, whole_batch_mean
+from ..serving.encoding_seqrec import encode_histories, encode_items
 from .metrics.rating_error.rating_error import rating_errors
-from ..modeling_jepa4rec import Jepa4RecTrainingOutput
-from .ranking import encode_histories, encode_items
 
-HEAD_FILE = "rating_head.safetensors"
 LOWEST, HIGHEST = 1.0, 5.0
 
 
@@ -68,91 +62,18 @@ def rating_tasks(dataset: SeqRecDataset, protocol: str, train_users: int | None 
     positions = np.arange(len(users)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     histories = [sequences[user][:position] for user, position in zip(users.tolist(), positions.tolist(), strict=True)]
     tasks = RatingTasks(users, np.concatenate(sequences).astype(np.int64), ratings, histories)
-    parts = _parts(dataset, protocol, positions, lengths[users])
-    parts[(parts == 0) & (users >= (train_users or len(lengths)))] = -1
-    split = {part: tasks.take(np.flatnonzero(parts == number)) for number, part in enumerate(_PARTS)}
+    parts = interaction_parts(dataset.sequences, protocol)
+    parts[(parts == TRAIN) & (users >= (train_users or len(lengths)))] = -1
+    numbered = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+    split = {part: tasks.take(np.flatnonzero(parts == number)) for part, number in numbered.items()}
     return {part: own if part == "train" else _with_history(own) for part, own in split.items()}
-
-
-_PARTS = ("train", "validation", "test")
-
-
-def _parts(dataset: SeqRecDataset, protocol: str, positions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Index into _PARTS of every interaction."""
-    if protocol == "leave_one_out":
-        left = lengths - positions  # 1 for a user's last
-        return np.where(lengths < 3, 0, np.where(left == 1, 2, np.where(left == 2, 1, 0)))
-    times = np.concatenate(list_column(dataset.sequences, "timestamps"))
-    return (times >= AMAZON_2023_VALIDATION_START).astype(int) + (times >= AMAZON_2023_TEST_START)
 
 
 def _with_history(tasks: RatingTasks) -> RatingTasks:
     return tasks.take(np.flatnonzero([len(history) > 0 for history in tasks.histories]))
 
 
-# ------------------------------------------------------------------------------------------------ the head
-
-
-class RatingModel(PreTrainedModel):
-    """A frozen encoder and a head that learns: [user ; item] -> Linear, ReLU, dropout, Linear -> stars.
-
-    Saved as its encoder, with the head's weights in a file beside it; `from_encoder` finds both.
-    """
-
-    base_model_prefix = "encoder"
-    _supports_sdpa = True  # where the encoder does
-
-    def __init__(self, config: PreTrainedConfig, hidden_size: int = 256, dropout: float = 0.1, mean: float = 3.0):
-        encoder = ENCODERS[config.model_type](config)
-        super().__init__(encoder.config)
-        self.encoder = encoder.requires_grad_(False)
-        layers = (nn.Linear(2 * config.vector_size, hidden_size), nn.ReLU(), nn.Dropout(dropout))
-        self.head = nn.Sequential(*layers, nn.Linear(hidden_size, 1))
-        self.register_buffer("mean", torch.tensor(mean))
-
-    @classmethod
-    def from_encoder(cls, checkpoint: str | Path, **head) -> "RatingModel":
-        """Around a checkpoint's encoder; with its head where it has one, else with a new one of these settings."""
-        encoder, path = open_encoder(checkpoint), Path(checkpoint) / HEAD_FILE
-        saved = load_file(path) if path.is_file() else {}
-        size = {"hidden_size": len(saved["head.0.bias"])} if saved else {}
-        model = cls(encoder.config, **{**head, **size})
-        model.encoder = encoder.requires_grad_(False)
-        if saved:
-            model.load_state_dict(saved, strict=False)
-        return model
-
-    def save_pretrained(self, folder: str | Path, *args, **kwargs) -> None:
-        self.encoder.save_pretrained(folder, *args, **kwargs)
-        own = {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
-        save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, Path(folder) / HEAD_FILE)
-
-    def train(self, mode: bool = True) -> "RatingModel":
-        super().train(mode)
-        self.encoder.eval()
-        return self
-
-    def stars(self, user_vectors: Tensor, item_vectors: Tensor) -> Tensor:
-        """(n, d) each -> (n,), unbounded."""
-        pair = torch.cat([normalise(user_vectors), normalise(item_vectors)], dim=1)
-        # Entries of a vector of length one are small; the layers begin as for entries of size one.
-        return self.mean + self.head(pair * user_vectors.shape[1] ** 0.5).squeeze(1)
-
-    def forward(
-        self, user_vectors: Tensor, item_vectors: Tensor, ratings: Tensor, telemetry: bool = False
-    ) -> Jepa4RecTrainingOutput:
-        """Mean squared error as `loss_parts` "squared_error". Vectors (n, d), ratings (n,)."""
-        error = (self.stars(user_vectors, item_vectors) - ratings).square()
-        loss, reported = weighted_total({"squared_error": whole_batch_mean(error)}, {})
-        return Jepa4RecTrainingOutput(loss=loss, loss_parts=reported, telemetry={})
-
-    @torch.no_grad()
-    def predict(self, user_vectors: Tensor, item_vectors: Tensor) -> Tensor:
-        """Stars within 1 to 5, (n,)."""
-        was_training = self.training
-        stars = self.eval().stars(user_vectors, item_vectors).clamp(LOWEST, HIGHEST)
-        self.train(was_training)
-        return stars
+# ------------------------------------------------------------------------------------------------ as models read them
 
 
 class RatingBatch(NamedTuple):
@@ -168,7 +89,7 @@ class RatingVectors:
     """The tasks of each part, and their vectors by one frozen encoder, made when first asked for."""
 
     tasks: dict[str, RatingTasks]
-    model: RatingModel
+    model: nn.Module
     tokenizer: object
     item_tokens: object
     batch_tokens: int
@@ -180,13 +101,13 @@ class RatingVectors:
             tasks = _with_history(self.tasks[name])
             options = (self.model, self.tokenizer, self.item_tokens)
             if "items" not in self._made:
-                self._made["items"] = encode_items(*options, self.batch_tokens, progress=False)
-            users = encode_histories(*options, tasks.histories, self.batch_tokens, progress=False)
+                self._made["items"] = encode_items(*options, self.batch_tokens, progress=None)
+            users = encode_histories(*options, tasks.histories, self.batch_tokens, progress=None)
             items = self._made["items"][torch.from_numpy(tasks.items).to(users.device)]
             self._made[name] = RatingBatch(users, items, torch.from_numpy(tasks.ratings).to(users.device))
         return self._made[name]
 
-    def errors(self, model: RatingModel, name: str) -> dict[str, float]:
+    def errors(self, model: nn.Module, name: str) -> dict[str, float]:
         """RMSE and MAE of a model with this encoder."""
         users, items, ratings = self.part(name)
         return rating_errors(model.predict(users, items).cpu().numpy(), ratings.cpu().numpy())
@@ -215,17 +136,6 @@ class RatedIds:
         users, items, ratings = self.part(name)
         stars = model.predict(users.to(model.device), items.to(model.device))
         return rating_errors(stars.cpu().numpy(), ratings.numpy())
-
-
-class RatingCollator:
-    """Examples whose target is a task -> the arguments of a rating model's `forward`."""
-
-    def __init__(self, tasks: RatingBatch | RatingIds):
-        self.tasks = {name: values.cpu() for name, values in tasks._asdict().items()}
-
-    def __call__(self, examples: Sequence) -> dict[str, Tensor]:
-        rows = torch.tensor([example.target for example in examples])
-        return {name: values[rows] for name, values in self.tasks.items()}
 
 
 # ------------------------------------------------------------------------------------------------ beside it

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from ..serving.whole_files_seqrec import written_files
+
 
 def write_evaluation(
     out_dir: str | Path,
@@ -41,17 +43,9 @@ def write_evaluation(
     if official_ranks is not None:
         columns["official_rank"] = pa.array(np.asarray(official_ranks), pa.float64())
     table = pa.table(columns)
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    partial = {name: out_dir / f".{name}.{os.getpid()}.tmp" for name in ("ranks.parquet", "metrics.json")}
-    try:
-        pq.write_table(table, partial["ranks.parquet"], compression="zstd")
-        partial["metrics.json"].write_text(text, encoding="utf-8")
-        for name, path in partial.items():
-            os.replace(path, out_dir / name)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    with written_files(Path(out_dir) / "ranks.parquet", Path(out_dir) / "metrics.json") as (of_ranks, of_record):
+        pq.write_table(table, of_ranks, compression="zstd")
+        of_record.write_text(text, encoding="utf-8")
 
 
 def describe_run() -> dict:
@@ -63,7 +57,7 @@ def describe_run() -> dict:
 
 
 def _commit() -> str | None:
-    folder = Path(__file__).resolve().parent
+    folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():  # an installed copy may lie in the folder of somebody else's repository
         return None
     try:

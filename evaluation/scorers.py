@@ -1,72 +1,97 @@
-"""How good is a run, and beside what: full ranking, shared between processes, and the run's record."""
+"""Whoever can be ranked: text encoders and baselines, trained or counted; and what a record says of their ranks."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .audit import audit, summarise
 from ..baselines import fit_baseline
 from ..baselines.item_sequences import ItemSequenceModel
-from ..baselines.scoring import SequenceScorer
-from ..training.data import RunData, sample_users, take_rows
+from ..serving.encoding_seqrec import BATCH_TOKENS, Histories, check_histories, encode_histories, encode_items
 from .metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
-from .ranking import DualEncoderScorer, Ranks, Scorer, Ties, rank_split_both_ways
-from ..training.recipe import EvaluationRecipe, Recipe, recipe_to_dict
+from .ranking import ItemIndex, Ranks, Scorer, Ties, rank_split_both_ways
+
+BATCH_HISTORIES = 512
 
 
-def make_scorer(model: nn.Module, tokenizer, data: RunData, settings: EvaluationRecipe) -> Scorer:
+def make_scorer(
+    model: nn.Module, tokenizer, item_tokens, batch_tokens: int = BATCH_TOKENS, progress: bool | None = None
+) -> Scorer:
     """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
-    texts (zero-shot)."""
+    texts (zero-shot). Without a tokenizer the model is a baseline."""
     if tokenizer is None:
-        return baseline_scorer(model)
+        return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
     matrix = model.item_matrix.weight if hasattr(model, "item_matrix") else None
-    item_tokens = data.item_tokens(tokenizer, "finetune")
-    return DualEncoderScorer(model, tokenizer, item_tokens, matrix, settings.batch_tokens, progress=False)
+    return DualEncoderScorer(model, tokenizer, item_tokens, matrix, batch_tokens, progress)
 
 
-def baseline_scorer(model: nn.Module) -> Scorer:
-    """A trained baseline ranks by its vectors, a counted one and one of ratings as it is."""
-    return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
+class DualEncoderScorer:
+    """Cosine of a model's history vectors with its item vectors.
+
+    Without `item_vectors` the items are encoded from their texts: zero-shot. A fine-tuned model ranks with its own
+    item matrix: `DualEncoderScorer(model, tokenizer, item_tokens, model.item_vectors())`.
+    """
+
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        item_tokens,
+        item_vectors: Tensor | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        progress: bool | None = None,
+    ):
+        """Encode the catalogue once (arguments as `encode_items`).
+
+        Raises:
+            ValueError: item vectors of another catalogue than `item_tokens`.
+        """
+        if item_vectors is None:
+            item_vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
+        if len(item_vectors) != item_tokens.num_items:
+            raise ValueError(
+                f"The item matrix has {len(item_vectors)} rows, the catalogue {item_tokens.num_items} items."
+            )
+        self.index = ItemIndex(item_vectors)
+        self.num_items = self.index.num_items
+        self._model, self._tokenizer, self._item_tokens = model, tokenizer, item_tokens
+        self._batch_tokens = batch_tokens
+
+    def score(self, histories: Histories) -> Tensor:
+        """B histories -> (B, num_items) cosines, float32."""
+        users = encode_histories(
+            self._model, self._tokenizer, self._item_tokens, histories, self._batch_tokens, progress=False
+        )
+        return self.index.scores(users)
 
 
-def rank_together(accelerator: Accelerator, scorer: Scorer, split, settings: EvaluationRecipe) -> Ranks:
-    """Ranks of a split's targets; every process ranks its share of the users and receives all ranks."""
-    rows = np.arange(accelerator.process_index, len(split.targets), accelerator.num_processes)
-    own = _rank(scorer, take_rows(split, rows), settings) if len(rows) else Ranks(np.empty(0), np.empty(0))
-    if accelerator.num_processes == 1:
-        return own
-    ranks = np.empty((2, len(split.targets)))
-    for process_rows, process_ranks in gather_object([(rows, tuple(own))]):
-        ranks[:, process_rows] = process_ranks
-    return Ranks(*ranks)
+class SequenceScorer:
+    """Scores the whole catalogue for histories of item indices, by what a trained baseline makes of them."""
+
+    def __init__(self, model: ItemSequenceModel):
+        """Compute the item vectors; the model must not be trained while the scorer is used."""
+        self.model = model.eval()
+        with torch.no_grad():
+            vectors = model.item_vectors()
+        self.index = ItemIndex(vectors, "dot" if model.config.temperature is None else "cosine")
+        self.num_items = self.index.num_items
+
+    @torch.no_grad()
+    def score(self, histories: Sequence[np.ndarray]) -> Tensor:
+        """B histories -> (B, num_items) float32. Raises ValueError for an empty history or an unknown item."""
+        check_histories(histories, self.num_items)
+        blocks = [histories[start : start + BATCH_HISTORIES] for start in range(0, len(histories), BATCH_HISTORIES)]
+        return torch.cat([self.index.scores(self.model.encode_histories(block)) for block in blocks])
 
 
-def _rank(scorer: Scorer, split, settings: EvaluationRecipe) -> Ranks:
-    return rank_split_both_ways(scorer, split, settings.exclude_history, progress=False)
-
-
-def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> dict[str, float]:
-    """Metrics on the validation split, or on the recipe's fixed sample of its users."""
-    settings = recipe.evaluation
-    split = sample_users(data.splits.validation, settings.validation_users, recipe.run.seed)
-    scorer = make_scorer(model, tokenizer, data, settings)
-    return ranking_metrics(rank_together(accelerator, scorer, split, settings).by(settings.ties))
-
-
-def rank_test_split(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> Ranks:
-    """Ranks of all test users."""
-    scorer = make_scorer(model, tokenizer, data, recipe.evaluation)
-    return rank_together(accelerator, scorer, data.splits.test, recipe.evaluation)
-
-
-def rank_baselines(data: RunData, settings: EvaluationRecipe) -> dict[str, Ranks]:
-    """Ranks of all test users by each of the recipe's baselines."""
-    scorers = {name: fit_baseline(name, data.splits, "test", data.num_items) for name in settings.baselines}
-    return {name: _rank(scorer, data.splits.test, settings) for name, scorer in scorers.items()}
+def rank_baselines(
+    names: Sequence[str], splits, part: str, num_items: int, exclude_history: bool = False
+) -> dict[str, Ranks]:
+    """Ranks of the users of a part ("validation" or "test") by each of these baselines."""
+    scorers = {name: fit_baseline(name, splits, part, num_items) for name in names}
+    split = getattr(splits, part)
+    return {name: rank_split_both_ways(one, split, exclude_history, progress=False) for name, one in scorers.items()}
 
 
 def measure(ranks: Ranks, baselines: dict[str, Ranks], ties: Ties, cutoffs: Sequence[int] = CUTOFFS) -> dict:
@@ -77,34 +102,3 @@ def measure(ranks: Ranks, baselines: dict[str, Ranks], ties: Ties, cutoffs: Sequ
         return {"metrics": ranking_metrics(ranks.by(way), cutoffs), "baselines": by_baseline}
 
     return {**metrics_by(ties), "official": metrics_by("official")}
-
-
-def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, results: dict[str, dict]) -> dict:
-    """What metrics.json says about a run.
-
-    `origin` is `describe_run` from when it began; `results` holds what `measure` gives, validation_metrics, zero_shot
-    and seconds, the wall time of all phases.
-    """
-    info = data.dataset.info
-    return {
-        "model": recipe.run.name or Path(recipe.run.output_dir).name,
-        "init": recipe.model.init,
-        "system": recipe.run.system,
-        "dataset": info.get("name"),
-        "config": info.get("config"),
-        "fingerprint": data.dataset.fingerprint,
-        "source": info.get("source"),
-        "licence": info.get("licence"),
-        "split": "test",
-        "protocol": recipe.data.split,
-        "exclude_history": recipe.evaluation.exclude_history,
-        "ties": recipe.evaluation.ties,
-        "users": len(data.splits.test.targets),
-        "items": data.num_items,
-        "seed": recipe.run.seed,
-        "processes": processes,
-        **origin,
-        **results,
-        "audit": summarise(audit(data.dataset, recipe.data.split)),
-        "recipe": recipe_to_dict(recipe),
-    }

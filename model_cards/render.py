@@ -9,7 +9,6 @@ and the plot of its collapse telemetry, into a checkpoint's folder.
 
 import argparse
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.audit import KEY_FIGURES, figure_rows, unknown_because
 from ..evaluation.plots import can_plot
+from ..serving.whole_files_seqrec import written_files
 from .results_table import METRIC_NAMES, METRICS, check_record, results_table
 from .telemetry import can_draw, draw_telemetry, read_telemetry, telemetry_rows
 
@@ -49,16 +49,11 @@ def write_card(run_dir: str | Path, checkpoint: Path, audit_file: Path | None = 
     gauges = read_telemetry(Path(run_dir) / "log.jsonl")
     plot = TELEMETRY_PLOT if can_draw(gauges) and can_plot() else None
     card = render_card(run_dir, audit_file, plot)
-    staged = {name: checkpoint / f".{name}.{os.getpid()}" for name in (plot, "README.md") if name}
-    try:
+    names = [name for name in (plot, "README.md") if name]
+    with written_files(*(checkpoint / name for name in names)) as fresh:
         if plot:
-            draw_telemetry(gauges, staged[plot])
-        staged["README.md"].write_text(card, encoding="utf-8")
-        for name, path in staged.items():
-            os.replace(path, checkpoint / name)
-    finally:
-        for path in staged.values():
-            path.unlink(missing_ok=True)
+            draw_telemetry(gauges, fresh[0])
+        fresh[-1].write_text(card, encoding="utf-8")
 
 
 def render_card(run_dir: str | Path, audit_file: Path | None = None, plot: str | None = None) -> str:

@@ -10,11 +10,12 @@ record with `ratings` is of a run that predicts stars, and stands in a table of 
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
+
+from ..serving.whole_files_seqrec import write_text
 
 METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50", "mrr")
 METRIC_NAMES = {"recall@10": "R@10", "recall@50": "R@50", "ndcg@10": "NDCG@10", "ndcg@50": "NDCG@50", "mrr": "MRR"}
@@ -198,9 +199,7 @@ def main() -> None:
     try:
         text = args.page.read_text(encoding="utf-8")
         rewritten = rewrite_block(text, results_block(read_records(args.results)), args.page)
-        partial = args.page.with_name(f".{args.page.name}.tmp")
-        partial.write_text(rewritten, encoding="utf-8")
-        os.replace(partial, args.page)
+        write_text(args.page, rewritten)
     except (ValueError, OSError) as error:
         sys.exit(f"results_table: {error}")
 

@@ -9,7 +9,6 @@ texts, future leakage, and how far the recommenders get that only count. `auditi
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -20,14 +19,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from jepa4rec.evaluation.audit import PROTOCOLS, audit, figure_rows, percent, unknown_because
 from jepa4rec.baselines import BASELINES, fit_baseline
-from jepa4rec.datasets_builders.contract import SeqRecDataset, absolute_timestamp, leave_one_out, load_dataset_dir
+from jepa4rec.datasets_builders.contract import (
+    PROTOCOLS,
+    SeqRecDataset,
+    absolute_timestamp,
+    leave_one_out,
+    load_dataset_dir,
+)
+from jepa4rec.evaluation.audit import audit, figure_rows, percent, unknown_because
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
-from jepa4rec.model_cards.results_table import BASELINE_NAMES, METRIC_NAMES, METRICS
 from jepa4rec.evaluation.plots import COLOURS, label_plainly, require_plots, save_panels
 from jepa4rec.evaluation.ranking import rank_split
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.model_cards.results_table import BASELINE_NAMES, METRIC_NAMES, METRICS
+from jepa4rec.serving.whole_files_seqrec import written_files
 
 SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
 TOLD = (
@@ -213,18 +219,10 @@ def draw(audited: dict, path: Path, name: str) -> None:
 
 def write_audit(audited: dict, out: Path, name: str) -> None:
     """NAME.json, NAME.md and NAME.png in a folder, all complete before the first appears under its name."""
-    out.mkdir(parents=True, exist_ok=True)
-    staged = {end: out / f".{name}.{os.getpid()}{end}" for end in (".png", ".md", ".json")}
-    try:
-        draw(audited, staged[".png"], name)
-        staged[".md"].write_text(page(audited, name), encoding="utf-8")
-        text = json.dumps(audited, indent=2, ensure_ascii=False, allow_nan=False)
-        staged[".json"].write_text(text + "\n", encoding="utf-8")
-        for end, path in staged.items():
-            os.replace(path, out / f"{name}{end}")
-    finally:
-        for path in staged.values():
-            path.unlink(missing_ok=True)
+    with written_files(*(out / f"{name}{end}" for end in (".png", ".md", ".json"))) as (picture, text, figures):
+        draw(audited, picture, name)
+        text.write_text(page(audited, name), encoding="utf-8")
+        figures.write_text(json.dumps(audited, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from jepa4rec.datasets_builders import DATASETS, build, save_dataset
 from jepa4rec.datasets_builders.contract import check_output
 from jepa4rec.datasets_builders.engines import ENGINES
-from jepa4rec.hub.publishing import check_repo_id, check_token, push_dataset
+from jepa4rec.hub.publishing import check_repo_id, check_token
+from jepa4rec.model_cards.dataset_card import push_dataset
 
 PRINTED = ("users", "items", "interactions", "average_length", "density", "fingerprint")
 

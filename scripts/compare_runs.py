@@ -17,7 +17,6 @@ the difference, its 95 % interval and p-value by a paired bootstrap over users.
 import argparse
 import glob
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.model_cards.results_table import METRIC_NAMES, METRICS, check_record, describe, results_table
+from jepa4rec.serving.whole_files_seqrec import write_json
 
 OFFICIAL = "official_rank"
 # What must be equal for the ranks of two runs to answer the same question, and its value where a record lacks it.
@@ -183,13 +183,6 @@ def pair_table(pair: dict) -> str:
     return "\n".join(lines)
 
 
-def write_comparison(out: Path, comparison: dict) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.tmp")
-    partial.write_text(json.dumps(comparison, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, out)
-
-
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or a quoted pattern for several seeds")
@@ -208,7 +201,7 @@ def main(arguments: list[str] | None = None) -> None:
         comparison = compare_all(systems, options.resamples, options.seed)
         text = markdown(systems, comparison)
         if options.out:
-            write_comparison(options.out, comparison)
+            write_json(options.out, comparison)
     except (ValueError, OSError) as error:
         sys.exit(f"compare_runs: {error}")
     print(text)

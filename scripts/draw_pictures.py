@@ -24,15 +24,17 @@ import pyarrow.parquet as pq
 from transformers import logging as transformers_logging
 
 from jepa4rec.baselines import fit_baseline
-from jepa4rec.training.run_folder import RunFolder, written_folder
 from jepa4rec.datasets_builders.contract import DOMAIN, SeqRecDataset, Splits, load_dataset_dir
-from jepa4rec.hub.opening import open_encoder
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.evaluation.plots import require_plots, save_panels
-from jepa4rec.evaluation.ranking import encode_histories, encode_items, rank_split
+from jepa4rec.evaluation.ranking import rank_split
+from jepa4rec.hub.opening import open_encoder
 from jepa4rec.scripts.evaluate_checkpoint import PROTOCOLS
+from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
+from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.studies.history_length import length_groups
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.run_folder import RunFolder
 
 MOST_LABELS = 9  # colours that can be told apart; rarer labels share one
 OTHER, NONE = "other", "(none)"

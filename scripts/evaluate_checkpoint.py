@@ -21,7 +21,6 @@ from transformers import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jepa4rec.evaluation.audit import audit, summarise
 from jepa4rec.baselines import BASELINE_MODELS, BASELINES, COUNTED_MODELS, fit_baseline
 from jepa4rec.datasets_builders.contract import (
     SeqRecDataset,
@@ -31,20 +30,14 @@ from jepa4rec.datasets_builders.contract import (
     leave_one_out,
     load_dataset_dir,
 )
-from jepa4rec.hub.opening import encoder_class
-from jepa4rec.evaluation.scorers import baseline_scorer, measure
+from jepa4rec.evaluation.audit import audit, summarise
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import CUTOFFS
-from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
-from jepa4rec.evaluation.ranking import (
-    BATCH_TOKENS,
-    DualEncoderScorer,
-    Ranks,
-    Scorer,
-    check_histories,
-    check_k,
-    rank_split_both_ways,
-)
+from jepa4rec.evaluation.ranking import Ranks, Scorer, check_k, rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run, portable_path, write_evaluation
+from jepa4rec.evaluation.scorers import DualEncoderScorer, baseline_scorer, measure
+from jepa4rec.hub.opening import encoder_class
+from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from jepa4rec.serving.encoding_seqrec import BATCH_TOKENS, check_histories
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 PROTOCOLS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}

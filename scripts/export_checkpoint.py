@@ -27,14 +27,15 @@ import numpy as np
 from huggingface_hub import snapshot_download
 from transformers import logging as transformers_logging
 
-from jepa4rec.training.run_folder import written_folder
 from jepa4rec.hub.opening import ENCODERS, open_encoder
-from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, SeqRecPreTrainedModel
+from jepa4rec.hub.sentence_t5 import write_sentence, write_sentence_t5
+from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from jepa4rec.modeling_seqrec import SeqRecPreTrainedModel
 from jepa4rec.modeling_st5rec import St5RecModel
+from jepa4rec.scripts.evaluate_checkpoint import check_weights, find_checkpoint, load_tokenizer, read_config
 from jepa4rec.serving.pipeline_catalogue import IDS_FILE
 from jepa4rec.serving.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
-from jepa4rec.scripts.evaluate_checkpoint import check_weights, find_checkpoint, load_tokenizer, read_config
-from jepa4rec.hub.sentence_t5 import write_sentence, write_sentence_t5
+from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 TOLERANCE = 1e-4

@@ -27,14 +27,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from transformers.utils import cached_file, logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from jepa4rec.training.run_folder import written_folder
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.datasets_builders.contract import load_dataset_dir
+from jepa4rec.hub.recformer import RecFormerWeights, read_recformer, recformer_shape
+from jepa4rec.hub.sentence_t5 import read_sentence_t5
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.modeling_st5rec import St5RecModel
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
-from jepa4rec.hub.recformer import RecFormerWeights, read_recformer, recformer_shape
-from jepa4rec.hub.sentence_t5 import read_sentence_t5
+from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ST5_SETTINGS, ItemSentTokenizer
 
 LONGFORMER = "allenai/longformer-base-4096"

@@ -27,9 +27,9 @@ from transformers import logging as transformers_logging
 
 from jepa4rec.baselines import BASELINE_MODELS, SEQUENCE_MODELS
 from jepa4rec.hub.opening import open_encoder
-from jepa4rec.serving.pipeline_catalogue import IDS_FILE
 from jepa4rec.hub.publishing import check_repo_id, check_text, check_token, push_folder
 from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint
+from jepa4rec.serving.pipeline_catalogue import IDS_FILE
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 ALLOWED = {".safetensors", ".json", ".py", ".md", ".txt", ".png", ".model", ".jinja"}

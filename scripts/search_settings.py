@@ -20,10 +20,11 @@ from transformers import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jepa4rec.training.run_folder import RunFolder, write_json
 from jepa4rec.datasets_builders.contract import load_dataset_dir
-from jepa4rec.training.recipe import Recipe, read_recipe
+from jepa4rec.serving.whole_files_seqrec import write_json
 from jepa4rec.train_accelerate import run
+from jepa4rec.training.recipe import Recipe, read_recipe
+from jepa4rec.training.run_folder import RunFolder
 
 
 def combinations(varied: list[str]) -> list[dict]:

@@ -13,8 +13,10 @@ from transformers import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.datasets_builders.contract import SeqRecDataset, Split, leave_one_out, load_dataset_dir
-from jepa4rec.evaluation.ranking import BATCH_TOKENS, DualEncoderScorer, rank_split, top_k
+from jepa4rec.evaluation.ranking import rank_split, top_k
+from jepa4rec.evaluation.scorers import DualEncoderScorer
 from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint, load_model, load_tokenizer, make_scorer
+from jepa4rec.serving.encoding_seqrec import BATCH_TOKENS
 
 RECENT_ITEMS = 5
 TEXT_WIDTH = 90

@@ -8,8 +8,6 @@ does not open under others. Search is exact, or approximate with exact re-rankin
 import difflib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from .whole_files_seqrec import written_folder
 
 INDEXES = ("exact", "faiss", "int8", "binary")
 FACTORIES = {"faiss": "HNSW32", "int8": "SQ8"}
@@ -189,19 +189,8 @@ class Catalogue:
         folder = Path(folder)
         if folder.exists() and not (folder / ABOUT_FILE).is_file() and not _is_empty_folder(folder):
             raise FileExistsError(f"{folder} exists and is no catalogue: choose another folder.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-            fresh, old = Path(beside, "new"), Path(beside, "old")
-            fresh.mkdir()  # with the permissions of any folder; the one around it is private
+        with written_folder(folder) as fresh:
             self._write(fresh)
-            if folder.exists():
-                os.replace(folder, old)
-            try:
-                os.replace(fresh, folder)
-            except OSError:
-                if old.exists():
-                    os.replace(old, folder)
-                raise
 
     def _write(self, folder: Path) -> None:
         with open(folder / ITEMS_FILE, "w", encoding="utf-8") as file:

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from .pipeline_catalogue import save_item_ids
 from .pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
-from ..tokenization_itemsent import ItemSentTokenizer
 
 KINDS = ("text", "item", "history")
 
@@ -26,7 +25,7 @@ KINDS = ("text", "item", "history")
 class ItemSentEmbedding(InputModule):
     """Texts, items and histories -> `sentence_embedding` (B, d), one long."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: ItemSentTokenizer):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
         self.pipe = SequentialRecommendationPipeline(model, tokenizer)
         self.model, self.tokenizer = self.pipe.model, tokenizer
@@ -46,7 +45,7 @@ class ItemSentEmbedding(InputModule):
         hub["revision"] = revision or "main"
         # Opened only where code of the checkpoint is trusted: this file is such code.
         model = AutoModel.from_pretrained(model_name_or_path, trust_remote_code=True, **hub)
-        return cls(model, ItemSentTokenizer.from_pretrained(model_name_or_path, **hub))
+        return cls(model, AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=True, **hub))
 
     def preprocess(self, inputs: Sequence[str | Mapping | Sequence[Mapping]], prompt: str | None = None, **kwargs):
         """The inputs by kind; their tokens are cut by the pipeline. Raises ValueError for anything else."""

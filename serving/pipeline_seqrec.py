@@ -12,6 +12,7 @@ or in a history, takes its text vector in their place, which is what learned vec
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,14 +24,12 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from ..modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from .encoding_seqrec import BATCH_TOKENS, encode_histories, encode_items
 from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, Item, hub_options, read_item_ids
-from ..evaluation.ranking import encode_items, token_budget_batches
 
 logger = logging.get_logger(__name__)
 
 EMBEDDING_CLASS = "embedding_seqrec.ItemSentEmbedding"  # for sentence-transformers
-BATCH_TOKENS = 16384
 
 
 class SequentialRecommendationPipeline(CataloguePipeline):
@@ -76,19 +75,15 @@ class SequentialRecommendationPipeline(CataloguePipeline):
 
     def _encode_texts(self, texts: list[list[dict]]) -> Tensor:
         """The text vectors (B, d) of histories, one long."""
-        flat = [item for history in texts for item in history]
-        tokens = self.tokenizer.encode_items(flat)
+        tokens = self.tokenizer.encode_items([item for history in texts for item in history])
         ends = np.cumsum([len(history) for history in texts])
         histories = [np.arange(end - len(history), end) for end, history in zip(ends, texts, strict=True)]
-        lengths = np.array([1 + tokens.lengths[h[-self.tokenizer.max_items :]].sum() for h in histories])
-        vectors = torch.empty(len(texts), self.model.config.vector_size)
-        for rows in token_budget_batches(np.minimum(lengths, self.tokenizer.max_tokens), BATCH_TOKENS):
-            batch = self.tokenizer.batch_histories(tokens, [histories[row] for row in rows]).to(self.device)
-            vectors[rows] = self.model.base_model.embed(**batch).float().cpu()
-        return torch.nn.functional.normalize(vectors, dim=1)
+        # Of a fine-tuned model too it is the encoder alone that reads; what it knows by id is added afterwards.
+        vectors = encode_histories(self.model.base_model, self.tokenizer, tokens, histories, BATCH_TOKENS, False)
+        return torch.nn.functional.normalize(vectors, dim=1).cpu()
 
     def _with_items(self, texts: Tensor, items: list[list[dict]], ids: list[list[str | None]]) -> Tensor:
-        """gate * text + sum_k recency_k * v_k (`Jepa4RecForSequentialRecommendation`): v_k is learned, or the text
+        """gate * text + sum_k recency_k * v_k (`SeqRecForSequentialRecommendation`): v_k is learned, or the text
         vector of an item the model was not trained on."""
         recency = self.model.recency.float().cpu()
         gate = self.model.text_gate.float().cpu() if self.model.config.history_text else 0.0
@@ -112,18 +107,21 @@ class SequentialRecommendationPipeline(CataloguePipeline):
 
 
 def _whole_model(model) -> torch.nn.Module:
-    """The fine-tuned model behind an encoder that was loaded from its checkpoint, else the model itself."""
-    config = model.config
-    fine_tuned = Jepa4RecForSequentialRecommendation.__name__
-    if type(model).__name__ == fine_tuned or fine_tuned not in (getattr(config, "architectures", None) or []):
+    """The fine-tuned model around an encoder that was loaded from its checkpoint, else the model itself.
+
+    Its class lies in the encoder's own module, wherever that came from: the package or the checkpoint.
+    """
+    saved_as = (getattr(model.config, "architectures", None) or [None])[0]
+    whole_class = getattr(sys.modules[type(model).__module__], saved_as or "", type(model))
+    if isinstance(model, whole_class) or not hasattr(whole_class, "item_vectors"):
         return model
-    whole = Jepa4RecForSequentialRecommendation.from_pretrained(config.name_or_path, **hub_options(model))
+    whole = whole_class.from_pretrained(model.config.name_or_path, **hub_options(model))
     return whole.to(model.device, model.dtype)
 
 
 def _known_items(model) -> dict | None:
     """The ids of a fine-tuned model's items, see `read_item_ids`; None for an encoder, which has no item matrix."""
-    if type(model).__name__ != Jepa4RecForSequentialRecommendation.__name__ or not model.config.name_or_path:
+    if not hasattr(model, "item_vectors") or not model.config.name_or_path:
         return None
     known = read_item_ids(model)
     if known is None:

@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
-from jepa4rec.training.recipe import Recipe
 from jepa4rec.studies.studying import METRICS, Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.training.recipe import Recipe
 
 BOTH = ("pretrain", "finetune")
 # What the settings of a variant are called in each pretrain phase.

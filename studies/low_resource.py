@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
-from jepa4rec.training.recipe import Recipe
 from jepa4rec.studies.measuring import baseline_points
 from jepa4rec.studies.studying import METRICS, TEXT_KINDS, Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.training.recipe import Recipe
 
 
 @dataclass(kw_only=True)

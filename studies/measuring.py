@@ -6,11 +6,12 @@ import numpy as np
 from accelerate.utils import set_seed
 
 from jepa4rec.baselines import ItemTransition, Popularity, fit_baseline
+from jepa4rec.evaluation.ranking import rank_split
+from jepa4rec.evaluation.scorers import DualEncoderScorer
 from jepa4rec.hub.opening import open_encoder
-from jepa4rec.evaluation.ranking import DualEncoderScorer, rank_split
-from jepa4rec.training.start import make_starting_checkpoint
 from jepa4rec.studies.studying import Point, Study, Trained
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.start import make_starting_checkpoint
 
 BASELINES = {"popularity": "popularity", "item-transition": "item_transition"}
 

@@ -17,8 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 
+from jepa4rec.evaluation.ranking import rank_targets
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
-from jepa4rec.evaluation.ranking import encode_histories, encode_items, rank_targets
+from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
 from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_main
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer, ItemTokens
 

@@ -8,7 +8,6 @@ share them, an interrupted study goes on where it was, and changed settings neve
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +18,14 @@ import numpy as np
 import pyarrow.parquet as pq
 from transformers import logging as transformers_logging
 
-from jepa4rec.training.run_folder import RunFolder
-from jepa4rec.training.data import RunData, load_run_data
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.evaluation.plots import require_plots
-from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.serving.whole_files_seqrec import written_files
 from jepa4rec.train_accelerate import run
+from jepa4rec.training.data import RunData, load_run_data
+from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
+from jepa4rec.training.run_folder import RunFolder
 
 METRICS = ("ndcg@10", "recall@10", "mrr")
 TEXT_KINDS = ("pretrain", "finetune", "item_description", "sequence_sequence", "sequence_item")  # train text encoders
@@ -205,17 +205,10 @@ def write(study: Study, name: str, title: str, x_label: str, points: Sequence[Po
         "recipe": recipe_to_dict(study.variant()), "settings": vars(study.recipe), **facts, "x": x_label,
         "figures": rows,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
     stem = "-".join([name, *study.dataset_name.split()])
-    partial = {end: out / f".{stem}.{os.getpid()}{end}" for end in (".png", ".json")}
-    try:
-        draw(rows, f"{title}\n{study.dataset_name}", x_label, partial[".png"])
-        partial[".json"].write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        for end, path in partial.items():
-            os.replace(path, out / f"{stem}{end}")
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
+    with written_files(*(out / f"{stem}{end}" for end in (".png", ".json"))) as (picture, of_figures):
+        draw(rows, f"{title}\n{study.dataset_name}", x_label, picture)
+        of_figures.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     print(f"\n{title}: {study.dataset_name}\n\n{table(rows, x_label)}\n\nwrote {out / stem}.json and .png")
     return result
 

@@ -24,7 +24,9 @@ from hub_server import run_client
 
 from jepa4rec import train_accelerate
 from jepa4rec.datasets_builders.contract import load_dataset_dir
-from jepa4rec.training.recipe import PretrainPhase, Recipe, SequencePhase, read_recipe
+from jepa4rec.training.phases.pretrain import PretrainPhase
+from jepa4rec.training.phases.sequence import SequencePhase
+from jepa4rec.training.recipe import Recipe, read_recipe
 
 PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scripts", "studies", "train_accelerate.py")
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}

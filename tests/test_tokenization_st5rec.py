@@ -5,9 +5,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jepa4rec.training.start import train_t5_wordpiece
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from jepa4rec.tokenization_st5rec import TAGS
+from jepa4rec.training.start import train_t5_wordpiece
 
 WORDS = ["<pad>", "</s>", "<unk>", "TITLE:", "DESCRIPTION:", "description", "not", "available.", ",", "tea", "pot"]
 WORDS += ["green", "black", "leaf", "A", "user"]

@@ -1,33 +1,187 @@
-"""From a phase of a recipe to its examples and batches, in a known order that any number of processes share."""
+"""Sequences of item indices -> examples -> optimiser steps, in a known order that any number of processes share.
 
-from collections.abc import Callable, Iterator
+A training example is a prefix of a user's sequence and the item after it. Everything random here depends on (seed,
+epoch, example) alone, never on the worker, the process or the batch an example falls into: a resumed run sees what the
+uninterrupted one would have. That is all that resuming depends on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from ..baselines import SEQUENCE_MODELS
-from ..baselines.scoring import SequenceCollator
-from .examples import FineTuningCollator, LengthGroupedBatchSampler, PrefixDataset, PreTrainingCollator
-from .phases.pair_batches import (
-    ItemDescriptionCollator,
-    SequenceItemCollator,
-    SequenceSequenceCollator,
-    described_items,
-)
-from .data import RunData
-from ..evaluation.ratings import RatedIds, RatingCollator, RatingVectors
-from .recipe import (
-    ItemDescriptionPhase,
-    Phase,
-    PretrainPhase,
-    RatingPhase,
-    Recipe,
-    SequenceItemPhase,
-    SequencePhase,
-    SequenceSequencePhase,
-)
-from ..tokenization_itemsent import ItemSentTokenizer
+from ..tokenization_itemsent import ItemTokens
+
+DRAWN_MODES = ("random", "late")  # prefixes that are drawn anew each epoch
+# Independent random numbers under one seed.
+PREFIX_STREAM, SHUFFLE_STREAM, MASK_STREAM, AUGMENTATION_STREAM = range(4)
+
+
+class Example(NamedTuple):
+    history: np.ndarray  # item indices, oldest first
+    target: int  # index of the next item
+    index: int  # of the example in its dataset, with the epoch the key of its randomness
+    epoch: int
+
+
+# ---- examples
+
+
+def prefix_examples(
+    lengths: np.ndarray, mode: str = "all", min_history: int = 1, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which prefixes of sequences with `lengths` items are examples: (sequence, position of the target), int32 each.
+
+    Args:
+        mode: "all" prefixes with at least `min_history` items before the target; one of them per sequence, "random"
+            (RecFormer's fine-tuning) or "late", from the sequence's later half (its pre-training), which need `rng`;
+            or the "last".
+    """
+    usable = np.flatnonzero(lengths > min_history)
+    if mode == "all":
+        counts = lengths[usable] - min_history
+        starts = np.cumsum(counts) - counts
+        positions = np.arange(counts.sum()) - np.repeat(starts, counts) + min_history
+        return np.repeat(usable, counts).astype(np.int32), positions.astype(np.int32)
+    if mode in DRAWN_MODES:
+        first = np.maximum(min_history, (lengths[usable] - 1) // 2) if mode == "late" else min_history
+        return usable.astype(np.int32), rng.integers(first, lengths[usable]).astype(np.int32)
+    if mode == "last":
+        return usable.astype(np.int32), (lengths[usable] - 1).astype(np.int32)
+    raise ValueError(f"unknown prefix mode {mode!r}: use 'all', 'random', 'late' or 'last'")
+
+
+class PrefixDataset(Dataset):
+    """Prefixes of training sequences as `Example`s, stored as two integers each.
+
+    `set_epoch` is the one clock of a training run: the random prefixes, the masks and the order of the batches
+    (`LengthGroupedBatchSampler`) follow it. Workers of a loader see it too (shared memory).
+
+    Args:
+        sequences: item indices of every user, oldest first.
+        mode, min_history: see `prefix_examples`.
+        max_history: items of a history that are handed out, the most recent ones.
+
+    Raises:
+        ValueError: no sequence is long enough for an example.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[np.ndarray],
+        mode: str = "all",
+        min_history: int = 1,
+        max_history: int = 50,
+        seed: int = 0,
+    ):
+        if min_history < 0:
+            raise ValueError(f"min_history is {min_history}: it counts the items before the target")
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        if not (lengths > min_history).any():
+            raise ValueError(f"no training sequence has {min_history + 1} items: there is nothing to train on")
+        self.items = np.concatenate(sequences).astype(np.int32)
+        self.lengths = lengths
+        self.starts = np.cumsum(lengths) - lengths
+        self.mode, self.min_history, self.max_history, self.seed = mode, min_history, max_history, seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._drawn_epoch = 0
+        self._examples = self._draw()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    @property
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """(sequence, position of the target) of every example in this epoch."""
+        if self.mode in DRAWN_MODES and self._drawn_epoch != self.epoch:
+            self._drawn_epoch = self.epoch
+            self._examples = self._draw()
+        return self._examples
+
+    def _draw(self) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng((PREFIX_STREAM, self.seed, self._drawn_epoch))
+        return prefix_examples(self.lengths, self.mode, self.min_history, rng)
+
+    def __len__(self) -> int:
+        return len(self._examples[0])
+
+    def __getitem__(self, index: int) -> Example:
+        sequences, positions = self.examples
+        start = self.starts[sequences[index]]
+        end = start + positions[index]
+        history = self.items[max(start, end - self.max_history) : end]
+        return Example(history, int(self.items[end]), int(index), self.epoch)
+
+    def token_lengths(self, item_tokens: ItemTokens | None, max_items: int, max_tokens: int) -> np.ndarray:
+        """Tokens of every example's history with its CLS, (n,) int64; nothing is materialised.
+
+        Without `item_tokens` an item counts as one token.
+        """
+        sequences, positions = self.examples
+        starts = self.starts[sequences]
+        ends = starts + positions
+        tokens = np.ones(len(self.items), np.int64) if item_tokens is None else item_tokens.lengths[self.items]
+        before = np.concatenate([[0], np.cumsum(tokens)])
+        read = min(max_items, self.max_history)
+        return np.minimum(1 + before[ends] - before[np.maximum(starts, ends - read)], max_tokens)
+
+
+# ---- order
+
+
+class LengthGroupedBatchSampler:
+    """Batches of fixed size whose histories have similar lengths in tokens, in an order fixed by (seed, epoch).
+
+    The epoch's examples are shuffled and cut into pools; each pool is sorted by length and cut into batches; the
+    batches are shuffled. The epoch is the dataset's, so there is nothing else to set. Examples that do not fill a
+    batch are left out, others in each epoch.
+
+    Args:
+        pool_batches: batches in a pool; more means less padding and less mixing.
+
+    Raises:
+        ValueError: the examples do not fill one batch.
+    """
+
+    def __init__(
+        self,
+        dataset: PrefixDataset,
+        item_tokens: ItemTokens | None,
+        batch_size: int,
+        max_items: int = 50,
+        max_tokens: int = 1024,
+        pool_batches: int = 64,
+        seed: int = 0,
+    ):
+        self.dataset, self.item_tokens = dataset, item_tokens
+        self.max_items, self.max_tokens = max_items, max_tokens
+        self.batch_size, self.pool_batches, self.seed = batch_size, pool_batches, seed
+        if len(dataset) < batch_size:
+            raise ValueError(f"{len(dataset)} examples do not fill one batch of {batch_size}: use a smaller batch")
+
+    def __len__(self) -> int:
+        return len(self.dataset) // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng((SHUFFLE_STREAM, self.seed, self.dataset.epoch))
+        order = rng.permutation(len(self.dataset))[: len(self) * self.batch_size]
+        for batch in rng.permutation(self._grouped(order)):
+            yield batch.tolist()
+
+    def _grouped(self, order: np.ndarray) -> np.ndarray:
+        """Batches of similar lengths, (batches, batch_size)."""
+        lengths = self.dataset.token_lengths(self.item_tokens, self.max_items, self.max_tokens)[order]
+        pools = np.arange(len(order)) // (self.pool_batches * self.batch_size)
+        return order[np.lexsort((lengths, pools))].reshape(-1, self.batch_size)
+
+
+# ---- steps
 
 
 class Batches:
@@ -63,101 +217,3 @@ class Batches:
     def _shares(self, batch: list[int]) -> list[list[int]]:
         """This process's examples of each slice of a batch."""
         return [batch[start :: self.slices][self.process :: self.processes] for start in range(self.slices)]
-
-
-def make_batches(
-    recipe: Recipe,
-    phase: Phase,
-    data: RunData,
-    tokenizer: ItemSentTokenizer | None,
-    process: int = 0,
-    processes: int = 1,
-    ratings: RatingVectors | RatedIds | None = None,
-) -> Batches:
-    """The batches of a phase as process `process` of `processes` sees them; a rating phase is given its tasks."""
-    if isinstance(phase, SequencePhase):
-        return _sequence_batches(recipe, phase, data, process, processes)
-    if isinstance(phase, RatingPhase):
-        examples = make_examples(recipe, phase, data, 1)
-        sampler = LengthGroupedBatchSampler(examples, None, phase.batch_size, drop_last=True, seed=recipe.run.seed)
-        collate = RatingCollator(ratings.part("train"))
-        return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
-    item_tokens = data.item_tokens(tokenizer, phase.kind)
-    dataset = make_examples(recipe, phase, data, max(tokenizer.max_items, getattr(phase, "history_items", 0)))
-    sampler = LengthGroupedBatchSampler(
-        dataset,
-        item_tokens,
-        phase.batch_size,
-        max_items=tokenizer.max_items,
-        max_tokens=tokenizer.max_tokens,
-        drop_last=True,
-        seed=recipe.run.seed,
-    )
-    collate = make_collator(recipe, phase, data, tokenizer)
-    return Batches(sampler, collate, phase.gradient_accumulation, process, processes)
-
-
-def make_collator(recipe: Recipe, phase: Phase, data: RunData, tokenizer: ItemSentTokenizer) -> Callable:
-    """What makes batches of a phase's examples."""
-    item_tokens, seed = data.item_tokens(tokenizer, phase.kind), recipe.run.seed
-    if isinstance(phase, PretrainPhase):
-        rates = (phase.history_mask_rate, phase.next_mask_rate)
-        clean = phase.objective.contrastive_history == "clean"
-        options = {"seed": seed, "clean_history": clean, "mask_unit": phase.mask_unit}
-        return PreTrainingCollator(tokenizer, item_tokens, *rates, **options)
-    if isinstance(phase, ItemDescriptionPhase):
-        texts = data.corpora[phase.kind].texts
-        return ItemDescriptionCollator(tokenizer, texts, phase.description, described_items(texts, phase.description))
-    if isinstance(phase, SequenceSequencePhase):
-        return SequenceSequenceCollator(tokenizer, item_tokens, phase.ratios, seed)
-    if isinstance(phase, SequenceItemPhase):
-        return SequenceItemCollator(tokenizer, item_tokens)
-    return FineTuningCollator(tokenizer, item_tokens, phase.history_items)
-
-
-def _sequence_batches(recipe: Recipe, phase: SequencePhase, data: RunData, process: int, processes: int) -> Batches:
-    config_class, overrides = SEQUENCE_MODELS[recipe.model.baseline].config_class, recipe.model.config
-    max_length = overrides.get("max_length", config_class.max_length)
-    dataset = make_examples(recipe, phase, data, max_length)
-    sampler = LengthGroupedBatchSampler(
-        dataset, None, phase.batch_size, max_items=max_length, drop_last=True, seed=recipe.run.seed
-    )
-    return Batches(sampler, SequenceCollator(), phase.gradient_accumulation, process, processes)
-
-
-def make_examples(recipe: Recipe, phase: Phase, data: RunData, max_history: int) -> PrefixDataset:
-    """The training examples of a phase.
-
-    Raises ValueError when its data hold none.
-    """
-    seed = recipe.run.seed
-    if isinstance(phase, ItemDescriptionPhase):
-        items = described_items(data.corpora[phase.kind].texts, phase.description)
-        if not len(items):
-            raise ValueError(
-                f"no item has both a title and one of the attributes {', '.join(phase.description)}, which the phase "
-                "item_description needs: name others in its description, or leave the phase out"
-            )
-        return PrefixDataset(np.repeat(items, 2).reshape(-1, 2), "last", seed=seed)  # the item, "after" itself
-    if isinstance(phase, RatingPhase):
-        histories = data.ratings["train"].histories  # a baseline of ids does not read them, so it learns from all
-        tasks = len(histories) if recipe.model.baseline else sum(len(history) > 0 for history in histories)
-        return PrefixDataset(np.repeat(np.arange(tasks), 2).reshape(-1, 2), "last", seed=seed)
-    sequences = data.corpora[phase.kind].sequences
-    return PrefixDataset(sequences, phase.prefixes, phase.min_history, max_history, seed)
-
-
-def check_phases(recipe: Recipe, data: RunData, processes: int) -> None:
-    """Raise ValueError when a phase's batches do not fit its data or the processes, before anything is trained."""
-    for index, phase in enumerate(recipe.phases):
-        examples, share = len(make_examples(recipe, phase, data, 1)), processes * phase.gradient_accumulation
-        if examples < phase.batch_size:
-            raise ValueError(
-                f"phases.{index}.batch_size is {phase.batch_size}, but there are only {examples} training examples: "
-                "lower it"
-            )
-        if phase.batch_size % share:
-            raise ValueError(
-                f"phases.{index}.batch_size {phase.batch_size} does not divide into {processes} process(es) × "
-                f"{phase.gradient_accumulation} slices: choose a multiple of {share}"
-            )

@@ -1,30 +1,66 @@
-"""From a recipe to the data of a run: datasets built or read, their split, and what each kind of phase learns from."""
+"""The data of a run: what a recipe says of it, datasets built or read, their split, and what phases learn from."""
+
+from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal
 
 import datasets as hf_datasets
 import numpy as np
 import torch
 
-from . import datasets_builders
+from .. import datasets_builders
 from ..datasets_builders.contract import (
+    PROTOCOLS,
     SeqRecDataset,
     Split,
     Splits,
-    absolute_timestamp,
-    leave_one_out,
     load_dataset_dir,
     save_dataset,
 )
 from ..evaluation.ratings import RatingTasks, rating_tasks
-from .recipe import DataRecipe, DatasetRecipe
 from ..tokenization_itemsent import ItemSentTokenizer, ItemTokens
 
-SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
+
+@dataclass(kw_only=True)
+class DatasetRecipe:
+    """One dataset: a builder by `name` with its `config`, `data_files` and `options`, or a built folder in `dir`.
+
+    `users` keeps the training sequences of the first n users only; validation and test always keep all users. `part`
+    "train" leaves out each user's last two items, "all" takes whole sequences (for domains that are never tested).
+    """
+
+    name: str | None = None
+    config: str | None = None
+    data_files: str | list[str] | dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    dir: str | None = None
+    users: int | None = None
+    part: Literal["train", "all"] = "train"
+
+    def __post_init__(self):
+        if (self.name is None) == (self.dir is None):
+            raise ValueError(
+                "a dataset is named either by name (a builder) or by dir (a built folder), not both or none"
+            )
+
+
+@dataclass(kw_only=True)
+class DataRecipe(DatasetRecipe):
+    """The dataset the run is measured on, and how it is split.
+
+    `pretrain` lists the datasets that phases of pretrain, item_description, sequence_sequence and sequence_item read;
+    without any they read this one's training part. Built datasets are kept in `cache_dir` (None: beside the Hub's
+    caches).
+    """
+
+    split: Literal["leave_one_out", "absolute_timestamp"] = "leave_one_out"
+    pretrain: list[DatasetRecipe] = field(default_factory=list)
+    cache_dir: str | None = None
 
 
 def open_dataset(recipe: DatasetRecipe, cache_dir: str | None) -> SeqRecDataset:
@@ -76,11 +112,12 @@ class Corpus:
 
 @dataclass
 class RunData:
-    """The datasets of one run: the one it is measured on, its split, and what each kind of phase learns from."""
+    """The datasets of one run: the one it is measured on, its split, and what its phases learn from."""
 
     dataset: SeqRecDataset
     splits: Splits
-    corpora: dict[str, Corpus]  # by kind of phase
+    own: Corpus  # its texts and training sequences
+    read: Corpus  # what pre-training learns from: the datasets of `data.pretrain`, else the run's own
     protocol: str = "leave_one_out"
     train_users: int | None = None
     _item_tokens: dict = field(default_factory=dict)
@@ -97,12 +134,12 @@ class RunData:
     def seen_items(self) -> torch.Tensor:
         """Which items occur in a training sequence, bool (num_items,)."""
         seen = torch.zeros(self.num_items, dtype=torch.bool)
-        seen[torch.from_numpy(np.concatenate(self.corpora["finetune"].sequences).astype(np.int64))] = True
+        seen[torch.from_numpy(np.concatenate(self.own.sequences).astype(np.int64))] = True
         return seen
 
-    def item_tokens(self, tokenizer: ItemSentTokenizer, kind: str) -> ItemTokens:
-        """The catalogue of a kind of phase as tokens; encoded once for all tokenizers that cut items alike."""
-        texts = self.corpora[kind].texts
+    def item_tokens(self, tokenizer: ItemSentTokenizer, corpus: Corpus) -> ItemTokens:
+        """A corpus' catalogue as tokens; encoded once for all tokenizers that cut items alike."""
+        texts = corpus.texts
         limits = {name: value for name, value in tokenizer.settings.items() if name != "max_items"}
         key = (id(texts), json.dumps(limits, sort_keys=True))
         if key not in self._item_tokens:
@@ -117,7 +154,7 @@ def load_run_data(recipe: DataRecipe) -> RunData:
         ValueError: no user is left to test on.
     """
     dataset = open_dataset(recipe, recipe.cache_dir)
-    splits = SPLITS[recipe.split](dataset.sequences)
+    splits = PROTOCOLS[recipe.split](dataset.sequences)
     if not len(splits.test.targets) or not len(splits.validation.targets):
         raise ValueError(
             f"{recipe.name or recipe.dir}: no user is left to validate and test on after the {recipe.split} split; "
@@ -126,14 +163,12 @@ def load_run_data(recipe: DataRecipe) -> RunData:
     splits = splits._replace(train=splits.train[: recipe.users])
     own = Corpus(dataset.item_texts(), splits.train)
     parts = [_training_part(part, recipe) for part in recipe.pretrain]
-    read = _concatenate(parts) if parts else own
-    corpora = {kind: read for kind in ("pretrain", "item_description", "sequence_sequence", "sequence_item")}
-    return RunData(dataset, splits, {**corpora, "finetune": own, "sequence": own}, recipe.split, recipe.users)
+    return RunData(dataset, splits, own, _concatenate(parts) if parts else own, recipe.split, recipe.users)
 
 
 def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
     dataset = open_dataset(recipe, run.cache_dir)
-    sequences = dataset.histories() if recipe.part == "all" else SPLITS[run.split](dataset.sequences).train
+    sequences = dataset.histories() if recipe.part == "all" else PROTOCOLS[run.split](dataset.sequences).train
     return Corpus(dataset.item_texts(), sequences[: recipe.users])
 
 

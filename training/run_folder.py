@@ -19,8 +19,6 @@ A run's folder:
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +27,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
+from ..serving.whole_files_seqrec import replace_folder, restore_folder, write_json, written_folder
 from .recipe import Recipe, recipe_to_dict
 
 # Settings that may differ between the interrupted run and the one that resumes it: they do not change what is learned.
@@ -43,56 +42,6 @@ FREE_TO_CHANGE = (
     "save_every",
     "telemetry_every",
 )
-
-
-@contextmanager
-def written_folder(target: Path) -> Iterator[Path]:
-    """Gives an empty folder to write into; it takes the place of `target` when the block ends without an error.
-
-    With an error (disk full, say) the half-written folder is removed and `target` stays as it was.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    restore_folder(target)
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    try:
-        yield fresh
-        _to_disk(fresh)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    # A folder cannot be replaced in one call; restore_folder mends a kill between these two.
-    if target.exists():
-        os.replace(target, old)
-    os.replace(fresh, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def restore_folder(target: Path) -> None:
-    """Undo a swap interrupted half way: the old folder gets its name back, or goes where the new one stands."""
-    old = target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():
-        os.replace(old, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON beside `path`, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
-
-
-def _to_disk(folder: Path) -> None:
-    """Ask the system to really write the files, so that a rename never outlives its content in a power cut."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
 
 
 class PhaseEnd(NamedTuple):
@@ -268,9 +217,7 @@ def _save_state_together(accelerator, target: Path, progress: Progress) -> None:
     _write_state(accelerator, fresh, progress)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _to_disk(fresh)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(fresh, target)
+        replace_folder(fresh, target)
 
 
 def _write_state(accelerator, folder: Path, progress: Progress) -> None:

@@ -1,7 +1,5 @@
 """From a recipe to the model and tokenizer a run starts from, and from one phase's weights to the next one's model."""
 
-import difflib
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,35 +10,20 @@ from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from ..baselines import BASELINE_MODELS, COUNTED_MODELS, RATING_MODELS, fit_baseline
-from ..baselines.item_sequences import ItemSequenceModel
-from ..baselines.pmf import Pmf
-from ..baselines.rating_mean import RatingMean
+from ..baselines import BASELINE_MODELS, fit_baseline
 from ..configuration_jepa4rec import Jepa4RecConfig
-from ..configuration_st5rec import St5RecConfig
-from ..hub.opening import ENCODERS, open_encoder
-from .data import RunData
-from ..modeling_jepa4rec import (
-    Jepa4RecForPreTraining,
-    Jepa4RecForSequentialRecommendation,
-    Jepa4RecModel,
-    SeqRecPreTrainedModel,
-)
-from ..modeling_st5rec import St5RecModel
-from .phases.pairs import SentencePairModel
-from ..evaluation.ranking import encode_items
-from ..evaluation.ratings import RatingModel
-from .recipe import (
-    FinetunePhase,
-    ModelRecipe,
-    PairPhase,
-    Phase,
-    PretrainPhase,
-    RatingPhase,
-    Recipe,
-)
+from ..hub.importing import import_checkpoint
+from ..hub.opening import ENCODERS, encoder_class, open_encoder, pretraining_class, read_config
+from ..modeling_jepa4rec import Jepa4RecModel
+from ..modeling_seqrec import SeqRecPreTrainedModel
+from ..modeling_st5rec import St5RecConfig, St5RecModel
+from ..serving.encoding_seqrec import encode_items
 from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from ..tokenization_st5rec import FIXED_TEXTS, TAGS
+from .data import RunData
+from .phases import Phase
+from .recipe import ModelRecipe, Recipe
+from .typed_yaml import nearest
 
 COUNTED_FIELDS = ("num_items", "num_users", "num_pairs", "mean", "lowest", "highest", "catalogue_fingerprint")
 TOKENIZER_SETTINGS = (
@@ -65,24 +48,10 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
     """
     if recipe.model.baseline:
         return make_baseline(recipe, data), None
-    config_class = _config_class(recipe.model)
-    check_config_overrides(recipe.model.config, config_class)
-    for index, phase in enumerate(recipe.phases):
-        if config_class is St5RecConfig and isinstance(phase, PretrainPhase | FinetunePhase):
-            raise ValueError(
-                f"phases.{index} is of kind {phase.kind}, which trains JEPA4Rec's encoders; a Sentence-T5 learns by "
-                "item_description, sequence_sequence and sequence_item"
-            )
     if recipe.model.init == "scratch":
+        check_config_overrides(recipe.model.config, ENCODERS[recipe.model.family].config_class)
         return _from_scratch(recipe, data)
     return _from_checkpoint(recipe)
-
-
-def _config_class(recipe: ModelRecipe) -> type[PretrainedConfig]:
-    """What the starting model is configured by."""
-    if recipe.init == "scratch":
-        return ENCODERS[recipe.family].config_class
-    return St5RecConfig if _read_config(recipe.init).get("model_type") in ("t5", "st5rec") else Jepa4RecConfig
 
 
 def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrainedModel:
@@ -93,15 +62,15 @@ def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrai
     """
     model_class = BASELINE_MODELS[recipe.model.baseline]
     check_config_overrides(recipe.model.config, model_class.config_class)
-    if recipe.model.baseline in COUNTED_MODELS | RATING_MODELS:
+    if model_class.trained_by != "sequence":
         return _counted(recipe, data, split)
     shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
-    if recipe.model.baseline != "unisrec":
+    if not model_class.reads_texts:
         return model_class(_config(model_class, shape))
-    text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[FinetunePhase(kind="finetune")])
+    text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[])
     encoder, tokenizer = make_starting_checkpoint(text_recipe, data)
-    item_tokens = data.item_tokens(tokenizer, "sequence")
-    texts = encode_items(encoder, tokenizer, item_tokens, recipe.evaluation.batch_tokens, progress=False)
+    item_tokens = data.item_tokens(tokenizer, data.own)
+    texts = encode_items(encoder, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
     model = model_class(_config(model_class, {**shape, "text_size": texts.shape[1]}))
     model.set_text_vectors(texts)
     return model
@@ -113,22 +82,20 @@ def _counted(recipe: Recipe, data: RunData, split: str) -> PreTrainedModel:
     for field in COUNTED_FIELDS:
         if field in settings:
             raise ValueError(f"model.config.{field} is counted from the data: leave it out")
-    if name in COUNTED_MODELS:
+    model_class = BASELINE_MODELS[name]
+    if not model_class.predicts_ratings:
         with _one_sentence():
             model = fit_baseline(name, data.splits, split, data.num_items, **settings)
     else:
         users, items, ratings = (torch.from_numpy(values) for values in data.ratings["train"][:3])
         sizes = {"num_users": data.dataset.num_users, "num_items": data.num_items}
-        if name == "rating_mean":
-            with torch.no_grad():
-                model = RatingMean.fit(users, items, ratings, **sizes, **settings)
-        else:
-            model = Pmf.for_ratings(ratings, **sizes, **settings)
+        with torch.no_grad():
+            model = model_class.start(users, items, ratings, **sizes, **settings)
     model.config.catalogue_fingerprint = data.dataset.fingerprint
     return model
 
 
-def _config(model_class: type[ItemSequenceModel], shape: dict) -> PretrainedConfig:
+def _config(model_class: type[PreTrainedModel], shape: dict) -> PretrainedConfig:
     with _one_sentence():
         return model_class.config_class(**shape)
 
@@ -148,15 +115,13 @@ def check_config_overrides(overrides: dict, config_class: type) -> None:
     known = [name for c in own for name in vars(c).get("__annotations__", ())]
     for name in overrides:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise ValueError(f"model.config.{name}: {config_class.__name__} has no such field; {hint}")
+            raise ValueError(f"model.config.{name}: {config_class.__name__} has no such field{nearest(name, known)}")
 
 
 def _from_scratch(recipe: Recipe, data: RunData) -> tuple[SeqRecPreTrainedModel, ItemSentTokenizer]:
     """Random weights and a vocabulary learned from the texts of all the run's items."""
-    corpora = {id(corpus): corpus for corpus in data.corpora.values()}
-    items = [item for corpus in corpora.values() for item in corpus.texts]
+    corpora = [data.read] if data.read is data.own else [data.read, data.own]
+    items = [item for corpus in corpora for item in corpus.texts]
     words = [text for item in items for pair in item.items() for text in pair]
     if recipe.model.family == "st5rec":
         vocabulary = train_t5_wordpiece([*words, *FIXED_TEXTS], recipe.tokenizer.vocab_size)
@@ -220,71 +185,41 @@ def _settings(recipe: Recipe) -> dict:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _from_checkpoint(recipe: Recipe) -> tuple[torch.nn.Module, ItemSentTokenizer]:
+def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTokenizer]:
     """A checkpoint of ours as it is (of a fine-tuned one the encoder), any other encoder converted in memory."""
     init, overrides = recipe.model.init, recipe.model.config
-    config = _read_config(init)
+    config = _config_of(init)
     if config.get("model_type") in ENCODERS:
-        pretraining = "Jepa4RecForPreTraining" in (config.get("architectures") or [])
-        model = (Jepa4RecForPreTraining.from_pretrained if pretraining else open_encoder)(init, **overrides)
+        check_config_overrides(overrides, encoder_class(init).config_class)
+        whole = pretraining_class(init)
+        pretraining = whole.__name__ in (config.get("architectures") or [])
+        model = (whole.from_pretrained if pretraining else open_encoder)(init, **overrides)
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
-    from ..scripts.import_checkpoint import import_checkpoint  # the road from other families, not needed by most runs
-
     model, tokenizer = import_checkpoint(init, **overrides)
     return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
 
 
-def _read_config(init: str) -> dict:
+def _config_of(init: str) -> dict:
     """The checkpoint's config.json; empty where there is none, which the importer knows to explain."""
     try:
-        return PretrainedConfig.get_config_dict(init)[0]
+        return read_config(init)
     except (OSError, ValueError):
         return {}
 
 
-def open_phase_tokenizer(recipe: Recipe, start: Path, phase: Phase | None) -> ItemSentTokenizer | None:
+def open_tokenizer(recipe: Recipe, start: Path, phase: Phase | None) -> ItemSentTokenizer | None:
     """The run's tokenizer with the phase's `max_items`; none for a baseline."""
     if recipe.model.baseline:
         return None
     tokenizer = ItemSentTokenizer.from_pretrained(start)
-    return (
-        tokenizer
-        if phase is None or phase.max_items is None
-        else ItemSentTokenizer.wrap(tokenizer, max_items=phase.max_items)
-    )
+    if phase is None or phase.max_items is None:
+        return tokenizer
+    return ItemSentTokenizer.wrap(tokenizer, max_items=phase.max_items)
 
 
-def open_phase_model(source: Path, phase: Phase | None, data: RunData) -> torch.nn.Module:
-    """The model of a phase with the weights of the phase before; heads that were not there yet are new.
-
-    A new target encoder is a copy of the context encoder. Without a phase, the encoder or the baseline as it is.
-    """
-    kind = _read_config(str(source))["model_type"]
-    if kind in BASELINE_MODELS:
-        return BASELINE_MODELS[kind].from_pretrained(source)
-    if phase is None:
-        return open_encoder(source)
-    if isinstance(phase, PairPhase):
-        model = SentencePairModel.from_encoder(source)
-        model.cache_chunk = phase.cache_chunk
-    elif isinstance(phase, RatingPhase):
-        mean = float(data.ratings["train"].ratings.mean())
-        return RatingModel.from_encoder(source, hidden_size=phase.hidden_size, dropout=phase.dropout, mean=mean)
-    elif isinstance(phase, PretrainPhase):
-        model = Jepa4RecForPreTraining.from_pretrained(source)
-    else:
-        shape = {
-            "num_items": data.num_items,
-            "history_items": phase.history_items,
-            "history_text": phase.history_text,
-            "catalogue_fingerprint": data.dataset.fingerprint,
-        }
-        model = Jepa4RecForSequentialRecommendation.from_pretrained(source, **shape)
-        model.mark_seen_items(data.seen_items())
-        if not phase.history_text:
-            model.jepa4rec.requires_grad_(False)
-            model.log_text_gate.requires_grad_(False)
-        if phase.text_gate is not None and phase.history_items:
-            torch.nn.init.constant_(model.log_text_gate, math.log(phase.text_gate))
-    model.objective = phase.objective
-    return model
+def open_model(source: Path, phase: Phase | None, data: RunData) -> torch.nn.Module:
+    """The model of a phase with the weights of the phase before; without a phase, the encoder or baseline as it is."""
+    if phase is not None:
+        return phase.open_model(source, data)
+    kind = read_config(source)["model_type"]
+    return BASELINE_MODELS[kind].from_pretrained(source) if kind in BASELINE_MODELS else open_encoder(source)

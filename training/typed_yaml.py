@@ -97,7 +97,7 @@ class _Reader:
         known = {f.name: f for f in fields(cls) if f.init}
         for key in value:
             if key not in known:
-                raise self.error(_join(where, key), f"unknown key{_nearest(str(key), known)}")
+                raise self.error(_join(where, key), f"unknown key{nearest(str(key), known)}")
         for name, f in known.items():
             if name not in value and f.default is MISSING and f.default_factory is MISSING:
                 raise self.error(_join(where, name), "this key is required")
@@ -183,7 +183,7 @@ def _float_hint(cls: type, value: Any) -> str:
     )
 
 
-def _nearest(key: str, known: Any) -> str:
+def nearest(key: str, known: Any) -> str:
     match = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f"; did you mean {match[0]}?" if match else f"; known keys are {', '.join(known)}"
 

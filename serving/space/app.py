@@ -1,6 +1,6 @@
 """A page to try a checkpoint on: pick a history, see what is recommended and why, wish, reveal, bring a catalogue.
 
-    python spaces/recommender/app.py --checkpoint runs/quickstart --catalogue data/toy_shop
+    python serving/space/app.py --checkpoint runs/quickstart --catalogue data/toy_shop
 
 Without arguments the environment says what is shown, as on a Space: SEQREC_CHECKPOINT, SEQREC_REVISION and
 SEQREC_CATALOGUE. Of the project this folder needs nothing but a checkpoint, which brings its own code.

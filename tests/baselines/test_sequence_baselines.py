@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 import train_accelerate
 from jepa4rec.baselines import SEQUENCE_MODELS
 from jepa4rec.baselines.item_sequences import full_softmax, pad_sequences
-from jepa4rec.baselines.scoring import SequenceCollator, SequenceScorer
-from jepa4rec.training.examples import Example
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
-from jepa4rec.training.recipe import read_recipe
+from jepa4rec.evaluation.scorers import SequenceScorer
 from jepa4rec.scripts import push_to_hub
+from jepa4rec.training.batches import Example
+from jepa4rec.training.phases.sequence import SequenceCollator
+from jepa4rec.training.recipe import read_recipe
 from tests.conftest import TINY_ITEMS, WITHOUT_PACKAGE
 
 ROOT = Path(__file__).resolve().parent.parent

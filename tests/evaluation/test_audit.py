@@ -5,14 +5,15 @@ import json
 import pyarrow as pa
 import pytest
 
-from jepa4rec.evaluation.audit import FIGURES, KEY_FIGURES, PROTOCOLS, audit, figure_rows, lay_flat, percent
 from jepa4rec.datasets_builders import build
 from jepa4rec.datasets_builders.contract import (
     AMAZON_2023_TEST_START,
     AMAZON_2023_VALIDATION_START,
+    PROTOCOLS,
     make_dataset,
     save_dataset,
 )
+from jepa4rec.evaluation.audit import FIGURES, KEY_FIGURES, audit, figure_rows, lay_flat, percent
 from jepa4rec.scripts import audit_dataset
 
 ITEMS = {"item_id": ["a", "b", "c", "d"], "title": ["Tea", "Tea", "Cup", "Pot"], "brand": ["X", "X", "X", None]}

@@ -9,18 +9,16 @@ from torch import nn
 
 from jepa4rec import ranking_seqrec
 from jepa4rec.evaluation.ranking import (
-    DualEncoderScorer,
     ItemIndex,
-    encode_histories,
-    encode_items,
     find_repeated_rows,
     rank_scores,
     rank_split,
     rank_split_both_ways,
     rank_targets,
-    token_budget_batches,
     top_k,
 )
+from jepa4rec.evaluation.scorers import DualEncoderScorer
+from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items, token_budget_batches
 
 INF = float("inf")
 

@@ -13,9 +13,9 @@ from conftest import TINY_ITEMS
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.scripts import export_checkpoint
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
-from jepa4rec.scripts import export_checkpoint
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 # Items the model was trained on (by id), a stranger with a known text, and one of a single word.

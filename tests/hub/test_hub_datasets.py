@@ -10,7 +10,7 @@ from hub_server import HubServer, run_client
 from huggingface_hub import DatasetCard
 
 from jepa4rec.datasets_builders import load_dataset_dir
-from jepa4rec.hub.publishing import check_licence, dataset_card
+from jepa4rec.model_cards.dataset_card import check_licence, dataset_card
 from jepa4rec.scripts import build_dataset
 
 TOY = ["toy_shop", "--option", "shoppers=40", "--out"]

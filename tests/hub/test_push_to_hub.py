@@ -13,10 +13,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from jepa4rec.baselines.sasrec import SasRec, SasRecConfig
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation
+from jepa4rec.scripts import push_to_hub
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
-from jepa4rec.scripts import push_to_hub
 
 
 @pytest.fixture(scope="module")

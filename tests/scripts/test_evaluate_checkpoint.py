@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jepa4rec.baselines.sasrec import SasRec
-from jepa4rec.baselines.scoring import SequenceScorer
 from jepa4rec.datasets_builders import contract
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.ranking import rank_scores
+from jepa4rec.evaluation.scorers import SequenceScorer
 from jepa4rec.modeling_jepa4rec import (
     Jepa4RecForPreTraining,
     Jepa4RecForSequentialRecommendation,
     Jepa4RecModel,
 )
-from jepa4rec.evaluation.ranking import rank_scores
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "evaluate_checkpoint.py"
 HISTORIES = [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11, 4], [1, 0, 1], [2, 3, 2, 3, 0]]

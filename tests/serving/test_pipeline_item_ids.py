@@ -7,16 +7,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.test_sequence_baselines import NAMES, make_model
 from transformers import pipeline
 
 from jepa4rec.baselines import SEQUENCE_MODELS
-from jepa4rec.baselines.scoring import SequenceScorer
+from jepa4rec.evaluation.scorers import SequenceScorer
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.serving.pipeline_catalogue import IDS_FILE, TASK, save_item_ids
 from jepa4rec.serving.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from tests.conftest import WITHOUT_PACKAGE
-from tests.test_sequence_baselines import NAMES, make_model
 
 IDS = [f"sku-{row}" for row in range(12)]
 COUNTS = [float(row % 5) for row in range(12)]

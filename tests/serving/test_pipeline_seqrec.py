@@ -12,10 +12,11 @@ import torch
 from conftest import TINY_ITEMS, WITHOUT_PACKAGE
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
+from jepa4rec.evaluation.ranking import top_k
+from jepa4rec.evaluation.scorers import DualEncoderScorer
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.serving.pipeline_catalogue import TASK, save_item_ids
 from jepa4rec.serving.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
-from jepa4rec.evaluation.ranking import DualEncoderScorer, top_k
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 IDS = [f"p{n}" for n in range(12)]

@@ -34,7 +34,7 @@ from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from reading import add_catalogue, open_checkpoint, read_csv, read_dataset
 from recommender import NO_WISH, Recommender, Wish, mixed, ranks, standard
 
-APP = ROOT / "spaces" / "recommender"
+APP = ROOT / "serving" / "space"
 CHROMIUM = shutil.which("chromium")
 ITEMS = [{"item_id": f"p{place}", **item} for place, item in enumerate(TINY_ITEMS)]
 HISTORIES = [[0, 3, 8, 11], [1, 2, 4], [5, 6, 7], [0, 1, 2], [9, 8]]

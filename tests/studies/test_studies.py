@@ -11,7 +11,6 @@ import yaml
 from jepa4rec.datasets_builders.contract import Split, load_dataset_dir, make_dataset, save_dataset
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
-from jepa4rec.training.recipe import read_recipe
 from jepa4rec.studies import (
     ablations,
     cold_items,
@@ -25,6 +24,7 @@ from jepa4rec.studies import (
 )
 from jepa4rec.studies.studying import RECIPES, StudyRecipe
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.recipe import read_recipe
 from tests.conftest import ROOT, TINY_ITEMS
 
 pytest.importorskip("matplotlib", reason="matplotlib draws the studies' plots")

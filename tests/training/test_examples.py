@@ -8,21 +8,13 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import DataLoader
 
-from jepa4rec.training.examples import (
-    Example,
-    FineTuningCollator,
-    HistoryCollator,
-    LengthGroupedBatchSampler,
-    PrefixDataset,
-    PreTrainingCollator,
-    mask_tokens,
-    prefix_examples,
-    sample_masked_item,
-    word_firsts,
-    word_starts,
-)
-from jepa4rec.training.start import train_wordpiece
+from jepa4rec.serving.encoding_seqrec import HistoryCollator
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.batches import Example, LengthGroupedBatchSampler, PrefixDataset, prefix_examples
+from jepa4rec.training.masking import mask_tokens, sample_masked_item, word_firsts, word_starts
+from jepa4rec.training.phases.finetune import FineTuningCollator
+from jepa4rec.training.phases.pretrain import PreTrainingCollator
+from jepa4rec.training.start import train_wordpiece
 
 SEQUENCES = [np.array([5, 6, 7]), np.array([1]), np.array([0, 2, 4, 6]), np.array([9, 9])]
 

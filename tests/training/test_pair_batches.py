@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from jepa4rec.training.examples import Example
-from jepa4rec.training.phases.pair_batches import (
+from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
+from jepa4rec.training.batches import Example
+from jepa4rec.training.phases.pairs import (
     ItemDescriptionCollator,
     SequenceItemCollator,
     SequenceSequenceCollator,
@@ -12,7 +13,6 @@ from jepa4rec.training.phases.pair_batches import (
     described_items,
 )
 from jepa4rec.training.start import train_t5_wordpiece
-from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 
 RATIOS = {"crop": 0.6, "reorder": 0.6, "drop": 0.3}
 ITEMS = [

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jepa4rec.training.recipe import FinetunePhase, PretrainPhase, read_recipe, write_recipe
+from jepa4rec.training.phases.finetune import FinetunePhase
+from jepa4rec.training.phases.pretrain import PretrainPhase
+from jepa4rec.training.recipe import read_recipe, write_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 MINIMAL = {

@@ -19,16 +19,17 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train_accelerate
-from jepa4rec.training.run_folder import PhaseEnd, RunFolder, written_folder
 from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, save_dataset
-from jepa4rec.evaluation.scorers import evaluate_validation
 from jepa4rec.losses_seqrec import normalise
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
-from jepa4rec.training.optimisation import freeze, learning_rate_factor, parameter_groups
-from jepa4rec.evaluation.ranking import encode_items
-from jepa4rec.training.recipe import read_recipe
-from jepa4rec.training.log import TrainingDiverged
+from jepa4rec.serving.encoding_seqrec import encode_items
+from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.log import TrainingDiverged
+from jepa4rec.training.measure import evaluate_validation
+from jepa4rec.training.optimisation import freeze, learning_rate_factor, parameter_groups
+from jepa4rec.training.recipe import read_recipe
+from jepa4rec.training.run_folder import PhaseEnd, RunFolder
 from tests.conftest import TINY_ITEMS
 
 ROOT = Path(__file__).resolve().parent.parent

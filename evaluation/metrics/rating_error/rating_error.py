@@ -1,6 +1,7 @@
 """RMSE and MAE of predicted ratings.
 
-`evaluate.load("metrics/rating_error")` gives the metric; `rating_errors` is the same without the module around it.
+`evaluate.load("evaluation/metrics/rating_error")` gives the metric; `rating_errors` is the same without
+the module around it.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ Returns:
     rmse: root of the mean squared difference.
     mae: mean absolute difference.
 Examples:
-    >>> metric = evaluate.load("metrics/rating_error")
+    >>> metric = evaluate.load("evaluation/metrics/rating_error")
     >>> metric.compute(predictions=[4.0, 2.0], references=[5.0, 2.0])
     {'rmse': 0.7071067811865476, 'mae': 0.5}
 """

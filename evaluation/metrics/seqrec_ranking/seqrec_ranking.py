@@ -1,6 +1,7 @@
 """Recall@k, NDCG@k and MRR of next-item ranking, from the rank of each user's target.
 
-`evaluate.load("metrics/seqrec_ranking")` gives the metric; `ranking_metrics` is the same without the module around it.
+`evaluate.load("evaluation/metrics/seqrec_ranking")` gives the metric; `ranking_metrics` is the same without
+the module around it.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ Returns:
     ndcg@k: mean of 1 / log2(rank + 1) where rank <= k, else 0.
     mrr: mean of 1 / rank, without cut-off.
 Examples:
-    >>> metric = evaluate.load("metrics/seqrec_ranking")
+    >>> metric = evaluate.load("evaluation/metrics/seqrec_ranking")
     >>> metric.compute(predictions=[1.0, 2.5, float("inf")], cutoffs=[2])
     {'recall@2': 0.3333333333333333, 'ndcg@2': 0.3333333333333333, 'mrr': 0.4666666666666666}
 """

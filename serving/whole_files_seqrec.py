@@ -1,0 +1,111 @@
+"""Files and folders that are whole or not there, after a crash, a kill or a full disk too.
+
+Whatever is written is written beside its place under a hidden name, brought to disk, and renamed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_folder(target: str | Path) -> Iterator[Path]:
+    """Gives an empty folder to write into; it takes the place of `target` when the block ends without an error.
+
+    With an error (disk full, say) the half-written folder is removed and `target` stays as it was.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = _beside(target, "new"), _beside(target, "old")
+    restore_folder(target)
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        yield fresh
+        _to_disk(fresh)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    replace_folder(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Give a whole folder its place; what stood there goes."""
+    old = _beside(target, "old")
+    # A folder cannot be replaced in one call; `restore_folder` mends a kill between these two.
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(fresh, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(target: Path) -> None:
+    """Undo a swap interrupted half way: the old folder gets its name back, or goes where the new one stands."""
+    old = _beside(target, "old")
+    if old.exists() and not target.exists():
+        os.replace(old, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def written_files(*targets: str | Path) -> Iterator[list[Path]]:
+    """Gives a path to write to for each target; all of them are whole before the first takes its target's place."""
+    paths = [Path(target) for target in targets]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Ends as the target does: writers choose a format by the name's end.
+    fresh = [path.with_name(f".{os.getpid()}.{path.name}") for path in paths]
+    try:
+        yield fresh
+        for path in fresh:
+            _sync(path)
+        for new, path in zip(fresh, paths, strict=True):
+            os.replace(new, path)
+            _sync(path.parent)
+    finally:
+        for path in fresh:
+            path.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole."""
+    with written_files(path) as (fresh,):
+        fresh.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a JSON file whole. Raises ValueError for NaN and infinity, which JSON does not know."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _beside(target: Path, what: str) -> Path:
+    return target.with_name(f".{target.name}.{what}")
+
+
+def _to_disk(folder: Path) -> None:
+    """A rename must never outlive its content in a power cut."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Ask the system to really write a file, or a folder's list of names."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

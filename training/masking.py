@@ -1,0 +1,77 @@
+"""Masks for pre-training: which tokens of a batch are hidden, token by token or word by word (section 3.3)."""
+
+import numpy as np
+
+from ..tokenization_itemsent import ItemSentTokenizer
+
+IGNORED_LABEL = -100
+
+
+def word_starts(tokenizer: ItemSentTokenizer) -> np.ndarray:
+    """Which ids of the vocabulary begin a word in running text, (V,) bool.
+
+    A byte-level or SentencePiece vocabulary marks the space before a word, WordPiece what continues one.
+
+    Raises:
+        ValueError: the vocabulary marks neither.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    spaced = np.array([token.startswith(("Ġ", "▁")) for token in tokens])
+    if spaced.any():
+        return spaced
+    continued = np.array([token.startswith("##") for token in tokens])
+    if not continued.any():
+        raise ValueError("the tokenizer does not mark words (Ġ, ▁ or ##): mask_unit must be token")
+    return ~continued
+
+
+def word_firsts(batch: dict[str, np.ndarray], starts_word: np.ndarray, seams: bool) -> np.ndarray:
+    """Column of the first token of each token's word, (B, L).
+
+    Args:
+        starts_word: (V,) from `word_starts`.
+        seams: a word also ends where an attribute's name, its value or an item ends. RecFormer writes no space there
+            and its published code goes by spaces alone, so that its first word of a value is one with the name.
+    """
+    starts = starts_word[batch["input_ids"]]
+    starts[:, :2] = True  # CLS, and what follows it
+    if seams:
+        for name in ("token_type_ids", "item_position_ids"):
+            starts[:, 1:] |= batch[name][:, 1:] != batch[name][:, :-1]
+    columns = np.arange(starts.shape[1])
+    return np.maximum.accumulate(np.where(starts, columns, 0), axis=1)
+
+
+def maskable(batch: dict[str, np.ndarray]) -> np.ndarray:
+    """All tokens but CLS and padding, (B, L) bool; CLS is the only real token at item position 0."""
+    return (batch["attention_mask"] == 1) & (batch["item_position_ids"] > 0)
+
+
+def mask_tokens(
+    input_ids: np.ndarray,
+    chosen: np.ndarray,
+    kind: np.ndarray,
+    word: np.ndarray,
+    mask_token_id: int,
+    replacements: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """BERT's corruption of the `chosen` tokens: 80 % mask, 10 % random, 10 % kept. All arrays (B, L).
+
+    Args:
+        kind, word: uniform numbers that decide what happens to a token and which random token it becomes.
+        replacements: token ids a random token is taken from.
+    """
+    random_ids = replacements[(word * len(replacements)).astype(np.int64).clip(max=len(replacements) - 1)]
+    masked = np.where(chosen & (kind < 0.8), mask_token_id, input_ids)
+    masked = np.where(chosen & (kind >= 0.8) & (kind < 0.9), random_ids, masked)
+    return {"input_ids": masked, "labels": np.where(chosen, input_ids, IGNORED_LABEL)}
+
+
+def sample_masked_item(chosen: np.ndarray, item_position_ids: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Item position of one of the items with a chosen token, by `draws` (B,) in [0, 1); 0 where there is none."""
+    rows, columns = np.nonzero(chosen)
+    hit = np.zeros((len(chosen), item_position_ids.max() + 1), bool)
+    hit[rows, item_position_ids[rows, columns]] = True
+    rank = np.floor(draws * hit.sum(1))
+    positions = np.argmax(hit.cumsum(1) > rank[:, None], 1)
+    return np.where(hit.any(1), positions, 0)

@@ -1,0 +1,135 @@
+"""Fine-tuning by full softmax over the catalogue (JEPA4Rec section 3.4; RecFormer section 2.3, its two stages)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from ...hub.opening import recommendation_class
+from ...losses_seqrec import FineTuningObjective
+from ...serving.encoding_seqrec import HistoryCollator, encode_items
+from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
+from ..batches import Example
+from ..data import Corpus, RunData
+from .phase import Phase, Work
+
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
+
+@dataclass(kw_only=True)
+class FinetunePhase(Phase):
+    """Fine-tuning by full softmax over the catalogue.
+
+    `item_vectors` says when the item matrix is encoded from the item texts: "start" (once, before the first step),
+    "epoch" (again before each epoch: RecFormer's stage 1) or "keep" (never: the matrix of the phase before, stage 2).
+    Whether it also learns is `objective.item_matrix`. `history_items`: how many of the newest items add a learnable
+    vector of their own to the user vector. `history_text` false leaves the text encoder out of the user vector: item
+    vectors alone learn, some fifty times faster, before a phase that adds the text. `text_gate`: the weight the text
+    begins with beside the items (None: where the phase before left it; 1 at first). `lr_items` is for everything that
+    is not the text encoder.
+
+    Slips of RecFormer's published code, to compare with its numbers: `min_history` 0 also trains on empty histories
+    (`[CLS]` alone); `stale_items` evaluates with the item vectors from before the epoch (else those of
+    `item_vectors: epoch` are encoded before each evaluation too); `continue_schedule` goes on with the learning rates
+    of the phase before from the step where that stopped, at 0 after its last.
+    """
+
+    kind: Literal["finetune"]
+    lr_items: float = 3e-3
+    history_items: int = 10
+    history_text: bool = True
+    text_gate: float | None = None
+    item_vectors: Literal["start", "epoch", "keep"] = "start"
+    stale_items: bool = False
+    continue_schedule: bool = False
+    objective: FineTuningObjective = field(default_factory=FineTuningObjective)
+
+    least_history: ClassVar[int] = 0
+    knows_items: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.history_text and not self.history_items:
+            raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
+        if self.text_gate is not None and self.text_gate <= 0:
+            raise ValueError("text_gate must be above 0; history_text: false leaves the text out")
+        if self.text_gate is not None and not self.history_items:
+            raise ValueError("text_gate weighs the text beside history_items, which are 0: leave it out")
+
+    def check(self, recipe: Recipe, index: int) -> None:
+        before = [phase for phase in recipe.phases[:index] if isinstance(phase, FinetunePhase)]
+        if self.item_vectors == "keep" and not before:
+            raise ValueError("the first finetune phase has item_vectors keep, but no item matrix to keep: use start")
+        if self.continue_schedule and not index:
+            raise ValueError("the first phase has continue_schedule, but no phase before it to continue")
+        if before and before[-1].history_items != self.history_items:
+            raise ValueError("finetune phases must agree on history_items: they train one model")
+
+    def corpus(self, data: RunData) -> Corpus:
+        return data.own
+
+    def open_model(self, source: Path, data: RunData) -> nn.Module:
+        shape = {
+            "num_items": data.num_items,
+            "history_items": self.history_items,
+            "history_text": self.history_text,
+            "catalogue_fingerprint": data.dataset.fingerprint,
+        }
+        model = recommendation_class(source).from_pretrained(source, **shape)
+        model.mark_seen_items(data.seen_items())
+        if not self.history_text:
+            model.base_model.requires_grad_(False)
+            model.log_text_gate.requires_grad_(False)
+        if self.text_gate is not None:
+            nn.init.constant_(model.log_text_gate, math.log(self.text_gate))
+        model.objective = self.objective
+        return model
+
+    def collator(self, work: Work) -> Callable:
+        item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
+        return FineTuningCollator(work.tokenizer, item_tokens, self.history_items)
+
+    def begin(self, model: nn.Module, work: Work) -> dict:
+        if not self.keeps_weights:
+            self._encode_items(model, work)
+        return {"encoded_at": 0}
+
+    @property
+    def keeps_weights(self) -> bool:
+        """What the phase before left is the mark to beat."""
+        return self.item_vectors == "keep"
+
+    def before_epoch(self, model: nn.Module, work: Work, step: int) -> None:
+        """With `item_vectors: epoch`, encode the item matrix anew, unless that was done at this very step."""
+        if self.item_vectors == "epoch" and work.made["encoded_at"] != step:
+            self._encode_items(model, work)
+            work.made["encoded_at"] = step
+
+    def before_validation(self, model: nn.Module, work: Work, step: int) -> None:
+        if not self.stale_items:
+            self.before_epoch(model, work, step)
+
+    @staticmethod
+    def _encode_items(model: nn.Module, work: Work) -> None:
+        """Set the item vectors to what the encoder makes of the item texts."""
+        item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
+        batch_tokens = work.recipe.evaluation.batch_tokens
+        model.initialise_items(encode_items(model, work.tokenizer, item_tokens, batch_tokens, progress=None))
+
+
+class FineTuningCollator:
+    """Examples -> model inputs, history_item_ids (B, history_items) and target_item_ids (B,)."""
+
+    def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens, history_items: int = 0):
+        self.collate_histories = HistoryCollator(tokenizer, item_tokens, history_items, allow_empty=True)
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        batch = self.collate_histories([example.history for example in examples])
+        return batch | {"target_item_ids": torch.tensor([example.target for example in examples])}

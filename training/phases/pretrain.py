@@ -1,0 +1,143 @@
+"""JEPA4Rec's pre-training, and RecFormer's, which is the same without the mapping loss (section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...hub.opening import pretraining_class
+from ...losses_seqrec import PreTrainingObjective, ema_momentum
+from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
+from ..batches import MASK_STREAM, Example
+from ..data import RunData
+from ..masking import IGNORED_LABEL, mask_tokens, maskable, sample_masked_item, word_firsts, word_starts
+from .phase import Phase, Work
+
+
+@dataclass(kw_only=True)
+class PretrainPhase(Phase):
+    """JEPA4Rec pre-training: contrastive + MLM + mapping (paper section 3.3), or RecFormer's, without mapping.
+
+    The mask rates are over tokens, or over words where `mask_unit` is "word"; the words of "spaced_word" are told by
+    spaces alone, as in RecFormer's published code, so that a value's first word is one with its attribute's name.
+    """
+
+    kind: Literal["pretrain"]
+    history_mask_rate: float = 0.15
+    next_mask_rate: float = 0.5
+    mask_unit: Literal["token", "word", "spaced_word"] = "token"
+    objective: PreTrainingObjective = field(default_factory=PreTrainingObjective)
+
+    def open_model(self, source: Path, data: RunData) -> nn.Module:
+        """A new target encoder is a copy of the context encoder."""
+        model = pretraining_class(source).from_pretrained(source)
+        model.objective = self.objective
+        return model
+
+    def collator(self, work: Work) -> Callable:
+        item_tokens = work.data.item_tokens(work.tokenizer, self.corpus(work.data))
+        return PreTrainingCollator(
+            work.tokenizer,
+            item_tokens,
+            self.history_mask_rate,
+            self.next_mask_rate,
+            seed=work.recipe.run.seed,
+            clean_history=self.objective.contrastive_history == "clean",
+            mask_unit=self.mask_unit,
+        )
+
+    def after_step(self, model: nn.Module, step: int, total: int) -> None:
+        """The target encoder follows the context encoder."""
+        model.update_target_encoder(ema_momentum(step, total, self.objective.ema_start, self.objective.ema_end))
+
+
+class PreTrainingCollator:
+    """Examples -> the batch of JEPA4Rec's pre-training (section 3.3 of the paper).
+
+    Tokens are chosen independently, 15 % in the history and 50 % in the next item; of the chosen ones 80 % become the
+    mask token, 10 % a random token, 10 % stay. At least one token of the next item is always chosen: an untouched
+    next item would give away what is to be predicted. The history may stay untouched, for which the model has a
+    learnable vector. One of the history items with a chosen token, each equally likely, is the item to reconstruct.
+    With `mask_unit` "word" or "spaced_word", words are chosen whole, at the same rates (see `word_firsts`).
+
+    Gives (B = batch, L, Ln, Li = longest history, next item, sampled item):
+        input_ids (masked), labels, attention_mask, token_type_ids, item_position_ids (B, L); with `clean_history`
+        also clean_input_ids; next_input_ids (masked), next_labels, clean_next_input_ids, next_attention_mask,
+        next_token_type_ids, next_item_position_ids (B, Ln); item_input_ids, item_attention_mask,
+        item_token_type_ids, item_item_position_ids (B, Li): the sampled history item, untouched and alone;
+        masked_item_positions (B,): its item position in the history, 0 = no history token was chosen, the item is
+        then the newest one; next_item_ids (B,).
+
+    Raises:
+        ValueError: the tokenizer has no mask token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ItemSentTokenizer,
+        item_tokens: ItemTokens,
+        history_mask_rate: float = 0.15,
+        next_mask_rate: float = 0.5,
+        seed: int = 0,
+        clean_history: bool = False,
+        mask_unit: str = "token",
+    ):
+        if tokenizer.mask_token_id is None:
+            raise ValueError("the tokenizer has no mask_token, which pre-training needs: add one to the tokenizer")
+        self.tokenizer, self.item_tokens = tokenizer, item_tokens
+        self.history_mask_rate, self.next_mask_rate = history_mask_rate, next_mask_rate
+        self.seed, self.clean_history = seed, clean_history
+        self.mask_unit = mask_unit
+        self.starts_word = None if mask_unit == "token" else word_starts(tokenizer)
+        self.replacements = np.array(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        histories = [example.history for example in examples]
+        targets = np.array([example.target for example in examples])
+        history, next_item = self._encode(histories), self._encode(targets[:, None])
+        history_draws, next_draws, item_draws = self._draws(examples, maskable(history), maskable(next_item))
+        clean_history, clean_next = history["input_ids"], next_item["input_ids"]
+        history |= self._mask(history, history_draws, self.history_mask_rate)
+        next_item |= self._mask(next_item, next_draws, self.next_mask_rate, at_least_one=True)
+        positions = sample_masked_item(history["labels"] != IGNORED_LABEL, history["item_position_ids"], item_draws)
+        newest_or_sampled = np.maximum(positions, 1)
+        sampled = np.array([items[-k] for items, k in zip(histories, newest_or_sampled, strict=True)])
+        batch = history | ({"clean_input_ids": clean_history} if self.clean_history else {})
+        batch |= {f"next_{name}": array for name, array in next_item.items()} | {"clean_next_input_ids": clean_next}
+        batch |= {f"item_{name}": array for name, array in self._encode(sampled[:, None]).items()}
+        batch |= {"masked_item_positions": positions, "next_item_ids": targets}
+        return {name: torch.from_numpy(array) for name, array in batch.items()}
+
+    def _encode(self, histories) -> dict[str, np.ndarray]:
+        return dict(self.tokenizer.batch_histories(self.item_tokens, histories, return_tensors="np"))
+
+    def _draws(self, examples, history_tokens, next_tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Uniform numbers: (3, B, L) for the history and (3, B, Ln) for the next item, where maskable, and (B,)."""
+        history_draws = np.ones((3, *history_tokens.shape), np.float32)
+        next_draws = np.ones((3, *next_tokens.shape), np.float32)
+        item_draws = np.empty(len(examples))
+        for i, example in enumerate(examples):
+            rng = np.random.default_rng((MASK_STREAM, self.seed, example.epoch, example.index))
+            item_draws[i] = rng.random()
+            for tokens, draws in ((next_tokens, next_draws), (history_tokens, history_draws)):
+                draws[:, i, tokens[i]] = rng.random((3, tokens[i].sum()), np.float32)
+        return history_draws, next_draws, item_draws
+
+    def _mask(self, batch, draws, rate, at_least_one=False) -> dict[str, np.ndarray]:
+        draw = draws[0] if self.starts_word is None else self._one_draw_a_word(batch, draws[0])
+        chosen = draw < rate
+        if at_least_one:
+            chosen |= ~chosen.any(1, keepdims=True) & (draw == draw.min(1, keepdims=True))
+        mask_token_id = self.tokenizer.mask_token_id
+        return mask_tokens(batch["input_ids"], chosen, draws[1], draws[2], mask_token_id, self.replacements)
+
+    def _one_draw_a_word(self, batch: dict[str, np.ndarray], draw: np.ndarray) -> np.ndarray:
+        """Every token takes the number drawn for the first token of its word; CLS and padding are never chosen."""
+        firsts = word_firsts(batch, self.starts_word, seams=self.mask_unit == "word")
+        return np.where(maskable(batch), np.take_along_axis(draw, firsts, 1), 1.0)

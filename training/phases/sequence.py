@@ -1,0 +1,62 @@
+"""Training of the baselines that know items by their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...baselines import BASELINE_MODELS
+from ...baselines.item_sequences import pad_sequences
+from ...hub.opening import read_config
+from ..batches import Batches, LengthGroupedBatchSampler
+from ..data import Corpus, RunData
+from .phase import Phase, Work
+
+
+@dataclass(kw_only=True)
+class SequencePhase(Phase):
+    """Training of a baseline on sequences of item ids (`model.baseline`).
+
+    An example is a user's sequence up to its target, cut to the newest items the model can read; of it every next item
+    is learned (BERT4Rec: masked ones). So one prefix a user is enough: the "last", or a "random" one where sequences
+    are longer than what the model reads.
+    """
+
+    kind: Literal["sequence"]
+    prefixes: Literal["all", "random", "late", "last"] = "last"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+
+    trains_encoder: ClassVar[bool] = False
+    knows_items: ClassVar[bool] = True
+
+    def corpus(self, data: RunData) -> Corpus:
+        return data.own
+
+    def open_model(self, source: Path, data: RunData) -> nn.Module:
+        return BASELINE_MODELS[read_config(source)["model_type"]].from_pretrained(source)
+
+    def batches(self, work: Work, process: int = 0, processes: int = 1) -> Batches:
+        config_class, overrides = BASELINE_MODELS[work.recipe.model.baseline].config_class, work.recipe.model.config
+        max_length = overrides.get("max_length", config_class.max_length)
+        examples = self.examples(work, max_length)
+        sampler = LengthGroupedBatchSampler(
+            examples, None, self.batch_size, max_items=max_length, seed=work.recipe.run.seed
+        )
+        return Batches(sampler, self.collator(work), self.gradient_accumulation, process, processes)
+
+    def collator(self, work: Work) -> Callable:
+        return SequenceCollator()
+
+
+class SequenceCollator:
+    """Examples -> item_ids (B, L): history and target in one row, oldest first, padded at the end with -1."""
+
+    def __call__(self, examples: Sequence) -> dict[str, Tensor]:
+        rows = [np.append(example.history, example.target) for example in examples]
+        return {"item_ids": pad_sequences(rows, max(map(len, rows)))}
