@@ -1,17 +1,10 @@
-"""Every number that shapes the JEPA4Rec encoder, and nothing about a training run."""
+"""Every number that shapes the JEPA4Rec encoder, and nothing about a training run; what all families' shapes share."""
 
 from functools import wraps
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
-
-# One checkpoint serves each of these; the code they name travels beside the weights.
-AUTO_MAP = {
-    "AutoConfig": "configuration_jepa4rec.Jepa4RecConfig",
-    "AutoModel": "modeling_jepa4rec.Jepa4RecModel",
-    "AutoModelForPreTraining": "modeling_jepa4rec.Jepa4RecForPreTraining",
-}
 
 
 def with_plain_errors(config_class: type) -> type:
@@ -29,9 +22,45 @@ def with_plain_errors(config_class: type) -> type:
     return config_class
 
 
+class SeqRecConfig(PreTrainedConfig):
+    """What a fine-tuned model of any family has besides its encoder.
+
+    Args:
+        num_items: rows of the item matrix of a fine-tuned model; 0 for none.
+        history_items: how many of the most recent items a fine-tuned model also looks up by id; 0 is text only.
+        history_text: whether a fine-tuned model reads the history's text; without it the looked-up items are all.
+        catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
+    """
+
+    code = {}  # a family's `auto_map`: one checkpoint serves each class; the code it names travels beside the weights
+
+    num_items: int = 0
+    history_items: int = 0
+    history_text: bool = True
+    catalogue_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs):
+        kwargs["auto_map"] = {**self.code, **(kwargs.get("auto_map") or {})}
+        super().__post_init__(**kwargs)
+
+    @property
+    def vector_size(self) -> int:
+        """Width of a history's or an item's vector."""
+        return self.hidden_size
+
+    def validate_history(self):
+        """Something of a history is read."""
+        if self.num_items < 0 or self.history_items < 0:
+            raise ValueError(
+                f"num_items ({self.num_items}) and history_items ({self.history_items}) must not be negative."
+            )
+        if not self.history_text and not self.history_items:
+            raise ValueError("history_text is false and history_items is 0: nothing of the history would be read.")
+
+
 @with_plain_errors
 @strict
-class Jepa4RecConfig(PreTrainedConfig):
+class Jepa4RecConfig(SeqRecConfig):
     """Shape of a JEPA4Rec model. One encoder serves three families of weights: Longformer, RoBERTa and BERT.
 
     Args (those that `BertConfig` does not have, or that mean more here):
@@ -44,16 +73,18 @@ class Jepa4RecConfig(PreTrainedConfig):
         token_types, item_positions: whether tokens are told apart by type and by item; without, all take the `[CLS]`
             row of that table (an ablation).
         pooling: `"cls"` (the hidden state of `[CLS]`) or `"mean"` (over all tokens), what `pooler_output` holds.
-        num_items: rows of the item matrix of a fine-tuned model; 0 for none.
-        history_items: how many of the most recent items a fine-tuned model also looks up by id; 0 is text only.
-        history_text: whether a fine-tuned model reads the history's text; without it the looked-up items are all.
-        catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
+        num_items, history_items, history_text, catalogue_fingerprint: as in `SeqRecConfig`.
 
     Raises:
         ValueError: a value of the wrong type or outside its range; the message names the field.
     """
 
     model_type = "jepa4rec"
+    code = {
+        "AutoConfig": "configuration_jepa4rec.Jepa4RecConfig",
+        "AutoModel": "modeling_jepa4rec.Jepa4RecModel",
+        "AutoModelForPreTraining": "modeling_jepa4rec.Jepa4RecForPreTraining",
+    }
 
     vocab_size: int = 30522
     hidden_size: int = 384
@@ -78,24 +109,11 @@ class Jepa4RecConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = None
     cls_token_id: int | None = None
     tie_word_embeddings: bool = True
-    num_items: int = 0
-    history_items: int = 0
-    history_text: bool = True
-    catalogue_fingerprint: str | None = None
-
-    def __post_init__(self, **kwargs):
-        kwargs.setdefault("auto_map", dict(AUTO_MAP))
-        super().__post_init__(**kwargs)
 
     @property
     def max_tokens(self) -> int:
         """Longest input in tokens, `[CLS]` included."""
         return self.max_position_embeddings - self.position_offset
-
-    @property
-    def vector_size(self) -> int:
-        """Width of a history's or an item's vector."""
-        return self.hidden_size
 
     def validate_heads(self):
         """Every head has the same width."""
@@ -127,12 +145,6 @@ class Jepa4RecConfig(PreTrainedConfig):
             raise ValueError(f"type_vocab_size must be >= 4 (CLS, name, value, pad), got {self.type_vocab_size}.")
         if self.max_item_embeddings < 2:
             raise ValueError(f"max_item_embeddings must be >= 2 (CLS and one item), got {self.max_item_embeddings}.")
-        if self.num_items < 0 or self.history_items < 0:
-            raise ValueError(
-                f"num_items ({self.num_items}) and history_items ({self.history_items}) must not be negative."
-            )
-        if not self.history_text and not self.history_items:
-            raise ValueError("history_text is false and history_items is 0: nothing of the history would be read.")
 
 
 Jepa4RecConfig.register_for_auto_class()

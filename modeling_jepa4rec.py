@@ -7,19 +7,14 @@ vector, and an item's vector is that of a history of one. Padding is taken out a
 Sizes: B rows of L slots, T valid tokens in all, hidden width d.
 """
 
-import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from .attention_jepa4rec import (
     AttentionPlan,
@@ -29,25 +24,16 @@ from .attention_jepa4rec import (
     scatter_tokens,
 )
 from .configuration_jepa4rec import Jepa4RecConfig
-from .losses_seqrec import (
-    FineTuningObjective,
-    PreTrainingObjective,
-    collapse_telemetry,
-    contrastive_loss,
-    ema_distance,
-    full_softmax_loss,
-    mapping_loss,
-    mlm_loss,
-    normalise,
-    weighted_total,
+from .modeling_seqrec import (
+    HEAD_WEIGHTS,
+    SeqRecForPreTraining,
+    SeqRecForSequentialRecommendation,
+    SeqRecPreTrainedModel,
+    SeqRecTrainingOutput,
 )
 
 # Token types of an input that names none.
 CLS_TYPE, VALUE_TYPE = 0, 2
-# What `from_pretrained` is told about reaching a checkpoint.
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-# Weight of a history item beside the next newer one, before training.
-RECENCY_DECAY = 0.5
 
 
 class PackedBatch(NamedTuple):
@@ -213,45 +199,6 @@ class Jepa4RecEncoder(nn.Module):
         return hidden
 
 
-class SeqRecPreTrainedModel(PreTrainedModel):
-    """Loading that is strict about what it loads; a subclass names its encoder's weights."""
-
-    _encoder_weights: tuple[str, ...] = ()  # how their names begin inside the encoder
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, but a checkpoint of another kind or with broken or missing weights is an error.
-
-        Raises:
-            ValueError: a checkpoint of another family, an unreadable weights file, weights of another shape, or
-                encoder weights that are not there (transformers would go on with random ones).
-            OSError: no such checkpoint.
-        """
-        name, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
-        if kwargs.get("config") is None:
-            _check_model_type(name, cls.config_class.model_type, kwargs)
-        try:
-            model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{name}: the safetensors file is truncated or corrupt ({error}); fetch or save the checkpoint again."
-            ) from error
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(
-                f"{name}: weights have other shapes than its config.json (and what was changed in it) says; "
-                "the report above lists them."
-            ) from error
-        _check_encoder_is_complete(name, model, info["missing_keys"])
-        model.hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}  # to fetch what lies beside
-        return (model, info) if wants_info else model
-
-    def __getstate__(self) -> dict:
-        """A copy or a pickle takes no access token along."""
-        return {name: value for name, value in self.__dict__.items() if name != "hub_options"}
-
-
 class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
     """What the encoder and the models around it share."""
 
@@ -263,37 +210,10 @@ class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
     _encoder_weights = ("embeddings.", "encoder.")
 
 
-def _check_model_type(name, wanted: str, kwargs: dict) -> None:
-    """Transformers only warns about another model's config, then starts from random weights."""
-    options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-    try:
-        model_type = PreTrainedConfig.get_config_dict(name, **options)[0].get("model_type")
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise OSError(f"{name} is no checkpoint folder, and the Hub does not give it: {reason}") from error
-    if model_type != wanted:
-        raise ValueError(
-            f'{name} is a "{model_type}" checkpoint, not a "{wanted}" one; scripts/import_checkpoint.py makes '
-            '"jepa4rec" ones from Longformer, RoBERTa and BERT, "st5rec" ones from Sentence-T5.'
-        )
-
-
-def _check_encoder_is_complete(name, model: SeqRecPreTrainedModel, missing_keys) -> None:
-    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-    beginnings = tuple(f"{prefix}{part}" for part in model._encoder_weights)
-    missing = sorted(key for key in missing_keys if key.startswith(beginnings))
-    if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of the encoder, the first of them {missing[0]}.")
-
-
 class Jepa4RecModel(Jepa4RecPreTrainedModel):
     """The encoder: item sentences -> hidden states and one vector a row."""
 
-    # What checkpoints with heads hold besides the encoder.
-    _keys_to_ignore_on_load_unexpected = [
-        r"^(target_encoder|predictor|lm_head)\.",
-        r"^(unmasked_item|item_matrix|history_item_vectors|log_recency|log_text_gate|log_scale)\b",
-    ]
+    _keys_to_ignore_on_load_unexpected = HEAD_WEIGHTS
 
     def __init__(self, config: Jepa4RecConfig):
         super().__init__(config)
@@ -310,6 +230,9 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
+
+    def get_item_position_embeddings(self) -> nn.Embedding:
+        return self.embeddings.item_position_embeddings
 
     @can_return_tuple
     def forward(
@@ -374,454 +297,18 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
 Jepa4RecModel.register_for_auto_class("AutoModel")
 
 
-# ------------------------------------------------------------------------------------------------- heads
+class Jepa4RecForPreTraining(Jepa4RecPreTrainedModel, SeqRecForPreTraining):
+    """`SeqRecForPreTraining` around a `Jepa4RecModel`."""
 
+    encoder_class = Jepa4RecModel
 
-@dataclass
-class Jepa4RecTrainingOutput(ModelOutput):
-    """What training needs of a step.
 
-    Args:
-        loss: scalar to call `backward` on; on several processes its value is that of the whole batch.
-        loss_parts: each part by name, not weighted, detached scalars of the whole batch.
-        telemetry: gauges asked for with `telemetry=True`, detached scalars of this process's batch; else empty.
-    """
+class Jepa4RecForSequentialRecommendation(Jepa4RecPreTrainedModel, SeqRecForSequentialRecommendation):
+    """`SeqRecForSequentialRecommendation` around a `Jepa4RecModel`."""
 
-    loss: Tensor | None = None
-    loss_parts: dict[str, Tensor] | None = None
-    telemetry: dict[str, Tensor] | None = None
+    encoder_class = Jepa4RecModel
 
 
-class Jepa4RecModelWithHead(Jepa4RecPreTrainedModel):
-    """An encoder named `jepa4rec` and what is trained around it."""
-
-    @classmethod
-    def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
-        """Take the encoder alone out of any checkpoint of ours, and begin everything else anew.
-
-        `from_pretrained` also takes what else the checkpoint has, and lists what it lacks.
-
-        Args:
-            **kwargs: as for `from_pretrained`; names of the configuration (`num_items=N`) change it.
-        """
-        encoder = Jepa4RecModel.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        model = cls(encoder.config).to(encoder.dtype)
-        model.jepa4rec.load_state_dict(encoder.state_dict())
-        return model.eval()
-
-
-class Jepa4RecPredictor(nn.Module):
-    """Predicts an item's full vector from the history's and a hint of which item is meant (section 3.3.2)."""
-
-    def __init__(self, config: Jepa4RecConfig):
-        super().__init__()
-        self.history = self._feed_forward(config.hidden_size)
-        self.next = self._feed_forward(config.hidden_size)
-        self.unmasked_item = nn.Parameter(torch.zeros(config.hidden_size))
-
-    @staticmethod
-    def _feed_forward(width: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(2 * width, width), nn.GELU(), nn.Linear(width, width))
-
-    def history_item(self, history: Tensor, item_position: Tensor, positions: Tensor) -> Tensor:
-        """FFN1(h_CLS ⊕ D_n): which item of the history lay there?
-
-        Args:
-            history: h_CLS (B, d).
-            item_position: rows (B, d) of the item position embedding, D_n.
-            positions: (B,) item positions; at 0, where no item was masked, the learnable vector takes the slot of D_n.
-        """
-        hint = torch.where(positions[:, None] == 0, self.unmasked_item, item_position)
-        return self.history(torch.cat([history, hint.to(history.dtype)], dim=-1))
-
-    def next_item(self, history: Tensor, masked_next: Tensor) -> Tensor:
-        """FFN2(h_CLS ⊕ h_{n+1,M}): what is the whole next item, seen in part? (B, d) each."""
-        return self.next(torch.cat([history, masked_next], dim=-1))
-
-
-class Jepa4RecLMHead(nn.Module):
-    """Token states (T, d) -> vocabulary logits (T, V), as RoBERTa's and RecFormer's."""
-
-    def __init__(self, config: Jepa4RecConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
-        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        hidden = self.layer_norm(self.activation(self.dense(hidden)))
-        return nn.functional.linear(hidden, self.decoder.weight, self.bias)
-
-
-class Jepa4RecForPreTraining(Jepa4RecModelWithHead):
-    """JEPA4Rec pre-training: context encoder, predictor, token head, and the target encoder that follows by EMA.
-
-    The target encoder is part of the checkpoint, never trains, and is never in training mode (no dropout). Loaded
-    from a checkpoint that has none (a plain encoder), it starts as a copy of the context encoder, never at random.
-
-    `objective` says what is minimised (`PreTrainingObjective`); it belongs to a run, so it is not in `config.json`.
-    Without its mapping loss this is RecFormer's pre-training.
-    """
-
-    _tied_weights_keys = {"lm_head.decoder.weight": "jepa4rec.embeddings.word_embeddings.weight"}
-
-    def __init__(self, config: Jepa4RecConfig):
-        super().__init__(config)
-        self._objective = PreTrainingObjective()
-        self.jepa4rec = Jepa4RecModel(config)
-        self.predictor = Jepa4RecPredictor(config)
-        self.lm_head = Jepa4RecLMHead(config)
-        self.target_encoder = Jepa4RecModel(config)
-        self.post_init()
-        self.update_target_encoder(momentum=0.0)
-        self.train()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As for the encoder; a target encoder that the checkpoint lacks becomes a copy of the context encoder."""
-        wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        if any(key.startswith("target_encoder.") for key in info["missing_keys"]):
-            model.update_target_encoder(momentum=0.0)
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
-        """As above; the target encoder begins as a copy of the context encoder."""
-        model = super().from_encoder(pretrained_model_name_or_path, **kwargs)
-        model.update_target_encoder(momentum=0.0)
-        return model
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Jepa4RecPredictor):
-            init.zeros_(module.unmasked_item)
-        elif isinstance(module, Jepa4RecLMHead):
-            init.zeros_(module.bias)
-
-    def train(self, mode: bool = True) -> "Jepa4RecForPreTraining":
-        """Set the mode of all but the target encoder, which stays frozen.
-
-        `from_pretrained` rebuilds parameters with gradients on, and ends in `eval()`, so freezing belongs here.
-        """
-        super().train(mode)
-        self.target_encoder.eval().requires_grad_(False)
-        return self
-
-    @property
-    def objective(self) -> PreTrainingObjective:
-        """What is minimised. Assigning one freezes or frees the predictor, which only the mapping loss needs."""
-        return self._objective
-
-    @objective.setter
-    def objective(self, objective: PreTrainingObjective) -> None:
-        self.predictor.requires_grad_(objective.map_weight > 0)
-        self._objective = objective
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
-
-    @torch.no_grad()
-    def update_target_encoder(self, momentum: float) -> None:
-        """target = momentum * target + (1 - momentum) * context, for every parameter."""
-        target = list(self.target_encoder.parameters())
-        torch._foreach_lerp_(target, list(self.jepa4rec.parameters()), 1.0 - momentum)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor,
-        item_position_ids: Tensor,
-        labels: Tensor,
-        next_input_ids: Tensor,
-        next_labels: Tensor,
-        clean_next_input_ids: Tensor,
-        next_attention_mask: Tensor,
-        next_token_type_ids: Tensor,
-        next_item_position_ids: Tensor,
-        item_input_ids: Tensor,
-        item_attention_mask: Tensor,
-        item_token_type_ids: Tensor,
-        item_item_position_ids: Tensor,
-        masked_item_positions: Tensor,
-        next_item_ids: Tensor,
-        clean_input_ids: Tensor | None = None,
-        telemetry: bool = False,
-    ) -> Jepa4RecTrainingOutput:
-        """One step's losses (section 3.3.2) as `loss_parts` "contrastive", "mlm" and, where it has a weight, "map".
-
-        Args:
-            input_ids, attention_mask, token_type_ids, item_position_ids: the masked history, (B, L).
-            labels: (B, L), the original ids at predicted tokens, -100 elsewhere.
-            next_input_ids, next_labels: the masked next item, (B, Ln).
-            clean_next_input_ids: the same item untouched; both share the next_* masks, types and positions.
-            item_input_ids, item_attention_mask, item_token_type_ids, item_item_position_ids: the sampled masked item
-                of the history, untouched and alone, (B, Li).
-            masked_item_positions: (B,) where that item lies in the history; 0 = no item of it was masked.
-            next_item_ids: (B,) index of the next item, to know duplicates.
-            clean_input_ids: (B, L) the untouched history, for `contrastive_history="clean"`.
-            telemetry: also measure collapse (a singular value decomposition of a (B, d) matrix).
-        """
-        history_rest = (attention_mask, token_type_ids, item_position_ids)
-        next_rest = (next_attention_mask, next_token_type_ids, next_item_position_ids)
-        item = (item_input_ids, item_attention_mask, item_token_type_ids, item_item_position_ids)
-        clean_next = (clean_next_input_ids, *next_rest)
-        history = self.jepa4rec(input_ids, *history_rest)
-        masked_next = self.jepa4rec(next_input_ids, *next_rest)
-        item_targets, next_targets = self._target_vectors(item, clean_next)
-        users = self._contrastive_users(history.pooler_output, clean_input_ids, history_rest)
-        positives = self._positives(next_targets, clean_next)
-        parts = {
-            "contrastive": self._contrastive(users, positives, next_item_ids),
-            "mlm": self._mlm([(history.last_hidden_state, labels), (masked_next.last_hidden_state, next_labels)]),
-        }
-        if self.objective.map_weight:
-            vectors = (history.pooler_output, masked_next.pooler_output, masked_item_positions)
-            item_predictions, next_predictions = self._predict(*vectors)
-            parts["map"] = self._map(item_predictions, item_targets) + self._map(next_predictions, next_targets)
-        weights = {"mlm": self.objective.mlm_weight, "map": self.objective.map_weight}
-        loss, reported = weighted_total(parts, weights)
-        gauges = self._telemetry(users, positives, next_targets) if telemetry else {}
-        return Jepa4RecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
-
-    @torch.no_grad()
-    def _target_vectors(
-        self, item: tuple[Tensor, ...], next_item: tuple[Tensor, ...]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """h_n and h_{n+1} (B, d), both clean items encoded as one batch of 2B rows; None for what no loss looks at."""
-        if not self.objective.map_weight:
-            return None, self.target_encoder.embed(*next_item) if self.objective.positive == "target" else None
-        width = max(item[0].shape[1], next_item[0].shape[1])
-        rows = [torch.cat([_widen(part, width) for part in pair]) for pair in zip(item, next_item, strict=True)]
-        item_targets, next_targets = self.target_encoder.embed(*rows).chunk(2)
-        return item_targets, next_targets
-
-    def _contrastive_users(
-        self, masked_history: Tensor, clean_input_ids: Tensor | None, rest: tuple[Tensor, ...]
-    ) -> Tensor:
-        if self.objective.contrastive_history == "masked":
-            return masked_history
-        if clean_input_ids is None:
-            raise ValueError(
-                'contrastive_history="clean" needs clean_input_ids: build the collator with clean_history=True.'
-            )
-        return self.jepa4rec.embed(clean_input_ids, *rest)
-
-    def _positives(self, next_targets: Tensor | None, clean_next: tuple[Tensor, ...]) -> Tensor:
-        return next_targets if self.objective.positive == "target" else self.jepa4rec.embed(*clean_next)
-
-    def _predict(self, history: Tensor, masked_next: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        item_position = self.jepa4rec.embeddings.item_position_embeddings(positions)
-        return (
-            self.predictor.history_item(history, item_position, positions),
-            self.predictor.next_item(history, masked_next),
-        )
-
-    def _contrastive(self, users: Tensor, positives: Tensor, item_ids: Tensor) -> Tensor:
-        known = item_ids if self.objective.mask_duplicates else None
-        return contrastive_loss(users, positives, self.objective.temperature, known)
-
-    def _mlm(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Over the predicted tokens of history and next item, as `mlm_average` says; only they are scored."""
-        if self.objective.mlm_average == "sides":
-            return sum(
-                mlm_loss(self.lm_head(states[kept := labels != -100]), labels[kept]) for states, labels in pairs
-            )
-        hidden = torch.cat([states[labels != -100] for states, labels in pairs])
-        return mlm_loss(self.lm_head(hidden), torch.cat([labels[labels != -100] for _, labels in pairs]))
-
-    def _map(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        return mapping_loss(predictions, targets, self.objective.map_distance, self.objective.normalise_targets)
-
-    def _telemetry(self, users: Tensor, positives: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
-        """Where no loss looks at the target encoder, collapse is measured on the positives."""
-        distance = ema_distance(self.jepa4rec.parameters(), self.target_encoder.parameters())
-        gauges = collapse_telemetry(users, positives, positives if targets is None else targets)
-        return {**gauges, "ema_distance": distance}
-
-
-def _widen(rows: Tensor, width: int) -> Tensor:
-    """Pad (B, L) with zeros on the right to (B, width); a zero in the attention mask hides the rest."""
-    return nn.functional.pad(rows, (0, width - rows.shape[1]))
-
-
-class Jepa4RecForSequentialRecommendation(Jepa4RecModelWithHead):
-    """Fine-tuned on one catalogue: softmax over all its items on the cosine of user and item vector (section 3.4).
-
-    The user's vector is that of the history's text, and, with `config.history_items` = K > 0, also that of its K most
-    recent items by id: u = gate * h / |h| + sum_k recency_k * v_{i_k}, gate and recency learned and positive.
-
-    To begin: `from_encoder(checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
-
-    A saved checkpoint opens with `AutoModel` as its encoder. For this class, without our code installed:
-    `get_class_from_dynamic_module("modeling_jepa4rec.Jepa4RecForSequentialRecommendation", path)` of
-    `transformers.dynamic_module_utils`, then its `from_pretrained(path)`.
-    """
-
-    # Not a class of transformers, but the key that makes the code travel with the weights and names it in `auto_map`.
-    _auto_class = "AutoModelForSequentialRecommendation"
-
-    def __init__(self, config: Jepa4RecConfig):
-        super().__init__(config)
-        if config.num_items < 1:
-            raise ValueError("A fine-tuned model has one vector per item: pass num_items, the catalogue's size.")
-        self.jepa4rec = Jepa4RecModel(config)
-        self.item_matrix = nn.Embedding(config.num_items, config.hidden_size)
-        self.log_scale = nn.Parameter(torch.zeros(1))
-        if config.history_items:
-            rows = config.num_items + 1
-            self.history_item_vectors = nn.Embedding(rows, config.hidden_size, padding_idx=config.num_items)
-            self.log_recency = nn.Parameter(torch.zeros(config.history_items))
-            self.log_text_gate = nn.Parameter(torch.zeros(1))
-        self._objective = FineTuningObjective()
-        self._seen_items = None
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self:
-            init.constant_(self.log_scale, -math.log(self.objective.temperature))
-            if self.config.history_items:
-                steps = torch.arange(self.config.history_items, dtype=self.log_recency.dtype)
-                init.copy_(self.log_recency, steps * math.log(RECENCY_DECAY))
-                init.zeros_(self.log_text_gate)
-
-    @property
-    def objective(self) -> FineTuningObjective:
-        """What is minimised. Assigning one freezes or frees the item matrix and the temperature accordingly.
-
-        The temperature itself is set when it is fixed or differs from that of the objective before, so that a second
-        phase with the same objective goes on from the learned one.
-        """
-        return self._objective
-
-    @objective.setter
-    def objective(self, objective: FineTuningObjective) -> None:
-        if not objective.learn_temperature or objective.temperature != self._objective.temperature:
-            nn.init.constant_(self.log_scale, -math.log(objective.temperature))
-        self.log_scale.requires_grad_(objective.learn_temperature)
-        self.item_matrix.requires_grad_(objective.item_matrix == "learnable")
-        self._objective = objective
-
-    @property
-    def scale(self) -> Tensor:
-        """1 / temperature, a scalar."""
-        return self.log_scale.float().exp().squeeze()
-
-    @property
-    def recency(self) -> Tensor:
-        """(K,) weights of the newest, second newest, … item of the history."""
-        return self.log_recency.exp()
-
-    @property
-    def text_gate(self) -> Tensor:
-        """Weight of the history's text beside its items, a scalar."""
-        return self.log_text_gate.exp().squeeze()
-
-    @torch.no_grad()
-    def initialise_items(self, item_vectors: Tensor) -> None:
-        """Set item matrix and history item vectors to the items' text vectors (num_items, d), made one long.
-
-        Raises:
-            ValueError: another shape, or a vector that is not finite.
-        """
-        wanted = (self.config.num_items, self.config.hidden_size)
-        if tuple(item_vectors.shape) != wanted:
-            raise ValueError(f"item_vectors are {tuple(item_vectors.shape)}, the model's catalogue is {wanted}.")
-        if not item_vectors.isfinite().all():
-            raise ValueError("item_vectors hold NaN or infinity: the encoder that made them is broken.")
-        self.item_matrix.weight.copy_(normalise(item_vectors))
-        if self.config.history_items:
-            self.history_item_vectors.weight[: self.config.num_items].copy_(self.item_matrix.weight)
-
-    def mark_seen_items(self, seen: Tensor) -> None:
-        """Say which items (num_items,) bool occur in training, for `objective.unseen_items`; never saved."""
-        self._seen_items = seen
-
-    def item_vectors(self) -> Tensor:
-        """The item matrix (num_items, d), each row one long."""
-        return normalise(self.item_matrix.weight)
-
-    def user_vectors(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        item_position_ids: Tensor | None = None,
-        history_item_ids: Tensor | None = None,
-    ) -> Tensor:
-        """User vectors (B, d), not normalised, to compare with `item_vectors` by cosine.
-
-        Args:
-            input_ids, attention_mask, token_type_ids, item_position_ids: the histories, (B, L).
-            history_item_ids: (B, k) item indices, newest first, -1 where there is none or the catalogue lacks it; only
-                the first `config.history_items` count.
-        """
-        if not self.config.history_items:
-            return self.jepa4rec.embed(input_ids, attention_mask, token_type_ids, item_position_ids)
-        if history_item_ids is None:
-            raise ValueError(
-                f"This model looks up the {self.config.history_items} newest items of a history by id: "
-                "pass history_item_ids (batch, items), newest first, -1 for none."
-            )
-        items = self._remembered_items(history_item_ids)
-        if not self.config.history_text:
-            return items
-        text = self.jepa4rec.embed(input_ids, attention_mask, token_type_ids, item_position_ids)
-        return self.text_gate * normalise(text) + items
-
-    def _remembered_items(self, history_item_ids: Tensor) -> Tensor:
-        """sum_k recency_k * v_{i_k}, (B, k) -> (B, d); -1 reads the padding row, which is zero."""
-        ids = history_item_ids[:, : self.config.history_items]
-        ids = torch.where(ids < 0, self.config.num_items, ids)
-        weights = self.recency[: ids.shape[1], None]
-        return (weights * self.history_item_vectors(ids)).sum(dim=1)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        item_position_ids: Tensor | None = None,
-        history_item_ids: Tensor | None = None,
-        target_item_ids: Tensor | None = None,
-        telemetry: bool = False,
-    ) -> Jepa4RecTrainingOutput:
-        """Loss over the whole catalogue as `loss_parts` "softmax"; arguments as in `user_vectors`, and
-
-        Args:
-            target_item_ids: (B,) index of each history's next item; needed.
-            telemetry: also report temperature, text gate and recency weights.
-        """
-        if target_item_ids is None:
-            raise ValueError("The loss needs target_item_ids (batch,); to rank, use user_vectors and item_vectors.")
-        users = self.user_vectors(input_ids, attention_mask, token_type_ids, item_position_ids, history_item_ids)
-        users = nn.functional.dropout(users, self.objective.user_dropout, self.training)
-        items, targets = self._softmax_items(target_item_ids)
-        parts = {"softmax": full_softmax_loss(users, items, targets, self.scale, self.objective.chunk_items)}
-        loss, reported = weighted_total(parts, {})
-        return Jepa4RecTrainingOutput(loss=loss, loss_parts=reported, telemetry=self._telemetry() if telemetry else {})
-
-    def _softmax_items(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The item vectors in the softmax, and the rows of the targets in them."""
-        items, way = self.item_matrix.weight, self.objective.unseen_items
-        if way == "negatives" or self._seen_items is None:
-            return items, targets
-        seen = self._seen_items.to(items.device)
-        if way == "fixed":
-            return torch.where(seen[:, None], items, items.detach()), targets
-        return items[seen], (seen.cumsum(0) - 1)[targets]
-
-    @torch.no_grad()
-    def _telemetry(self) -> dict[str, Tensor]:
-        gauges = {"temperature": 1 / self.scale}
-        if self.config.history_items:
-            gauges["text_gate"] = self.text_gate
-            gauges |= {f"recency_{k}": weight for k, weight in enumerate(self.recency, start=1)}
-        return gauges
-
-
-Jepa4RecForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+Jepa4RecTrainingOutput = SeqRecTrainingOutput  # its earlier name
+Jepa4RecModel.pretraining_class = Jepa4RecForPreTraining
+Jepa4RecModel.recommendation_class = Jepa4RecForSequentialRecommendation

@@ -6,25 +6,77 @@ encoder can tell them apart. Cosines of its vectors rank items for users, with n
 Sizes: B rows of L slots, encoder width d_model, vectors of width d = `config.projection_size`.
 """
 
+from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from .configuration_st5rec import St5RecConfig
+from .configuration_jepa4rec import SeqRecConfig, with_plain_errors
 from .losses_seqrec import normalise
-from .modeling_jepa4rec import SeqRecPreTrainedModel
+from .modeling_seqrec import (
+    HEAD_WEIGHTS,
+    SeqRecForPreTraining,
+    SeqRecForSequentialRecommendation,
+    SeqRecPreTrainedModel,
+)
 
 
-class St5RecModel(SeqRecPreTrainedModel):
-    """T5's encoder, the mean over a text's tokens, a dense layer without bias, and L2 normalisation."""
+@with_plain_errors
+@strict
+class St5RecConfig(SeqRecConfig, T5Config):
+    """Shape of Sentence-T5: that of T5's encoder (`T5Config`), and of what stands behind it.
+
+    Args:
+        projection_size: width of the vectors, after the dense layer without bias; 768 in every published Sentence-T5.
+        num_items, history_items, history_text, catalogue_fingerprint: as in `SeqRecConfig`.
+
+    Raises:
+        ValueError: a value of the wrong type or outside its range; the message names the field.
+    """
+
+    model_type = "st5rec"
+    code = {
+        "AutoConfig": "modeling_st5rec.St5RecConfig",
+        "AutoModel": "modeling_st5rec.St5RecModel",
+        "AutoModelForPreTraining": "modeling_st5rec.St5RecForPreTraining",
+    }
+
+    projection_size: int = 768
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.is_encoder_decoder = self.use_cache = False
+
+    @property
+    def vector_size(self) -> int:
+        """Width of a history's or an item's vector."""
+        return self.projection_size
+
+    def validate_projection(self):
+        """There is a vector."""
+        if self.projection_size < 1:
+            raise ValueError(f"projection_size must be at least 1, got {self.projection_size}.")
+
+
+St5RecConfig.register_for_auto_class()
+
+
+class St5RecPreTrainedModel(SeqRecPreTrainedModel):
+    """What the encoder and the models around it share."""
 
     config_class = St5RecConfig
     base_model_prefix = "st5rec"
     supports_gradient_checkpointing = True
     _no_split_modules = ["T5Block"]
     _encoder_weights = ("t5.", "projection.")
+
+
+class St5RecModel(St5RecPreTrainedModel):
+    """T5's encoder, the mean over a text's tokens, a dense layer without bias, and L2 normalisation."""
+
+    _keys_to_ignore_on_load_unexpected = HEAD_WEIGHTS
 
     def __init__(self, config: St5RecConfig):
         super().__init__(config)
@@ -78,9 +130,31 @@ class St5RecModel(SeqRecPreTrainedModel):
         mean = (hidden * attention_mask[..., None].to(hidden.dtype)).sum(1) / lengths.to(hidden.dtype)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=normalise(self.projection(mean)))
 
-    def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None, **unread: Tensor) -> Tensor:
+    def embed(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        item_position_ids: Tensor | None = None,
+    ) -> Tensor:
         """`forward(...).pooler_output`, (B, d)."""
         return self(input_ids, attention_mask).pooler_output
 
 
 St5RecModel.register_for_auto_class("AutoModel")
+
+
+class St5RecForPreTraining(St5RecPreTrainedModel, SeqRecForPreTraining):
+    """`SeqRecForPreTraining` around a `St5RecModel`."""
+
+    encoder_class = St5RecModel
+
+
+class St5RecForSequentialRecommendation(St5RecPreTrainedModel, SeqRecForSequentialRecommendation):
+    """`SeqRecForSequentialRecommendation` around a `St5RecModel`."""
+
+    encoder_class = St5RecModel
+
+
+St5RecModel.pretraining_class = St5RecForPreTraining
+St5RecModel.recommendation_class = St5RecForSequentialRecommendation

@@ -1,13 +1,53 @@
-"""The text encoders of this repository: which class a checkpoint's `model_type` means."""
+"""Checkpoints of ours: where they lie, which class opens them, and whether their weights are sound."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedConfig
 
-from ..modeling_jepa4rec import Jepa4RecModel, SeqRecPreTrainedModel
+from ..modeling_jepa4rec import Jepa4RecModel
+from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecModel
 
-ENCODERS = {model.config_class.model_type: model for model in (Jepa4RecModel, St5RecModel)}
+# The text encoders by `model_type`; each names its heads and its configuration.
+ENCODERS: dict[str, type[SeqRecPreTrainedModel]] = {
+    "jepa4rec": Jepa4RecModel,
+    "st5rec": St5RecModel,
+}
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+# With the package, transformers' own classes open a checkpoint of ours without trusting the code beside it.
+for _name, _encoder in ENCODERS.items():
+    AutoConfig.register(_name, _encoder.config_class, exist_ok=True)
+    AutoModel.register(_encoder.config_class, _encoder, exist_ok=True)
+    AutoModelForPreTraining.register(_encoder.config_class, _encoder.pretraining_class, exist_ok=True)
+
+
+def find_checkpoint(place: str) -> str:
+    """The checkpoint inside a run's folder; a checkpoint's folder or Hub id stays as it is.
+
+    Raises FileNotFoundError for what is neither a folder nor can be a Hub id.
+    """
+    folder = Path(place)
+    if (folder / "checkpoint" / "config.json").is_file():
+        return str(folder / "checkpoint")
+    if not folder.is_dir() and not HUB_ID.fullmatch(place):
+        raise FileNotFoundError(f"{place} is neither a folder nor the id of a checkpoint on the Hub.")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{place} has no config.json: it is no checkpoint, nor the folder of a finished run.")
+    return place
+
+
+def read_config(checkpoint: str | Path) -> dict:
+    """The content of config.json. Raises OSError when it is broken or cannot be fetched from the Hub."""
+    try:
+        return PreTrainedConfig.get_config_dict(checkpoint)[0]
+    except OSError as error:
+        if Path(checkpoint).is_dir():
+            raise
+        raise OSError(f"{checkpoint} is no folder here and cannot be fetched from the Hub: {error}") from error
 
 
 def encoder_class(checkpoint: str | Path) -> type[SeqRecPreTrainedModel]:
@@ -25,3 +65,36 @@ def open_encoder(checkpoint: str | Path, **options) -> SeqRecPreTrainedModel:
         ValueError, OSError: no checkpoint of ours, or a broken one; one sentence.
     """
     return encoder_class(checkpoint).from_pretrained(checkpoint, **options)
+
+
+def pretraining_class(checkpoint: str | Path) -> type[SeqRecPreTrainedModel]:
+    """The class that pre-trains a checkpoint's family by JEPA. Errors as `encoder_class`."""
+    return encoder_class(checkpoint).pretraining_class
+
+
+def recommendation_class(checkpoint: str | Path) -> type[SeqRecPreTrainedModel]:
+    """The class that fine-tunes a checkpoint's family on one catalogue. Errors as `encoder_class`."""
+    return encoder_class(checkpoint).recommendation_class
+
+
+def is_fine_tuned(model_or_config: nn.Module | PreTrainedConfig | Mapping) -> bool:
+    """Whether a text model, or the one a configuration (or config.json) was saved with, has an item matrix.
+
+    Told by the class's name, since a model opened with the code of its checkpoint is of that code's class.
+    """
+    if isinstance(model_or_config, nn.Module):
+        names = [type(model_or_config).__name__]
+    elif isinstance(model_or_config, Mapping):
+        names = model_or_config.get("architectures") or []
+    else:
+        names = model_or_config.architectures or []
+    return any(name == encoder.recommendation_class.__name__ for name in names for encoder in ENCODERS.values())
+
+
+def check_weights(checkpoint: str, model: nn.Module) -> None:
+    """Raises ValueError naming the first weights that are NaN or infinite."""
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise ValueError(
+                f"{checkpoint}: the weights {name} hold NaN or infinity; training went wrong before saving."
+            )

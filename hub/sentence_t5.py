@@ -19,8 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from transformers.utils import cached_file
 
-from ..configuration_st5rec import St5RecConfig
-from ..modeling_st5rec import St5RecModel
+from ..modeling_st5rec import St5RecConfig, St5RecModel
 from ..tokenization_itemsent import ItemSentTokenizer
 from ..tokenization_st5rec import INSTRUCTION, TAGS, item_text
 

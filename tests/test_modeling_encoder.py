@@ -315,7 +315,8 @@ def test_missing_encoder_weights_are_an_error_not_random_numbers(model_class, tm
 def test_weights_and_code_are_saved_and_nothing_is_pickled(tmp_path):
     Jepa4RecForPreTraining(small_config()).save_pretrained(tmp_path)
     saved = {path.name for path in tmp_path.iterdir()}
-    modules = {f"{role}_jepa4rec.py" for role in ("configuration", "modeling", "attention")} | {"losses_seqrec.py"}
+    modules = {f"{role}_jepa4rec.py" for role in ("configuration", "modeling", "attention")}
+    modules |= {"losses_seqrec.py", "modeling_seqrec.py"}
     assert saved == modules | {"config.json", "model.safetensors"}
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"].keys() >= {"AutoModel", "AutoConfig"}
 

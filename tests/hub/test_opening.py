@@ -1,0 +1,211 @@
+"""Every family in the registry keeps the plug's promises: the same heads train around it, save and open again."""
+
+import pytest
+import torch
+from tiny_batches import VOCABULARY, finetuning_batch, pretraining_batch, tiny_config
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
+
+from jepa4rec.hub.opening import (
+    ENCODERS,
+    check_weights,
+    encoder_class,
+    find_checkpoint,
+    is_fine_tuned,
+    open_encoder,
+    pretraining_class,
+    read_config,
+    recommendation_class,
+)
+from jepa4rec.losses_seqrec import FineTuningObjective, PreTrainingObjective
+from jepa4rec.modeling_st5rec import St5RecConfig
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
+WITHOUT_TABLE = ("st5rec",)  # encoders without item positions of their own
+
+
+def family_config(family: str, **changes):
+    """The smallest model of each family, without dropout."""
+    shapes = {
+        "jepa4rec": tiny_config,
+        "st5rec": lambda **more: St5RecConfig(
+            vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, projection_size=12,
+            dropout_rate=0.0, **more,
+        ),
+    }  # fmt: skip
+    return shapes[family](**changes)
+
+
+def new_model(family: str, kind: str, **changes) -> torch.nn.Module:
+    torch.manual_seed(0)
+    encoder = ENCODERS[family]
+    return {"encoder": encoder, "pretraining": encoder.pretraining_class, "fine-tuned": encoder.recommendation_class}[
+        kind
+    ](family_config(family, **changes))
+
+
+def texts() -> dict[str, torch.Tensor]:
+    return {name: value for name, value in pretraining_batch().items() if name in INPUTS}
+
+
+@pytest.fixture(params=list(ENCODERS))
+def family(request):
+    return request.param
+
+
+def test_an_encoder_has_what_the_plug_asks_for(family):
+    model, batch = new_model(family, "encoder").eval(), texts()
+    out = model(**batch)
+    assert out.last_hidden_state.shape == (*batch["input_ids"].shape, model.config.hidden_size)
+    assert out.pooler_output.shape == (6, model.config.vector_size)
+    torch.testing.assert_close(model.embed(**batch), out.pooler_output)
+    torch.testing.assert_close(model.embed(*(batch[name] for name in INPUTS)), out.pooler_output)
+    embeddings, *layers = model.stages()
+    assert len(layers) == model.config.num_hidden_layers
+    words = model.get_input_embeddings()
+    assert words.num_embeddings == VOCABULARY and any(part is words.weight for part in embeddings.parameters())
+    assert (model.get_item_position_embeddings() is None) == (family in WITHOUT_TABLE)
+    for head in (model.pretraining_class, model.recommendation_class):
+        assert head.encoder_class is type(model) and head.__module__ == type(model).__module__
+
+
+def test_padding_changes_no_vector(family):
+    model, batch = new_model(family, "encoder").eval(), texts()
+    together = model.embed(**batch)
+    for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        alone = model.embed(**{name: value[row : row + 1, :length] for name, value in batch.items()})
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_without_a_token_is_named(family):
+    batch = texts()
+    batch["attention_mask"][3] = 0
+    with pytest.raises(ValueError, match="Row 3"):
+        new_model(family, "encoder")(**batch)
+
+
+def test_jepa_pre_training_moves_every_part_but_the_target_encoder(family):
+    model = new_model(family, "pretraining")
+    out = model(**pretraining_batch(), telemetry=True)
+    assert list(out.loss_parts) == ["contrastive", "mlm", "map"] and out.telemetry
+    out.loss.backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == {f"target_encoder.{name}" for name, _ in model.target_encoder.named_parameters()}
+    assert model.lm_head.decoder.weight is model.base_model.get_input_embeddings().weight
+
+
+def test_jepa_pre_training_learns(family):
+    model = new_model(family, "pretraining")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(20):
+        out = model(**pretraining_batch())
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_target_encoder(0.99)
+        losses.append(out.loss.item())
+    assert losses[-1] < 0.7 * losses[0], losses
+
+
+def test_an_item_older_than_the_predictors_table_takes_its_last_row(family):
+    model, batch = new_model(family, "pretraining"), pretraining_batch()
+    table = model.base_model.get_item_position_embeddings() or model.predictor.item_position_embeddings
+    torch.nn.init.normal_(table.weight)
+    parts = []
+    for position in (table.num_embeddings - 1, table.num_embeddings + 7, 1):
+        batch["masked_item_positions"] = torch.full((6,), position)
+        parts.append(model(**batch).loss_parts["map"].item())
+    assert parts[0] == parts[1] != parts[2]
+
+
+def test_without_the_mapping_loss_the_predictor_waits(family):
+    model = new_model(family, "pretraining")
+    model.objective = PreTrainingObjective(map_weight=0.0)
+    assert not any(parameter.requires_grad for parameter in model.predictor.parameters())
+    model(**pretraining_batch()).loss.backward()
+
+
+@pytest.mark.parametrize("history_items", [0, 3])
+def test_fine_tuning_learns_the_targets(family, history_items):
+    model = new_model(family, "fine-tuned", num_items=9, history_items=history_items).train()
+    model.objective = FineTuningObjective(item_matrix="learnable")
+    model.initialise_items(torch.randn(9, model.config.vector_size))
+    batch = finetuning_batch(9)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(20):
+        out = model(**batch)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(out.loss.item())
+    assert losses[-1] < 0.5 * losses[0], losses
+    assert model.item_vectors().shape == (9, model.config.vector_size)
+
+
+def test_a_pre_trained_checkpoint_opens_as_encoder_as_itself_and_as_a_fine_tuned_model(family, tmp_path):
+    model = new_model(family, "pretraining").eval()
+    model.save_pretrained(tmp_path)
+    batch = texts()
+    assert encoder_class(tmp_path) is ENCODERS[family]
+    again, info = pretraining_class(tmp_path).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+    wanted = model.base_model.embed(**batch)
+    tuned = recommendation_class(tmp_path).from_pretrained(tmp_path, num_items=4)
+    for opened in (
+        open_encoder(tmp_path),
+        again,
+        tuned,
+        recommendation_class(tmp_path).from_encoder(tmp_path, num_items=4),
+    ):
+        torch.testing.assert_close(opened.base_model.embed(**batch), wanted)
+    assert is_fine_tuned(tuned) and not is_fine_tuned(again) and not is_fine_tuned(read_config(tmp_path))
+
+
+def test_an_encoder_begins_both_heads(family, tmp_path):
+    encoder = new_model(family, "encoder").eval()
+    encoder.save_pretrained(tmp_path)
+    model = encoder.pretraining_class.from_pretrained(tmp_path)
+    torch.testing.assert_close(model.target_encoder.embed(**texts()), encoder.embed(**texts()))
+    assert not any(parameter.requires_grad for parameter in model.target_encoder.parameters())
+
+
+def test_transformers_own_classes_open_a_checkpoint_without_trusting_its_code(family, tmp_path):
+    new_model(family, "pretraining").save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is ENCODERS[family].config_class
+    assert type(AutoModel.from_pretrained(tmp_path)) is ENCODERS[family]
+    assert type(AutoModelForPreTraining.from_pretrained(tmp_path)) is ENCODERS[family].pretraining_class
+
+
+@pytest.mark.parametrize("changes", [{"num_items": -1}, {"history_items": -2}, {"history_text": False}])
+def test_every_configuration_checks_its_history(family, changes):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        family_config(family, **changes)
+
+
+def test_a_fine_tuned_model_needs_a_catalogue(family):
+    with pytest.raises(ValueError, match="num_items"):
+        new_model(family, "fine-tuned")
+
+
+def test_a_run_has_its_checkpoint_inside(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        find_checkpoint(str(tmp_path))
+    (tmp_path / "checkpoint" / "config.json").write_text("{}")
+    assert (
+        find_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint") == find_checkpoint(str(tmp_path / "checkpoint"))
+    )
+    assert find_checkpoint("someone/model") == "someone/model"
+    with pytest.raises(FileNotFoundError, match="neither a folder nor"):
+        find_checkpoint("no/such/place")
+
+
+def test_weights_that_are_no_numbers_are_named():
+    model = new_model("jepa4rec", "encoder")
+    check_weights("here", model)
+    model.embeddings.LayerNorm.bias.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"here: the weights embeddings\.LayerNorm\.bias"):
+        check_weights("here", model)
