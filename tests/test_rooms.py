@@ -28,7 +28,9 @@ FLOORS = floors()
 
 def sources() -> list[Path]:
     paths = [path for path in ROOT.rglob("*.py") if not path.relative_to(ROOT).parts[0].startswith(".")]
-    kept = [path for path in paths if path.relative_to(ROOT).parts[0] not in (*NOT_CODE, "build", "runs", "jepa4rec.py")]
+    kept = [
+        path for path in paths if path.relative_to(ROOT).parts[0] not in (*NOT_CODE, "build", "runs", "jepa4rec.py")
+    ]
     return sorted(path for path in kept if (path.parent / "..").resolve() != ROOT / "serving" or path.parent == ROOT)
 
 

@@ -12,7 +12,6 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from ..baselines import BASELINE_MODELS, fit_baseline
 from ..configuration_jepa4rec import Jepa4RecConfig
-from ..hub.importing import import_checkpoint
 from ..hub.opening import ENCODERS, encoder_class, open_encoder, pretraining_class, read_config
 from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
@@ -195,6 +194,8 @@ def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTok
         pretraining = whole.__name__ in (config.get("architectures") or [])
         model = (whole.from_pretrained if pretraining else open_encoder)(init, **overrides)
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
+    from ..scripts.import_checkpoint import import_checkpoint
+
     model, tokenizer = import_checkpoint(init, **overrides)
     return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
 
