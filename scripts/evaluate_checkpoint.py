@@ -21,7 +21,7 @@ from transformers import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jepa4rec.baselines import BASELINE_MODELS, BASELINES, COUNTED_MODELS, fit_baseline
+from jepa4rec.baselines import BASELINE_MODELS, BASELINES, fit_baseline
 from jepa4rec.datasets_builders.contract import (
     SeqRecDataset,
     Split,
@@ -32,9 +32,9 @@ from jepa4rec.datasets_builders.contract import (
 )
 from jepa4rec.evaluation.audit import audit, summarise
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import CUTOFFS
-from jepa4rec.evaluation.ranking import Ranks, Scorer, check_k, rank_split_both_ways
+from jepa4rec.evaluation.ranking import Ranks, check_k, rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run, portable_path, write_evaluation
-from jepa4rec.evaluation.scorers import DualEncoderScorer, baseline_scorer, measure
+from jepa4rec.evaluation.scorers import make_scorer, measure
 from jepa4rec.hub.opening import encoder_class
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
 from jepa4rec.serving.encoding_seqrec import BATCH_TOKENS, check_histories
@@ -143,16 +143,6 @@ def load_tokenizer(checkpoint: str, max_items: int | None, model: torch.nn.Modul
     return ItemSentTokenizer.wrap(tokenizer, max_items=max_items)
 
 
-def make_scorer(model, tokenizer, dataset: SeqRecDataset, batch_tokens: int) -> Scorer:
-    """A scorer for the dataset's catalogue: with the item matrix of a fine-tuned model or the items of a baseline,
-    else with encoded texts."""
-    if tokenizer is None:
-        return baseline_scorer(model)
-    item_tokens = tokenizer.encode_items(dataset.item_texts(), dataset.items["item_id"].to_pylist())
-    vectors = model.item_vectors() if is_fine_tuned(model) else None
-    return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens)
-
-
 def is_fine_tuned(model: torch.nn.Module) -> bool:
     return isinstance(model, Jepa4RecForSequentialRecommendation)
 
@@ -182,9 +172,10 @@ def evaluate(options: argparse.Namespace) -> dict:
     checkpoint = find_checkpoint(options.checkpoint)
     model = load_model(checkpoint, dataset.fingerprint).to(options.device)
     tokenizer = load_tokenizer(checkpoint, options.max_items, model)
-    if options.split == "validation" and model.config.model_type in COUNTED_MODELS:
+    if options.split == "validation" and tokenizer is None and model.trained_by is None:
         raise ValueError(f"{checkpoint} was counted for the test split, validation's targets included: rank test.")
-    scorer = make_scorer(model, tokenizer, dataset, options.batch_tokens)
+    item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(), dataset.items["item_id"].to_pylist())
+    scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens)
     ranks = rank_split_both_ways(scorer, split, options.exclude_history)
     record = {
         **describe_evaluation(checkpoint, dataset, options),

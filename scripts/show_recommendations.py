@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.datasets_builders.contract import SeqRecDataset, Split, leave_one_out, load_dataset_dir
 from jepa4rec.evaluation.ranking import rank_split, top_k
-from jepa4rec.evaluation.scorers import DualEncoderScorer
-from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint, load_model, load_tokenizer, make_scorer
+from jepa4rec.evaluation.scorers import DualEncoderScorer, make_scorer
+from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint, load_model, load_tokenizer
 from jepa4rec.serving.encoding_seqrec import BATCH_TOKENS
 
 RECENT_ITEMS = 5
@@ -29,7 +29,8 @@ def open_scorer(place: str, dataset: SeqRecDataset) -> DualEncoderScorer:
     """
     checkpoint = find_checkpoint(place)
     model = load_model(checkpoint, dataset.fingerprint)
-    return make_scorer(model, load_tokenizer(checkpoint, None, model), dataset, BATCH_TOKENS)
+    tokenizer = load_tokenizer(checkpoint, None, model)
+    return make_scorer(model, tokenizer, tokenizer and tokenizer.encode_items(dataset.item_texts()), BATCH_TOKENS)
 
 
 def choose_users(split: Split, users: int, seed: int) -> Split:

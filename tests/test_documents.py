@@ -12,14 +12,14 @@ import torch
 from conftest import ROOT, TINY_ITEMS
 from documents import TINY, Desk, blocks, steps
 from hub_server import HubServer, Repository
-from test_datasets_builders import write_invoices
-from test_recformer_weights import longformer_config, official_state, save_tokenizer
 from transformers import BertConfig, BertForMaskedLM
 from transformers import logging as transformers_logging
 
 from jepa4rec import train_accelerate
 from jepa4rec.datasets_builders import build, save_dataset
 from jepa4rec.training.recipe import read_recipe
+from tests.datasets_builders.test_builders import write_invoices
+from tests.hub.test_recformer import longformer_config, official_state, save_tokenizer
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import TINY_ITEMS
 from safetensors.torch import load_file, save_file
-from test_round_trip import STRANGER
 from transformers import T5Config, T5EncoderModel
 
 from jepa4rec.hub.sentence_t5 import write_sentence_t5
@@ -22,6 +21,7 @@ from jepa4rec.scripts.import_checkpoint import import_checkpoint, main
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from jepa4rec.training.start import train_t5_wordpiece
+from tests.training.test_round_trip import STRANGER
 
 SENTENCES = [
     "<extra_id_1>TITLE: Ceramic teapot<extra_id_2>",

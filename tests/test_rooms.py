@@ -1,4 +1,4 @@
-"""The floor plan: which room may import which, read from docs/CONTRIBUTING.md, and held against the imports themselves."""
+"""The floor plan: which room may import which, as docs/CONTRIBUTING.md lists it, held against the imports."""
 
 import ast
 import re

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from jepa4rec import ranking_seqrec
+from jepa4rec.evaluation import ranking
 from jepa4rec.evaluation.ranking import (
     ItemIndex,
     find_repeated_rows,
@@ -103,7 +103,7 @@ def test_large_scores_whose_sum_overflows_are_still_numbers():
 
 
 def test_the_user_is_named_across_blocks_and_sorting(monkeypatch):
-    monkeypatch.setattr(ranking_seqrec, "BLOCK_USERS", 2)
+    monkeypatch.setattr(ranking, "BLOCK_USERS", 2)
     table = torch.eye(6)
     table[4, 0] = float("nan")
     split = split_of([[0, 1, 2], [3], [1, 4], [5], [2]], [0, 0, 0, 0, 0])
@@ -139,7 +139,7 @@ def test_a_target_that_repeats_an_excluded_item_is_a_miss():
 @pytest.mark.parametrize("ties", ["mean", "official"])
 @pytest.mark.parametrize("exclude", [False, True])
 def test_ranks_equal_brute_force_on_random_scores_with_many_ties(ties, exclude, monkeypatch):
-    monkeypatch.setattr(ranking_seqrec, "BLOCK_USERS", 7)
+    monkeypatch.setattr(ranking, "BLOCK_USERS", 7)
     rng = np.random.default_rng(0)
     table = rng.integers(0, 6, (40, 40))
     split = split_of([rng.integers(0, 40, rng.integers(1, 9)) for _ in range(60)], rng.integers(0, 40, 60))
@@ -153,7 +153,7 @@ def test_ranks_equal_brute_force_on_random_scores_with_many_ties(ties, exclude, 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("block_users", [1, 3, 1024])
 def test_vector_ranks_equal_brute_force(similarity, block_users, monkeypatch):
-    monkeypatch.setattr(ranking_seqrec, "BLOCK_USERS", block_users)
+    monkeypatch.setattr(ranking, "BLOCK_USERS", block_users)
     generator = torch.Generator().manual_seed(0)
     users, items = torch.randn(11, 8, generator=generator), torch.randn(50, 8, generator=generator) * 3
     exact = users.double() @ items.double().T
@@ -168,9 +168,9 @@ def test_vector_ranks_equal_brute_force(similarity, block_users, monkeypatch):
 
 
 def test_memory_limit_decides_the_block_size(monkeypatch):
-    monkeypatch.setattr(ranking_seqrec, "BLOCK_BYTES", 4 * 100 * 3)
-    assert [len(rows) for rows in ranking_seqrec._blocks(np.arange(8), 100)] == [3, 3, 2]
-    assert [len(rows) for rows in ranking_seqrec._blocks(np.arange(2), 10**9)] == [1, 1]
+    monkeypatch.setattr(ranking, "BLOCK_BYTES", 4 * 100 * 3)
+    assert [len(rows) for rows in ranking._blocks(np.arange(8), 100)] == [3, 3, 2]
+    assert [len(rows) for rows in ranking._blocks(np.arange(2), 10**9)] == [1, 1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -204,7 +204,7 @@ def test_repeated_rows_point_to_their_first_occurrence():
 
 
 def test_rows_that_only_share_a_hash_are_not_repeated(monkeypatch):
-    monkeypatch.setattr(ranking_seqrec, "_hash_rows", lambda vectors: torch.zeros(len(vectors), dtype=torch.int64))
+    monkeypatch.setattr(ranking, "_hash_rows", lambda vectors: torch.zeros(len(vectors), dtype=torch.int64))
     copies, originals = find_repeated_rows(torch.tensor([[1.0], [2.0], [1.0]]))
     assert (copies.tolist(), originals.tolist()) == ([2], [0])
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.test_import_checkpoint import run_script
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import LongformerConfig, LongformerForMaskedLM, PreTrainedTokenizerFast
@@ -18,6 +17,7 @@ from jepa4rec.datasets_builders.contract import save_dataset
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.scripts.evaluate_checkpoint import load_model
 from jepa4rec.scripts.import_checkpoint import import_checkpoint, import_recformer
+from tests.hub.test_import_checkpoint import run_script
 
 HEADS, WINDOW, WIDTH = 4, 64, 32
 # A byte-level BPE as Longformer's: "Ġ" is a space before the word. Ids by place.

@@ -5,10 +5,10 @@ import shutil
 
 import numpy as np
 import pytest
-from test_train_accelerate import ST5, shop, train, write_recipe  # noqa: F401 (fixtures)
 
 from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.scripts.draw_pictures import few_labels, main, user_labels
+from tests.training.test_train_accelerate import ST5, shop, train, write_recipe  # noqa: F401 (fixtures)
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import yaml
-from test_sequence_baselines import SHAPE, shop  # noqa: F401 (a fixture)
 
 from jepa4rec.scripts import search_settings
 from jepa4rec.scripts.search_settings import combinations, search
+from tests.baselines.test_sequence_baselines import SHAPE, shop  # noqa: F401 (a fixture)
 
 
 @pytest.fixture

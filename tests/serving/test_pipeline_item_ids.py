@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from tests.test_sequence_baselines import NAMES, make_model
 from transformers import pipeline
 
 from jepa4rec.baselines import SEQUENCE_MODELS
@@ -16,6 +15,7 @@ from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.serving.pipeline_catalogue import IDS_FILE, TASK, save_item_ids
 from jepa4rec.serving.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
+from tests.baselines.test_sequence_baselines import NAMES, make_model
 from tests.conftest import WITHOUT_PACKAGE
 
 IDS = [f"sku-{row}" for row in range(12)]

@@ -11,8 +11,7 @@ from jepa4rec.modeling_st5rec import St5RecConfig, St5RecModel
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from jepa4rec.training.optimisation import freeze
-from jepa4rec.training.phases.pair_batches import as_pair
-from jepa4rec.training.phases.pairs import SentencePairModel
+from jepa4rec.training.phases.pairs import SentencePairModel, as_pair
 from jepa4rec.training.start import train_t5_wordpiece
 
 
