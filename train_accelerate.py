@@ -294,7 +294,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     accelerator = Accelerator(
         # Without this, several processes on a machine without a GPU do not find each other.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=recipe.run.mixed_precision,
+        mixed_precision=choose_precision(recipe.run.mixed_precision),
         log_with=None if recipe.run.tracker == "none" else recipe.run.tracker,
         project_dir=recipe.run.output_dir,
     )
@@ -307,6 +307,28 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if recipe.run.tracker != "none":
         accelerator.init_trackers("seqrec")
     return accelerator
+
+
+def choose_precision(wanted: str) -> str:
+    """The precision to train in: "no", "bf16" or "fp16".
+
+    Raises:
+        ValueError: bf16 was asked for where the processor has no instructions for it and would only be slower.
+    """
+    has_bf16 = computes_in_bf16()
+    if wanted == "auto":
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        return launched if launched in ("bf16", "fp16") else "bf16" if has_bf16 else "no"
+    if wanted == "bf16" and not has_bf16:
+        raise ValueError("run.mixed_precision is bf16, which this processor does not compute in: use auto or no")
+    return wanted
+
+
+def computes_in_bf16() -> bool:
+    """Whether the device multiplies bfloat16 in hardware: a GPU that says so, AVX512-BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def show_finished(accelerator: Accelerator, folder: RunFolder) -> dict:
@@ -390,14 +412,14 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
         results |= phase.results(model, Work(recipe, data, tokenizer))
     if compare:
         start = open_encoder(folder.start).to(accelerator.device)
-        before = rank_test_split(accelerator, start, tokenizer, data, recipe)
+        before = rank_test_split(accelerator, start, tokenizer, data, recipe, kept=True)
         results["zero_shot"] = ranking_metrics(before.by(ties))
     if not accelerator.is_main_process:
         return results
     names, excludes = recipe.evaluation.baselines, recipe.evaluation.exclude_history
     results |= measure(ranks, rank_baselines(names, data.splits, "test", data.num_items, excludes), ties)
     results["seconds"] = folder.training_seconds(len(recipe.phases))
-    record = make_record(recipe, data, accelerator.num_processes, origin, results)
+    record = make_record(recipe, data, accelerator, origin, results)
     publish(recipe, record, ranks, data, weights, folder)
     print(result_table(record))
     return record

@@ -92,7 +92,7 @@ class RatingVectors:
     model: nn.Module
     tokenizer: object
     item_tokens: object
-    batch_tokens: int
+    batch_tokens: int | None
     _made: dict = field(default_factory=dict)
 
     def part(self, name: str) -> RatingBatch:

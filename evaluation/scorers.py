@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..baselines import fit_baseline
 from ..baselines.item_sequences import ItemSequenceModel
-from ..serving.encoding_seqrec import BATCH_TOKENS, Histories, check_histories, encode_histories, encode_items
+from ..serving.encoding_seqrec import Histories, check_histories, encode_histories, encode_items
 from .metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
 from .ranking import ItemIndex, Ranks, Scorer, Ties, rank_split_both_ways
 
@@ -16,7 +16,7 @@ BATCH_HISTORIES = 512
 
 
 def make_scorer(
-    model: nn.Module, tokenizer, item_tokens, batch_tokens: int = BATCH_TOKENS, progress: bool | None = None
+    model: nn.Module, tokenizer, item_tokens, batch_tokens: int | None = None, progress: bool | None = None
 ) -> Scorer:
     """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
     texts (zero-shot). Without a tokenizer the model is a baseline."""
@@ -39,7 +39,7 @@ class DualEncoderScorer:
         tokenizer,
         item_tokens,
         item_vectors: Tensor | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         progress: bool | None = None,
     ):
         """Encode the catalogue once (arguments as `encode_items`).

@@ -37,7 +37,7 @@ from jepa4rec.evaluation.records import describe_run, portable_path, write_evalu
 from jepa4rec.evaluation.scorers import make_scorer, measure
 from jepa4rec.hub.opening import encoder_class
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
-from jepa4rec.serving.encoding_seqrec import BATCH_TOKENS, check_histories
+from jepa4rec.serving.encoding_seqrec import check_histories
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 PROTOCOLS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
@@ -255,7 +255,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--cutoffs", type=int, nargs="+", default=list(CUTOFFS), metavar="K", help="default: 10 50")
     parser.add_argument("--max_items", type=int, help="newest items of a history to read (default: the tokenizer's)")
-    parser.add_argument("--batch_tokens", type=int, default=BATCH_TOKENS, help=f"default: {BATCH_TOKENS}")
+    parser.add_argument("--batch_tokens", type=int, help="tokens encoded at a time (default: by the device)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--name", help="what tables call it (default: the checkpoint's path)")
     parser.add_argument("--system", default="JEPA4Rec", help="the method that made the checkpoint (default: JEPA4Rec)")

@@ -16,7 +16,6 @@ from jepa4rec.datasets_builders.contract import SeqRecDataset, Split, leave_one_
 from jepa4rec.evaluation.ranking import rank_split, top_k
 from jepa4rec.evaluation.scorers import DualEncoderScorer, make_scorer
 from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint, load_model, load_tokenizer
-from jepa4rec.serving.encoding_seqrec import BATCH_TOKENS
 
 RECENT_ITEMS = 5
 TEXT_WIDTH = 90
@@ -30,7 +29,7 @@ def open_scorer(place: str, dataset: SeqRecDataset) -> DualEncoderScorer:
     checkpoint = find_checkpoint(place)
     model = load_model(checkpoint, dataset.fingerprint)
     tokenizer = load_tokenizer(checkpoint, None, model)
-    return make_scorer(model, tokenizer, tokenizer and tokenizer.encode_items(dataset.item_texts()), BATCH_TOKENS)
+    return make_scorer(model, tokenizer, tokenizer and tokenizer.encode_items(dataset.item_texts()))
 
 
 def choose_users(split: Split, users: int, seed: int) -> Split:

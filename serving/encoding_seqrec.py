@@ -9,7 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 Histories = Sequence[np.ndarray]  # item indices of each user, oldest first
-BATCH_TOKENS = 16384  # tokens encoded at once, padding included
+# Tokens encoded at once, padding included: on a CPU what stays in its caches, elsewhere what keeps it busy (measured).
+BATCH_TOKENS = {"cpu": 4096}
+MOST_BATCH_TOKENS = 16384
 
 
 class HistoryCollator:
@@ -50,7 +52,7 @@ class ItemCollator:
 
 @torch.no_grad()
 def encode_items(
-    model, tokenizer, item_tokens, batch_tokens: int = BATCH_TOKENS, progress: bool | None = None
+    model, tokenizer, item_tokens, batch_tokens: int | None = None, progress: bool | None = None
 ) -> Tensor:
     """Vector of every item of a catalogue, each read alone: float32 (N, d) on the model's device.
 
@@ -60,12 +62,12 @@ def encode_items(
         model: with a text encoder (`base_model.embed`), alone or under heads.
         tokenizer: the `ItemSentTokenizer` of the model.
         item_tokens: the catalogue, as `tokenizer.encode_items` gives it.
-        batch_tokens: tokens encoded at once, padding included.
+        batch_tokens: tokens encoded at once, padding included; None chooses by the device.
         progress: show a bar; None shows one on a terminal.
     """
     distinct, place = _distinct_items(item_tokens)
     collate, lengths = ItemCollator(tokenizer, item_tokens), 1 + item_tokens.lengths[distinct]
-    batches = token_budget_batches(np.minimum(lengths, tokenizer.max_tokens), batch_tokens)
+    batches = token_budget_batches(np.minimum(lengths, tokenizer.max_tokens), batch_tokens or best_tokens(model))
     batches = ((rows, collate(distinct[rows])) for rows in batches)
     with progress_bar(len(distinct), "encode items", "item", progress) as bar:
         vectors = _encode(model, model.base_model.embed, len(distinct), batches, bar)
@@ -78,7 +80,7 @@ def encode_histories(
     tokenizer,
     item_tokens,
     histories: Histories,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: bool | None = None,
 ) -> Tensor:
     """Vector of every user's history (item indices, oldest first): float32 (U, d) on the model's device.
@@ -91,11 +93,25 @@ def encode_histories(
     """
     check_histories(histories, item_tokens.num_items)
     fine_tuned = hasattr(model, "user_vectors")
-    collate = HistoryCollator(tokenizer, item_tokens, model.config.history_items if fine_tuned else None)
-    batches = _batches(histories, collate, batch_tokens)
+    history_items = model.config.history_items if fine_tuned else 0
+    collate = HistoryCollator(tokenizer, item_tokens, history_items if fine_tuned else None)
+    distinct, place = _distinct_histories(histories, max(tokenizer.max_items, history_items))
+    batches = _batches(distinct, collate, batch_tokens or best_tokens(model))
     embed = model.user_vectors if fine_tuned else model.base_model.embed
-    with progress_bar(len(histories), "encode histories", "user", progress) as bar:
-        return _encode(model, embed, len(histories), batches, bar)
+    with progress_bar(len(distinct), "encode histories", "user", progress) as bar:
+        vectors = _encode(model, embed, len(distinct), batches, bar)
+    return vectors if len(distinct) == len(histories) else vectors[torch.from_numpy(place).to(vectors.device)]
+
+
+def _distinct_histories(histories: Histories, read: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Histories that differ in their `read` newest items, and for each of all histories its place among those, (U,).
+
+    Users who bought the same items lately are many in any shop; each distinct text is encoded once.
+    """
+    places: dict[bytes, int] = {}
+    newest = [np.ascontiguousarray(history[-read:], dtype=np.int64) for history in histories]
+    place = np.array([places.setdefault(history.tobytes(), len(places)) for history in newest], dtype=np.int64)
+    return [np.frombuffer(key, np.int64) for key in places], place
 
 
 def _distinct_items(item_tokens) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +134,10 @@ def _batches(
     lengths = np.array([1 + item_lengths[history[-tokenizer.max_items :]].sum() for history in histories])
     for rows in token_budget_batches(np.minimum(lengths, tokenizer.max_tokens), batch_tokens):
         yield rows, collate([histories[row] for row in rows])
+
+
+def best_tokens(model) -> int:
+    return BATCH_TOKENS.get(model.device.type, MOST_BATCH_TOKENS)
 
 
 def token_budget_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

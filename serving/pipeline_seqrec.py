@@ -24,7 +24,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
-from .encoding_seqrec import BATCH_TOKENS, encode_histories, encode_items
+from .encoding_seqrec import encode_histories, encode_items
 from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, Item, hub_options, read_item_ids
 
 logger = logging.get_logger(__name__)
@@ -61,7 +61,7 @@ class SequentialRecommendationPipeline(CataloguePipeline):
 
     def _text_vectors(self, attributes: Sequence[Mapping], ids: Sequence[str] | None) -> Tensor:
         tokens = self.tokenizer.encode_items(attributes, ids)
-        vectors = encode_items(self.model, self.tokenizer, tokens, BATCH_TOKENS, progress=None)
+        vectors = encode_items(self.model, self.tokenizer, tokens)
         return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         ends = np.cumsum([len(history) for history in texts])
         histories = [np.arange(end - len(history), end) for end, history in zip(ends, texts, strict=True)]
         # Of a fine-tuned model too it is the encoder alone that reads; what it knows by id is added afterwards.
-        vectors = encode_histories(self.model.base_model, self.tokenizer, tokens, histories, BATCH_TOKENS, False)
+        vectors = encode_histories(self.model.base_model, self.tokenizer, tokens, histories, progress=False)
         return torch.nn.functional.normalize(vectors, dim=1).cpu()
 
     def _with_items(self, texts: Tensor, items: list[list[dict]], ids: list[list[str | None]]) -> Tensor:

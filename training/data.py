@@ -12,6 +12,8 @@ from typing import Any, Literal
 import datasets as hf_datasets
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from .. import datasets_builders
 from ..datasets_builders.contract import (
@@ -23,6 +25,8 @@ from ..datasets_builders.contract import (
     save_dataset,
 )
 from ..evaluation.ratings import RatingTasks, rating_tasks
+from ..serving.encoding_seqrec import encode_items
+from ..serving.whole_files_seqrec import written_files
 from ..tokenization_itemsent import ItemSentTokenizer, ItemTokens
 
 
@@ -71,12 +75,15 @@ def open_dataset(recipe: DatasetRecipe, cache_dir: str | None) -> SeqRecDataset:
     """
     if recipe.dir is not None:
         return load_dataset_dir(recipe.dir)
-    root = Path(cache_dir or Path(hf_datasets.config.HF_CACHE_HOME) / "jepa4rec_datasets")
-    folder = root / f"{recipe.name}-{_cache_key(recipe)}"
+    folder = _cache(cache_dir, "jepa4rec_datasets") / f"{recipe.name}-{_cache_key(recipe)}"
     if not folder.exists():
         built = datasets_builders.build(recipe.name, recipe.config, recipe.data_files, **recipe.options)
         save_dataset(built, folder)
     return load_dataset_dir(folder)
+
+
+def _cache(cache_dir: str | None, name: str) -> Path:
+    return Path(cache_dir or Path(hf_datasets.config.HF_CACHE_HOME) / name)
 
 
 def _cache_key(recipe: DatasetRecipe) -> str:
@@ -120,6 +127,7 @@ class RunData:
     read: Corpus  # what pre-training learns from: the datasets of `data.pretrain`, else the run's own
     protocol: str = "leave_one_out"
     train_users: int | None = None
+    cache_dir: str | None = None
     _item_tokens: dict = field(default_factory=dict)
 
     @property
@@ -146,6 +154,34 @@ class RunData:
             self._item_tokens[key] = tokenizer.encode_items(texts)
         return self._item_tokens[key]
 
+    def item_vectors(self, model: nn.Module, tokenizer: ItemSentTokenizer, batch_tokens: int | None) -> torch.Tensor:
+        """The catalogue by a model's encoder, float32 (N, d), kept on disk for the next run that starts from it.
+
+        A second seed, or the zero-shot row of a table, asks for the same vectors again: minutes on a CPU. The name of
+        the file is a hash of everything they depend on, so a stale one is never read; the folder may be deleted.
+        """
+        tokens = self.item_tokens(tokenizer, self.own)
+        path = _cache(self.cache_dir, "jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens)}.safetensors"
+        if path.is_file():
+            return load_file(path)["vectors"].to(model.device)
+        vectors = encode_items(model, tokenizer, tokens, batch_tokens)
+        with written_files(path) as (fresh,):
+            save_file({"vectors": vectors.cpu()}, fresh)
+        return vectors
+
+
+def _vectors_key(model: nn.Module, tokenizer: ItemSentTokenizer, tokens: ItemTokens) -> str:
+    encoder, digest = model.base_model, hashlib.sha256()
+    shape = {name: value for name, value in encoder.config.to_dict().items() if not name.startswith("_")}
+    how = [shape, tokenizer.settings, tokenizer.all_special_ids, str(model.device), torch.__version__]
+    digest.update(json.dumps(how, sort_keys=True, default=str).encode())
+    for part in (tokens.input_ids, tokens.token_type_ids, tokens.offsets):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    for name, weights in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
 
 def load_run_data(recipe: DataRecipe) -> RunData:
     """Open all datasets of a recipe.
@@ -163,7 +199,8 @@ def load_run_data(recipe: DataRecipe) -> RunData:
     splits = splits._replace(train=splits.train[: recipe.users])
     own = Corpus(dataset.item_texts(), splits.train)
     parts = [_training_part(part, recipe) for part in recipe.pretrain]
-    return RunData(dataset, splits, own, _concatenate(parts) if parts else own, recipe.split, recipe.users)
+    read = _concatenate(parts) if parts else own
+    return RunData(dataset, splits, own, read, recipe.split, recipe.users, recipe.cache_dir)
 
 
 def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:

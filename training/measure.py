@@ -14,7 +14,7 @@ from torch import nn
 from ..evaluation.audit import audit, summarise
 from ..evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from ..evaluation.ranking import Ranks, Scorer, rank_split_both_ways
-from ..evaluation.scorers import make_scorer
+from ..evaluation.scorers import DualEncoderScorer, make_scorer
 from .data import RunData, sample_users, take_rows
 
 if TYPE_CHECKING:
@@ -28,16 +28,26 @@ def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunDat
     return ranking_metrics(_rank_together(accelerator, scorer, split, recipe.evaluation).by(recipe.evaluation.ties))
 
 
-def rank_test_split(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> Ranks:
-    """Ranks of all test users."""
-    scorer = _scorer(accelerator, model, tokenizer, data, recipe.evaluation)
+def rank_test_split(
+    accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe, kept: bool = False
+) -> Ranks:
+    """Ranks of all test users; `kept`: item vectors by these weights are worth keeping, other runs start from them."""
+    scorer = _scorer(accelerator, model, tokenizer, data, recipe.evaluation, kept)
     return _rank_together(accelerator, scorer, data.splits.test, recipe.evaluation)
 
 
 def _scorer(
-    accelerator: Accelerator, model: nn.Module, tokenizer, data: RunData, settings: EvaluationRecipe
+    accelerator: Accelerator,
+    model: nn.Module,
+    tokenizer,
+    data: RunData,
+    settings: EvaluationRecipe,
+    kept: bool = False,
 ) -> Scorer:
     item_tokens = None if tokenizer is None else data.item_tokens(tokenizer, data.own)
+    if kept and tokenizer is not None:
+        vectors = data.item_vectors(model, tokenizer, settings.batch_tokens)
+        return DualEncoderScorer(model, tokenizer, item_tokens, vectors, settings.batch_tokens, _bar(accelerator))
     return make_scorer(model, tokenizer, item_tokens, settings.batch_tokens, _bar(accelerator))
 
 
@@ -60,7 +70,9 @@ def _rank_together(accelerator: Accelerator, scorer: Scorer, split, settings: Ev
     return Ranks(*ranks)
 
 
-def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, results: dict[str, dict]) -> dict:
+def make_record(
+    recipe: Recipe, data: RunData, accelerator: Accelerator, origin: dict, results: dict[str, dict]
+) -> dict:
     """What metrics.json says about a run.
 
     `origin` is `describe_run` from when it began; `results` holds what `measure` gives, validation_metrics, zero_shot
@@ -83,7 +95,8 @@ def make_record(recipe: Recipe, data: RunData, processes: int, origin: dict, res
         "users": len(data.splits.test.targets),
         "items": data.num_items,
         "seed": recipe.run.seed,
-        "processes": processes,
+        "processes": accelerator.num_processes,
+        "precision": accelerator.mixed_precision,
         **origin,
         **results,
         "audit": summarise(audit(data.dataset, recipe.data.split)),

@@ -27,7 +27,8 @@ class RunRecipe:
     """Where the run lives and how it is carried out; nothing here changes what is learned, except the seed.
 
     `name` is what tables and the model card call the run (None: the last part of `output_dir`), `system` the method it
-    trains. `mixed_precision` None leaves the choice to `accelerate launch`. `save_every` counts optimiser steps
+    trains. `mixed_precision` "auto" is what `accelerate launch` was told, else bf16 where the processor computes
+    in it, else "no"; the record says which it was. `save_every` counts optimiser steps
     between saved states (0: none between phases), `telemetry_every` between looks for collapse (0: none). `resume`
     continues an interrupted run, `overwrite` replaces a finished one.
     """
@@ -38,7 +39,7 @@ class RunRecipe:
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     activation_checkpointing: bool = False
     tracker: Literal["none", "tensorboard", "trackio"] = "none"
     log_every: int = 20
@@ -92,7 +93,8 @@ class ModelRecipe:
 @dataclass(kw_only=True)
 class EvaluationRecipe:
     """Full ranking after training, and what stands beside it. `validation_users`: a fixed sample for evaluations
-    *during* training; `batch_tokens`: tokens encoded at a time; `ties` "official": optimistic, as RecFormer's."""
+    *during* training; `batch_tokens`: tokens encoded at a time (None: what suits the device); `ties` "official":
+    optimistic, as RecFormer's."""
 
     exclude_history: bool = False
     ties: Literal["mean", "official"] = "mean"
@@ -101,7 +103,7 @@ class EvaluationRecipe:
     baselines: list[Literal["popularity", "item_transition", "item_transition_decayed"]] = field(
         default_factory=lambda: ["popularity", "item_transition"]
     )
-    batch_tokens: int = 16384
+    batch_tokens: int | None = None
 
     def __post_init__(self):
         missing = [name for name in ("popularity", "item_transition") if name not in self.baselines]

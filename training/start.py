@@ -16,7 +16,6 @@ from ..hub.opening import ENCODERS, encoder_class, open_encoder, pretraining_cla
 from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecConfig, St5RecModel
-from ..serving.encoding_seqrec import encode_items
 from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from ..tokenization_st5rec import FIXED_TEXTS, TAGS
 from .data import RunData
@@ -68,8 +67,7 @@ def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrai
         return model_class(_config(model_class, shape))
     text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[])
     encoder, tokenizer = make_starting_checkpoint(text_recipe, data)
-    item_tokens = data.item_tokens(tokenizer, data.own)
-    texts = encode_items(encoder, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
+    texts = data.item_vectors(encoder, tokenizer, recipe.evaluation.batch_tokens)
     model = model_class(_config(model_class, {**shape, "text_size": texts.shape[1]}))
     model.set_text_vectors(texts)
     return model

@@ -7,8 +7,8 @@ import torch
 from conftest import TINY_ITEMS
 
 from jepa4rec.datasets_builders.contract import AMAZON_2023_TEST_START, make_dataset, save_dataset
-from jepa4rec.evaluation.ratings import HEAD_FILE, rating_tasks
-from jepa4rec.training.phases.rating import RatingModel
+from jepa4rec.evaluation.ratings import rating_tasks
+from jepa4rec.training.phases.rating import HEAD_FILE, RatingModel
 from tests.training.test_train_accelerate import ST5, log_lines, train, weights, write_recipe  # noqa: F401 (a fixture)
 
 PHASE = {"kind": "rating", "steps": 60, "batch_size": 32, "lr": 1e-2, "evaluate_every_steps": 20, "hidden_size": 16}

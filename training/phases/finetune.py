@@ -98,7 +98,7 @@ class FinetunePhase(Phase):
 
     def begin(self, model: nn.Module, work: Work) -> dict:
         if not self.keeps_weights:
-            self._encode_items(model, work)
+            model.initialise_items(work.data.item_vectors(model, work.tokenizer, work.recipe.evaluation.batch_tokens))
         return {"encoded_at": 0}
 
     @property
@@ -109,19 +109,14 @@ class FinetunePhase(Phase):
     def before_epoch(self, model: nn.Module, work: Work, step: int) -> None:
         """With `item_vectors: epoch`, encode the item matrix anew, unless that was done at this very step."""
         if self.item_vectors == "epoch" and work.made["encoded_at"] != step:
-            self._encode_items(model, work)
+            item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
+            batch_tokens = work.recipe.evaluation.batch_tokens
+            model.initialise_items(encode_items(model, work.tokenizer, item_tokens, batch_tokens))
             work.made["encoded_at"] = step
 
     def before_validation(self, model: nn.Module, work: Work, step: int) -> None:
         if not self.stale_items:
             self.before_epoch(model, work, step)
-
-    @staticmethod
-    def _encode_items(model: nn.Module, work: Work) -> None:
-        """Set the item vectors to what the encoder makes of the item texts."""
-        item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
-        batch_tokens = work.recipe.evaluation.batch_tokens
-        model.initialise_items(encode_items(model, work.tokenizer, item_tokens, batch_tokens, progress=None))
 
 
 class FineTuningCollator:
