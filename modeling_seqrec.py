@@ -512,6 +512,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         token_type_ids: Tensor | None = None,
         item_position_ids: Tensor | None = None,
         history_item_ids: Tensor | None = None,
+        text_rows: Tensor | None = None,
     ) -> Tensor:
         """User vectors (B, d), not normalised, to compare with `item_vectors` by cosine.
 
@@ -519,9 +520,11 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             input_ids, attention_mask, token_type_ids, item_position_ids: the histories, (B, L).
             history_item_ids: (B, k) item indices, newest first, -1 where there is none or the catalogue lacks it; only
                 the first `config.history_items` count.
+            text_rows: (B,) which text each user has, where the texts are the distinct ones of the batch (D, L).
         """
+        texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
         if not self.config.history_items:
-            return self.base_model.embed(input_ids, attention_mask, token_type_ids, item_position_ids)
+            return self._embed(texts, text_rows)
         if history_item_ids is None:
             raise ValueError(
                 f"This model looks up the {self.config.history_items} newest items of a history by id: "
@@ -530,8 +533,11 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         items = self._remembered_items(history_item_ids)
         if not self.config.history_text:
             return items
-        text = self.base_model.embed(input_ids, attention_mask, token_type_ids, item_position_ids)
-        return self.text_gate * normalise(text) + items
+        return self.text_gate * normalise(self._embed(texts, text_rows)) + items
+
+    def _embed(self, texts: tuple[Tensor | None, ...], text_rows: Tensor | None) -> Tensor:
+        vectors = self.base_model.embed(*texts)
+        return vectors if text_rows is None else vectors[text_rows]
 
     def _remembered_items(self, history_item_ids: Tensor) -> Tensor:
         """sum_k recency_k * v_{i_k}, (B, k) -> (B, d); -1 reads the padding row, which is zero."""
@@ -548,6 +554,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         item_position_ids: Tensor | None = None,
         history_item_ids: Tensor | None = None,
         target_item_ids: Tensor | None = None,
+        text_rows: Tensor | None = None,
         telemetry: bool = False,
     ) -> SeqRecTrainingOutput:
         """Loss over the whole catalogue as `loss_parts` "softmax"; arguments as in `user_vectors`, and
@@ -558,7 +565,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         """
         if target_item_ids is None:
             raise ValueError("The loss needs target_item_ids (batch,); to rank, use user_vectors and item_vectors.")
-        users = self.user_vectors(input_ids, attention_mask, token_type_ids, item_position_ids, history_item_ids)
+        texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
+        users = self.user_vectors(*texts, history_item_ids, text_rows)
         users = nn.functional.dropout(users, self.objective.user_dropout, self.training)
         items, targets = self._softmax_items(target_item_ids)
         parts = {"softmax": full_softmax_loss(users, items, targets, self.scale, self.objective.chunk_items)}

@@ -5,7 +5,7 @@ epoch, example) alone, never on the worker, the process or the batch an example 
 uninterrupted one would have. That is all that resuming depends on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -179,6 +179,22 @@ class LengthGroupedBatchSampler:
         lengths = self.dataset.token_lengths(self.item_tokens, self.max_items, self.max_tokens)[order]
         pools = np.arange(len(order)) // (self.pool_batches * self.batch_size)
         return order[np.lexsort((lengths, pools))].reshape(-1, self.batch_size)
+
+
+# ---- texts
+
+
+def read_once(texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The distinct rows of a padded batch, (D, L) each, and as `text_rows` which of them each example reads, (B,).
+
+    In a batch sorted by length many short histories say the same (57 distinct of 128 in RecFormer's stage 1 on
+    Scientific). Told here, on the CPU and ahead of the step, no device waits for the count of the distinct ones.
+    """
+    places: dict[bytes, int] = {}
+    table = torch.cat([part for part in texts.values()], dim=1).numpy()
+    place = [places.setdefault(row.tobytes(), len(places)) for row in table]
+    first = np.unique(place, return_index=True)[1]
+    return {name: part[first] for name, part in texts.items()} | {"text_rows": torch.tensor(place)}
 
 
 # ---- steps

@@ -107,7 +107,7 @@ def test_a_stranger_loads_both(tmp_path):
 def test_errors_by_hand_and_through_evaluate():
     wanted = {"rmse": 0.5**0.5, "mae": 0.5}
     assert rating_errors([4.0, 2.0], [5.0, 2.0]) == pytest.approx(wanted)
-    metric = evaluate.load(str(ROOT / "metrics" / "rating_error"))
+    metric = evaluate.load(str(ROOT / "evaluation" / "metrics" / "rating_error"))
     assert metric.compute(predictions=[4.0, 2.0], references=[5.0, 2.0]) == pytest.approx(wanted)
 
 

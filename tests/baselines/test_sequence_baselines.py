@@ -25,7 +25,7 @@ from jepa4rec.training.phases.sequence import SequenceCollator
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import TINY_ITEMS, WITHOUT_PACKAGE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_length": 5, "dropout": 0.0}
 NAMES = sorted(SEQUENCE_MODELS)
 
@@ -271,7 +271,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(train, monkeypatch):
     ("settings", "message"),
     [
         (["model.baseline=null"], "phases of kind sequence train a model.baseline: name one"),
-        (["model.baseline=sasrek"], "expected one of popularity"),
+        (["model.baseline=sasrek"], "baseline sasrek is unknown; did you mean sasrec?"),
         (["phases.0.freeze_layers=1"], "freeze_layers and freeze_word_embeddings are for text encoders"),
         (["run.activation_checkpointing=true"], "activation_checkpointing is for text encoders"),
         (["model.config.droput=0.1"], "SasRecConfig has no such field; did you mean dropout?"),

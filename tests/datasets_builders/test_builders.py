@@ -27,7 +27,7 @@ from jepa4rec.datasets_builders.amazon_2018 import Amazon2018
 from jepa4rec.datasets_builders.online_retail import COLUMNS, OnlineRetail
 from jepa4rec.datasets_builders.toy_shop import ToyShop
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def counts(dataset) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_me
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.evaluation.records import write_evaluation
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 INF = float("inf")
 
 
@@ -64,7 +64,7 @@ def test_unknown_metrics_are_errors(metric):
 
 
 def test_the_evaluate_module_loads_offline_and_agrees(tmp_path):
-    metric = evaluate.load(str(ROOT / "metrics" / "seqrec_ranking"), cache_dir=str(tmp_path))
+    metric = evaluate.load(str(ROOT / "evaluation" / "metrics" / "seqrec_ranking"), cache_dir=str(tmp_path))
     ranks = [1.0, 2.5, INF, 40.0]
     assert metric.compute(predictions=ranks) == ranking_metrics(ranks)
     metric.add_batch(predictions=ranks[:2])

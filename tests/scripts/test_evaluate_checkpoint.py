@@ -25,7 +25,7 @@ from jepa4rec.modeling_jepa4rec import (
     Jepa4RecModel,
 )
 
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "evaluate_checkpoint.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_checkpoint.py"
 HISTORIES = [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11, 4], [1, 0, 1], [2, 3, 2, 3, 0]]
 
 

@@ -15,7 +15,7 @@ from ...hub.opening import recommendation_class
 from ...losses_seqrec import FineTuningObjective
 from ...serving.encoding_seqrec import HistoryCollator, encode_items
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
-from ..batches import Example
+from ..batches import Example, read_once
 from ..data import Corpus, RunData
 from .phase import Phase, Work
 
@@ -120,11 +120,13 @@ class FinetunePhase(Phase):
 
 
 class FineTuningCollator:
-    """Examples -> model inputs, history_item_ids (B, history_items) and target_item_ids (B,)."""
+    """Examples -> their distinct texts as model inputs (D, L), text_rows (B,), history_item_ids (B, history_items) and
+    target_item_ids (B,)."""
 
     def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens, history_items: int = 0):
         self.collate_histories = HistoryCollator(tokenizer, item_tokens, history_items, allow_empty=True)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         batch = self.collate_histories([example.history for example in examples])
-        return batch | {"target_item_ids": torch.tensor([example.target for example in examples])}
+        items = {"history_item_ids": batch.pop("history_item_ids")}
+        return read_once(batch) | items | {"target_item_ids": torch.tensor([example.target for example in examples])}

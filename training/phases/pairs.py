@@ -1,7 +1,8 @@
 """ST5's three contrastive phases: pairs of sentences in, symmetric ranking loss out (thesis, section 4.4).
 
 A batch holds an anchor under the names every encoder takes (input_ids, attention_mask, token_type_ids,
-item_position_ids, (B, L)) and its positive under the same names with `positive_` before them, (B, Lp).
+item_position_ids: the distinct texts, (D, L), and text_rows (B,), see `read_once`), and its positive under the same
+names with `positive_` before them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ...losses_seqrec import SentencePairObjective, collapse_telemetry, symmetri
 from ...modeling_seqrec import SeqRecTrainingOutput
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ...tokenization_st5rec import DESCRIPTION
-from ..batches import AUGMENTATION_STREAM, Example, PrefixDataset
+from ..batches import AUGMENTATION_STREAM, Example, PrefixDataset, read_once
 from ..data import RunData
 from .phase import Phase, Work
 
@@ -71,6 +72,8 @@ class SentencePairModel(PreTrainedModel):
         positive_attention_mask: Tensor,
         positive_token_type_ids: Tensor,
         positive_item_position_ids: Tensor,
+        text_rows: Tensor | None = None,
+        positive_text_rows: Tensor | None = None,
         pair_ids: Tensor | None = None,
         telemetry: bool = False,
     ) -> SeqRecTrainingOutput:
@@ -79,6 +82,7 @@ class SentencePairModel(PreTrainedModel):
         Args:
             input_ids, attention_mask, token_type_ids, item_position_ids: the anchors, (B, L).
             positive_*: their positives, (B, Lp).
+            text_rows, positive_text_rows: (B,) which text each pair has, where the texts are the distinct ones.
             pair_ids: (B,) pairs of equal id are no negatives of each other (`objective.mask_duplicates`).
             telemetry: also measure collapse, on the positives.
         """
@@ -87,6 +91,8 @@ class SentencePairModel(PreTrainedModel):
             positive_input_ids, positive_attention_mask, positive_token_type_ids, positive_item_position_ids,
         )  # fmt: skip
         vectors = [embed_in_chunks(self.encoder.embed, texts, self.cache_chunk) for texts in (anchors, positives)]
+        rows = (text_rows, positive_text_rows)
+        vectors = [read if row is None else read[row] for read, row in zip(vectors, rows, strict=True)]
         known = pair_ids if self.objective.mask_duplicates else None
         parts = {"ranking": symmetric_ranking_loss(*vectors, self.objective.temperature, known)}
         loss, reported = weighted_total(parts, {})
@@ -248,7 +254,8 @@ class SequenceSequenceCollator:
 
 
 def as_pair(anchor: Mapping[str, torch.Tensor], positive: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return dict(anchor) | {f"positive_{name}": values for name, values in positive.items()}
+    positive = {f"positive_{name}": values for name, values in read_once(positive).items()}
+    return read_once(anchor) | positive
 
 
 def augment(items: np.ndarray, ratios: Mapping[str, float], rng: np.random.Generator) -> np.ndarray:
