@@ -77,8 +77,8 @@ format: $(VENV)/.dev ## put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-table: $(VENV)/.run ## rewrite the tables of README.md and results/st5/README.md from the records
-	$(BIN)/python -m jepa4rec.model_cards.results_table README.md results
+table: $(VENV)/.run ## rewrite the tables of docs/results.md and results/st5/README.md from the records
+	$(BIN)/python -m jepa4rec.model_cards.results_table docs/results.md results
 	$(BIN)/python -m jepa4rec.model_cards.results_table results/st5/README.md results/st5
 
 publish: RANKS = results/$(dir $(RESULT))ranks

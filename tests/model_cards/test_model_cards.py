@@ -272,7 +272,9 @@ def test_runs_that_predict_stars_stand_in_a_table_of_their_errors():
     ]
 
 
-@pytest.mark.parametrize(("page", "folder"), [("README.md", "results"), ("results/st5/README.md", "results/st5")])
+@pytest.mark.parametrize(
+    ("page", "folder"), [("docs/results.md", "results"), ("results/st5/README.md", "results/st5")]
+)
 def test_a_pages_results_are_those_of_the_records(page, folder):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text == rewrite_block(text, results_block(read_records(ROOT / folder)), page)
