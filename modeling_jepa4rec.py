@@ -25,15 +25,15 @@ from .attention_jepa4rec import (
 )
 from .configuration_jepa4rec import Jepa4RecConfig
 from .modeling_seqrec import (
+    CLS_TYPE,
     HEAD_WEIGHTS,
+    VALUE_TYPE,
     SeqRecForPreTraining,
     SeqRecForSequentialRecommendation,
     SeqRecPreTrainedModel,
     SeqRecTrainingOutput,
+    check_batch,
 )
-
-# Token types of an input that names none.
-CLS_TYPE, VALUE_TYPE = 0, 2
 
 
 class PackedBatch(NamedTuple):
@@ -57,47 +57,18 @@ def pack_batch(
     if attention_mask is None:
         padding = -1 if config.pad_token_id is None else config.pad_token_id
         attention_mask = input_ids != padding
-    _check_shapes(input_ids, attention_mask, token_type_ids, item_position_ids)
-    valid = attention_mask.bool()
-    lengths = valid.sum(1)
     tables = {
         "input_ids": (input_ids, config.vocab_size),
         "token_type_ids": (token_type_ids, config.type_vocab_size),
         "item_position_ids": (item_position_ids, config.max_item_embeddings),
     }
-    rows = PackedRows.from_lengths(lengths, _check_values(config, lengths, valid, tables))
+    valid = attention_mask.bool()
+    rows = PackedRows.from_lengths(*check_batch(valid, tables, config.max_tokens))
     source = valid.flatten().nonzero().flatten()
     is_cls = rows.column == 0
     types = torch.where(is_cls, CLS_TYPE, VALUE_TYPE) if token_type_ids is None else token_type_ids.flatten()[source]
     items = (~is_cls).long() if item_position_ids is None else item_position_ids.flatten()[source]
     return PackedBatch(rows, source, input_ids.flatten()[source], types, items)
-
-
-def _check_shapes(input_ids: Tensor, *others: Tensor | None) -> None:
-    if input_ids.dim() != 2 or not input_ids.numel():
-        raise ValueError(f"input_ids must be (batch, length) and not empty, got shape {tuple(input_ids.shape)}.")
-    for other in others:
-        if other is not None and other.shape != input_ids.shape:
-            raise ValueError(f"input_ids are {tuple(input_ids.shape)}, but another input is {tuple(other.shape)}.")
-
-
-def _check_values(config: Jepa4RecConfig, lengths: Tensor, valid: Tensor, tables: dict) -> list[int]:
-    """Row lengths as Python integers, after checking them and every id; the device is waited for once."""
-    given = {name: (ids, size) for name, (ids, size) in tables.items() if ids is not None}
-    extremes = [end for ids, _ in given.values() for end in torch.where(valid, ids, 0).aminmax()]
-    sizes = torch.cat([lengths, torch.stack(extremes)]).tolist()
-    sizes, extremes = sizes[: len(lengths)], sizes[len(lengths) :]
-    if min(sizes) == 0:
-        raise ValueError(f"Row {sizes.index(0)} of the batch has no token; an empty history is [CLS] alone.")
-    if max(sizes) > config.max_tokens:
-        raise ValueError(
-            f"Row {sizes.index(max(sizes))} has {max(sizes)} tokens, the model reads at most {config.max_tokens}: "
-            "lower the tokenizer's max_tokens."
-        )
-    for (name, (_, size)), low, high in zip(given.items(), extremes[::2], extremes[1::2], strict=True):
-        if low < 0 or high >= size:
-            raise ValueError(f"{name} lie between {low} and {high}, the model's table has {size} rows.")
-    return sizes
 
 
 class Jepa4RecEmbeddings(nn.Module):

@@ -41,6 +41,8 @@ from .losses_seqrec import (
     weighted_total,
 )
 
+# Token types of an input that names none.
+CLS_TYPE, VALUE_TYPE = 0, 2
 # What `from_pretrained` is told about reaching a checkpoint.
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 # What checkpoints with heads hold besides the encoder.
@@ -121,6 +123,43 @@ def _check_encoder_is_complete(name, model: SeqRecPreTrainedModel, missing_keys)
     missing = sorted(key for key in missing_keys if key.startswith(beginnings))
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} weights of the encoder, the first of them {missing[0]}.")
+
+
+def check_batch(
+    valid: Tensor, tables: dict[str, tuple[Tensor | None, int]], max_tokens: int | None
+) -> tuple[Tensor, list[int]]:
+    """Row lengths of a batch, (B,) and as Python integers, after checking every id; the device is waited for once.
+
+    Args:
+        valid: (B, L), true at tokens.
+        tables: by name the ids (B, L), None where they are not given, and the rows of the table they index;
+            `input_ids` come first.
+
+    Raises:
+        ValueError: inputs of other shapes, an empty or too long row, or an id outside its table.
+    """
+    given = {name: (ids, size) for name, (ids, size) in tables.items() if ids is not None}
+    input_ids = given["input_ids"][0]
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise ValueError(f"input_ids must be (batch, length) and not empty, got shape {tuple(input_ids.shape)}.")
+    for other in (valid, *(ids for ids, _ in given.values())):
+        if other.shape != input_ids.shape:
+            raise ValueError(f"input_ids are {tuple(input_ids.shape)}, but another input is {tuple(other.shape)}.")
+    lengths = valid.sum(1)
+    extremes = [end for ids, _ in given.values() for end in torch.where(valid, ids, 0).aminmax()]
+    sizes = torch.cat([lengths, torch.stack(extremes)]).tolist()
+    sizes, extremes = sizes[: len(lengths)], sizes[len(lengths) :]
+    if min(sizes) == 0:
+        raise ValueError(f"Row {sizes.index(0)} of the batch has no token; an empty history is [CLS] alone.")
+    if max_tokens is not None and max(sizes) > max_tokens:
+        raise ValueError(
+            f"Row {sizes.index(max(sizes))} has {max(sizes)} tokens, the model reads at most {max_tokens}: "
+            "lower the tokenizer's max_tokens."
+        )
+    for (name, (_, size)), low, high in zip(given.items(), extremes[::2], extremes[1::2], strict=True):
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} lie between {low} and {high}, the model's table has {size} rows.")
+    return lengths, sizes
 
 
 @dataclass

@@ -9,7 +9,6 @@ Sizes: B rows of L slots, encoder width d_model, vectors of width d = `config.pr
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
@@ -20,6 +19,7 @@ from .modeling_seqrec import (
     SeqRecForPreTraining,
     SeqRecForSequentialRecommendation,
     SeqRecPreTrainedModel,
+    check_batch,
 )
 
 
@@ -84,11 +84,6 @@ class St5RecModel(St5RecPreTrainedModel):
         self.projection = nn.Linear(config.d_model, config.projection_size, bias=False)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self:
-            init.normal_(self.projection.weight, std=self.config.d_model**-0.5)
-
     def stages(self) -> list[nn.Module]:
         """What a text goes through in order: its embeddings, then each layer."""
         return [self.t5.shared, *self.t5.encoder.block]
@@ -119,13 +114,12 @@ class St5RecModel(St5RecPreTrainedModel):
             `last_hidden_state` (B, L, d_model) of T5, and `pooler_output` (B, d), each row of length one.
 
         Raises:
-            ValueError: a row without a token.
+            ValueError: a row without a token, or an id outside the vocabulary.
         """
         if attention_mask is None:
             attention_mask = input_ids != self.config.pad_token_id
-        lengths = attention_mask.sum(1, keepdim=True)
-        if not lengths.all():
-            raise ValueError(f"Row {int(lengths.flatten().argmin())} of the batch has no token.")
+        tables = {"input_ids": (input_ids, self.config.vocab_size)}
+        lengths = check_batch(attention_mask.bool(), tables, None)[0][:, None]
         hidden = self.t5(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mean = (hidden * attention_mask[..., None].to(hidden.dtype)).sum(1) / lengths.to(hidden.dtype)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=normalise(self.projection(mean)))

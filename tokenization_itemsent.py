@@ -138,11 +138,17 @@ class ItemSentTokenizer(TokenizersBackend):
 
     @property
     def first_token_id(self) -> int:
-        """The id that opens every history: CLS, or BOS for tokenizers without CLS."""
+        """The id that opens every history (ends it, with `cls_last`): CLS, or BOS for tokenizers without CLS."""
         for token_id in (self.cls_token_id, self.bos_token_id):
             if token_id is not None:
                 return token_id
         raise ValueError("the tokenizer has neither a cls_token nor a bos_token to open a history: set one of them")
+
+    @property
+    def cls_last(self) -> bool:
+        """Whether a row's CLS ends it instead of opening it: where the tokenizer itself ends a text with its CLS, as
+        tokenizers of embedding models with a decoder do (its last token alone sees the whole row)."""
+        return self.cls_token_id is not None and self._tokenizer.encode("a").ids[-1] == self.cls_token_id
 
     # ---- items -> ItemTokens
 
@@ -317,6 +323,7 @@ class ItemSentTokenizer(TokenizersBackend):
         """
         first = next((i for i in (self.cls_token_id, self.bos_token_id) if i is not None), None)
         last = next((i for i in (self.eos_token_id, self.sep_token_id) if i is not None), None)
+        first, last = (None, first) if self.cls_last else (first, last)
         opening, closing = ([] if i is None else [i] for i in (first, last))
         if self.instruction and not alone:
             opening = opening + super().__call__(INSTRUCTION, add_special_tokens=False)["input_ids"]
@@ -349,9 +356,11 @@ class ItemSentTokenizer(TokenizersBackend):
         arrays["item_position_ids"].reshape(-1)[tagged] = np.repeat(positions, layout.sizes)
         if marks.opening and marks.opening[0] in (self.cls_token_id, self.bos_token_id):
             arrays["token_type_ids"].reshape(-1)[begins] = CLS_TYPE
+        if self.cls_last:
+            arrays["token_type_ids"].reshape(-1)[ends - 1] = CLS_TYPE
 
     def _place_items(self, lengths, rows, positions, max_tokens) -> tuple[np.ndarray, np.ndarray]:
-        """First column of every item (the CLS is column 0) and how many of its tokens fit below max_tokens."""
+        """First column of every item (the CLS has its own) and how many of its tokens fit below max_tokens."""
         ends = np.cumsum(lengths)
         newest = positions == 1
         row_begins = np.zeros(rows.max(initial=0) + 1, np.int64)
@@ -360,7 +369,7 @@ class ItemSentTokenizer(TokenizersBackend):
         keep = np.clip(max_tokens - starts, 0, lengths)
         if self.whole_items:
             keep[(keep < lengths) & ~newest] = 0  # the newest item is cut rather than lost
-        return starts, keep
+        return starts - int(self.cls_last), keep
 
     def _padded_arrays(self, lengths, shift, width, opened: bool) -> dict[str, np.ndarray]:
         """Arrays (B, width) that hold the padding and, where rows are `opened` by one, the CLS."""
@@ -368,12 +377,12 @@ class ItemSentTokenizer(TokenizersBackend):
             raise ValueError("the tokenizer has no pad_token: set one, for example tokenizer.pad_token = '<pad>'")
         columns = np.arange(width) - shift[:, None]
         real = (columns >= 0) & (columns < lengths[:, None])
-        first = (columns == 0) & opened
+        cls = (columns == (lengths[:, None] - 1 if self.cls_last else 0)) & opened
         return {
-            "input_ids": np.where(first, self.first_token_id if opened else 0, self.pad_token_id),
+            "input_ids": np.where(cls, self.first_token_id if opened else 0, self.pad_token_id),
             "attention_mask": real.astype(np.int64),
-            "token_type_ids": np.where(first, CLS_TYPE, PAD_TYPE),
-            "item_position_ids": np.where(first, 0, self.pad_item_position),
+            "token_type_ids": np.where(cls, CLS_TYPE, PAD_TYPE),
+            "item_position_ids": np.where(cls, 0, self.pad_item_position),
         }
 
     # ---- the tokenizer's own interface

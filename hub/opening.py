@@ -10,11 +10,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrai
 from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecModel
+from ..modeling_textrec import TextRecModel
 
 # The text encoders by `model_type`; each names its heads and its configuration.
 ENCODERS: dict[str, type[SeqRecPreTrainedModel]] = {
     "jepa4rec": Jepa4RecModel,
     "st5rec": St5RecModel,
+    "textrec": TextRecModel,
 }
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 

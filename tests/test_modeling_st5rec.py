@@ -13,11 +13,12 @@ from conftest import TINY_ITEMS
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
+from jepa4rec.hub.importing import import_checkpoint
 from jepa4rec.hub.sentence_t5 import write_sentence_t5
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.modeling_st5rec import St5RecConfig, St5RecModel
 from jepa4rec.scripts import export_checkpoint
-from jepa4rec.scripts.import_checkpoint import import_checkpoint, main
+from jepa4rec.scripts.import_checkpoint import main
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from jepa4rec.training.start import train_t5_wordpiece

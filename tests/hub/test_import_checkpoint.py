@@ -6,23 +6,31 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoTokenizer,
+    BartConfig,
+    BartModel,
     BertConfig,
     BertForMaskedLM,
     BertModel,
     GPT2Config,
+    GPT2LMHeadModel,
     LongformerConfig,
     LongformerForMaskedLM,
     LongformerModel,
+    PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
 )
 
+from jepa4rec.hub.importing import find_source, import_checkpoint
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecModel
-from jepa4rec.scripts.import_checkpoint import find_source, import_checkpoint, main
+from jepa4rec.modeling_textrec import TextRecModel
+from jepa4rec.scripts.import_checkpoint import main
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 SOURCES = {
@@ -136,9 +144,104 @@ def test_other_poolings_are_named(tmp_path, tiny_backend):
         import_checkpoint(str(tmp_path))
 
 
-def test_other_families_are_named(tmp_path):
-    GPT2Config().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match='is a "gpt2" checkpoint; known are bert, roberta'):
+@pytest.mark.parametrize(
+    ("modules", "pooling"),
+    [
+        (["Transformer", "Pooling"], "mean"),
+        (["Transformer", "Pooling", "Normalize"], "mean"),
+        (["Transformer", "Pooling", "Dense"], None),
+    ],
+)
+def test_modules_behind_the_pooling_that_change_directions_are_refused(modules, pooling, tmp_path, tiny_backend):
+    save_source(tmp_path, tiny_backend, with_head=False)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    named = [{"idx": i, "path": "", "type": f"sentence_transformers.models.{kind}"} for i, kind in enumerate(modules)]
+    (tmp_path / "modules.json").write_text(json.dumps(named))
+    if pooling:
+        assert import_checkpoint(str(tmp_path))[0].config.pooling == pooling
+        return
+    with pytest.raises(ValueError, match="modules.json: Dense has no place here.*--pooling"):
+        import_checkpoint(str(tmp_path))
+    assert import_checkpoint(str(tmp_path), pooling="cls")[0].config.pooling == "cls"
+
+
+def test_a_checkpoint_of_ours_needs_no_import(tmp_path, tiny_config, tiny_tokenizer):
+    Jepa4RecModel(tiny_config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a checkpoint of ours already"):
+        import_checkpoint(str(tmp_path))
+
+
+def save_decoder(folder, tokenizer, **changes):
+    """A tiny random GPT-2, whose tokenizer neither ends a text nor knows padding or a mask."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    plain = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[SEP]")
+    torch.manual_seed(0)
+    shape = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 100, "bos_token_id": 3, "eos_token_id": 3}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(plain), **shape | changes)).eval()
+    model.save_pretrained(folder)
+    plain.save_pretrained(folder)
+    return model.transformer, plain
+
+
+def test_a_decoder_gets_the_tokens_that_item_sentences_need(tmp_path, tiny_backend, tiny_items):
+    source, plain = save_decoder(tmp_path, tiny_backend)
+    model, tokenizer = import_checkpoint(str(tmp_path))
+    assert isinstance(model, TextRecModel) and model.config.pooling == "last"
+    assert (tokenizer.max_tokens, tokenizer.max_items) == (100, 50)
+    assert tokenizer.mask_token_id == len(plain) == model.config.vocab_size - 1, "no spare row, so one is added"
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer)
+    batch = tokenizer([tiny_items[:2], tiny_items[3:4]], return_tensors="pt")
+    last = batch["attention_mask"].sum(1) - 1
+    assert batch["input_ids"][[0, 1], last].tolist() == [plain.eos_token_id] * 2
+    assert tokenizer("camping stove")["input_ids"] == [*plain("camping stove")["input_ids"], plain.eos_token_id]
+    hidden = source(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    torch.testing.assert_close(model.embed(**batch), hidden[[0, 1], last], rtol=0, atol=1e-5)
+
+
+def test_the_rows_that_a_source_lacks_depend_on_the_seed_alone(tmp_path, tiny_backend):
+    save_decoder(tmp_path, tiny_backend)
+    one, same, other = (
+        import_checkpoint(str(tmp_path), item_positions="random", seed=seed)[0].state_dict() for seed in (1, 1, 2)
+    )
+    differ = {name for name in one if not torch.equal(one[name], other[name])}
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert differ == {"item_position_embeddings.weight", "text_model.wte.weight"}
+
+
+def test_a_text_model_without_all_its_weights_is_named(tmp_path, tiny_backend):
+    save_decoder(tmp_path, tiny_backend)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "attn.c_attn.weight" in name)
+    save_file(
+        {key: value for key, value in weights.items() if key != name}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match="lacks 1 weights of the encoder, the first of them h.0.attn"):
+        import_checkpoint(str(tmp_path))
+
+
+def test_a_field_that_a_text_model_has_not_is_named(tmp_path, tiny_backend):
+    save_decoder(tmp_path, tiny_backend)
+    with pytest.raises(ValueError, match="attention_window is nothing that a TextRecConfig has"):
+        import_checkpoint(str(tmp_path), attention_window=8)
+
+
+def test_an_encoder_with_a_decoder_is_no_source(tmp_path, tiny_backend):
+    BartModel(
+        BartConfig(
+            vocab_size=len(tiny_backend),
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+        )
+    ).save_pretrained(tmp_path)
+    tiny_backend.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="text_config is a bart"):
         import_checkpoint(str(tmp_path))
 
 

@@ -18,38 +18,47 @@ from jepa4rec.hub.opening import (
 )
 from jepa4rec.losses_seqrec import FineTuningObjective, PreTrainingObjective
 from jepa4rec.modeling_st5rec import St5RecConfig
+from jepa4rec.modeling_textrec import TextRecConfig
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
+ENCODER_OF = {"jepa4rec": "jepa4rec", "st5rec": "st5rec", "modernbert": "textrec", "qwen3": "textrec"}
 WITHOUT_TABLE = ("st5rec",)  # encoders without item positions of their own
 
 
 def family_config(family: str, **changes):
     """The smallest model of each family, without dropout."""
-    shapes = {
-        "jepa4rec": tiny_config,
-        "st5rec": lambda **more: St5RecConfig(
-            vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=2, num_heads=2, projection_size=12,
-            dropout_rate=0.0, **more,
-        ),
-    }  # fmt: skip
-    return shapes[family](**changes)
+    if family == "jepa4rec":
+        return tiny_config(**changes)
+    if family == "st5rec":
+        shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "projection_size": 12}
+        return St5RecConfig(vocab_size=VOCABULARY, dropout_rate=0.0, **shape, **changes)
+    text = {"model_type": family, "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40}
+    if family == "modernbert":
+        text |= {"local_attention": 4, "layer_types": ["full_attention", "sliding_attention"], "pad_token_id": 0}
+    else:
+        text |= {"num_key_value_heads": 1, "head_dim": 8}
+    return TextRecConfig(text_config=text, pooling="last" if family == "qwen3" else "cls", **changes)
 
 
 def new_model(family: str, kind: str, **changes) -> torch.nn.Module:
     torch.manual_seed(0)
-    encoder = ENCODERS[family]
-    return {"encoder": encoder, "pretraining": encoder.pretraining_class, "fine-tuned": encoder.recommendation_class}[
-        kind
-    ](family_config(family, **changes))
+    encoder = ENCODERS[ENCODER_OF[family]]
+    heads = {"pretraining": encoder.pretraining_class, "fine-tuned": encoder.recommendation_class}
+    return heads.get(kind, encoder)(family_config(family, **changes))
 
 
 def texts() -> dict[str, torch.Tensor]:
     return {name: value for name, value in pretraining_batch().items() if name in INPUTS}
 
 
-@pytest.fixture(params=list(ENCODERS))
+@pytest.fixture(params=list(ENCODER_OF))
 def family(request):
     return request.param
+
+
+def test_every_encoder_is_tried_here():
+    assert set(ENCODER_OF.values()) == set(ENCODERS)
 
 
 def test_an_encoder_has_what_the_plug_asks_for(family):
@@ -147,7 +156,7 @@ def test_a_pre_trained_checkpoint_opens_as_encoder_as_itself_and_as_a_fine_tuned
     model = new_model(family, "pretraining").eval()
     model.save_pretrained(tmp_path)
     batch = texts()
-    assert encoder_class(tmp_path) is ENCODERS[family]
+    assert encoder_class(tmp_path) is ENCODERS[ENCODER_OF[family]]
     again, info = pretraining_class(tmp_path).from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     for name, value in model.state_dict().items():
@@ -174,9 +183,9 @@ def test_an_encoder_begins_both_heads(family, tmp_path):
 
 def test_transformers_own_classes_open_a_checkpoint_without_trusting_its_code(family, tmp_path):
     new_model(family, "pretraining").save_pretrained(tmp_path)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is ENCODERS[family].config_class
-    assert type(AutoModel.from_pretrained(tmp_path)) is ENCODERS[family]
-    assert type(AutoModelForPreTraining.from_pretrained(tmp_path)) is ENCODERS[family].pretraining_class
+    assert type(AutoConfig.from_pretrained(tmp_path)) is ENCODERS[ENCODER_OF[family]].config_class
+    assert type(AutoModel.from_pretrained(tmp_path)) is ENCODERS[ENCODER_OF[family]]
+    assert type(AutoModelForPreTraining.from_pretrained(tmp_path)) is ENCODERS[ENCODER_OF[family]].pretraining_class
 
 
 @pytest.mark.parametrize("changes", [{"num_items": -1}, {"history_items": -2}, {"history_text": False}])

@@ -14,9 +14,9 @@ from transformers import LongformerConfig, LongformerForMaskedLM, PreTrainedToke
 from transformers.models.longformer.modeling_longformer import LongformerEncoder
 
 from jepa4rec.datasets_builders.contract import save_dataset
+from jepa4rec.hub.importing import import_checkpoint, import_recformer
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.scripts.evaluate_checkpoint import load_model
-from jepa4rec.scripts.import_checkpoint import import_checkpoint, import_recformer
 from tests.hub.test_import_checkpoint import run_script
 
 HEADS, WINDOW, WIDTH = 4, 64, 32
@@ -278,7 +278,7 @@ def test_another_tokenizer_and_unknown_heads_are_named(tmp_path, tokenizer, tiny
 
 def test_a_recipe_may_start_from_the_file(tmp_path, tokenizer, monkeypatch):
     """`model.init: FILE` comes this way; the tokenizer is then Longformer's of the Hub."""
-    monkeypatch.setattr("jepa4rec.scripts.import_checkpoint.import_recformer.__defaults__", (tokenizer, None, None, 0))
+    monkeypatch.setattr("jepa4rec.hub.importing.import_recformer.__defaults__", (tokenizer, None, None, 0))
     torch.save(official_state(), tmp_path / "weights.bin")
     model, tokens = import_checkpoint(str(tmp_path / "weights.bin"), num_attention_heads=HEADS)
     assert type(model) is Jepa4RecModel and (tokens.max_attributes, tokens.pad_item_position) == (3, 50)
