@@ -274,7 +274,7 @@ def hub_options(model) -> dict:
 def _shape(config) -> dict:
     """The fields of a configuration that say what is computed; not its name, its place or a version."""
     own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
-    return {name: getattr(config, name) for name in sorted(own)}
+    return {name: value for name, value in sorted(config.to_dict().items()) if name in own}
 
 
 def read_item_ids(model) -> dict | None:

@@ -192,7 +192,7 @@ def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTok
         pretraining = whole.__name__ in (config.get("architectures") or [])
         model = (whole.from_pretrained if pretraining else open_encoder)(init, **overrides)
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
-    from ..scripts.import_checkpoint import import_checkpoint
+    from ..hub.importing import import_checkpoint
 
     model, tokenizer = import_checkpoint(init, **overrides)
     return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
