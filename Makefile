@@ -78,8 +78,8 @@ format: $(VENV)/.dev ## put the code in order
 	$(BIN)/ruff format .
 
 table: $(VENV)/.run ## rewrite the tables of docs/results.md and results/st5/README.md from the records
-	$(BIN)/python -m jepa4rec.model_cards.results_table docs/results.md results
-	$(BIN)/python -m jepa4rec.model_cards.results_table results/st5/README.md results/st5
+	$(BIN)/python scripts/results_table.py docs/results.md results
+	$(BIN)/python scripts/results_table.py results/st5/README.md results/st5
 
 publish: RANKS = results/$(dir $(RESULT))ranks
 publish: ## copy the record and ranks of RUN into results under RESULT

@@ -20,7 +20,6 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerBase, TokenizersBackend
 
@@ -305,8 +304,6 @@ class ItemSentTokenizer(TokenizersBackend):
         if marks is not None:
             begins = np.arange(len(lengths)) * width + shift
             self._write_marks(arrays, marks, layout, begins, begins[rows] + layout.starts, positions)
-        if return_tensors == "pt":
-            return BatchEncoding({name: torch.from_numpy(array) for name, array in arrays.items()})
         if return_tensors is None:
             return BatchEncoding(_as_lists(arrays, unpadded=padding is False))
         return BatchEncoding(arrays, tensor_type=return_tensors)

@@ -8,22 +8,17 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
+from argparse import Namespace
 from pathlib import Path
 
+from jepa4rec.training.command_line import command, command_parser
+
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a sequential recommender from a recipe.")
-    parser.add_argument("--recipe", default=QUICKSTART, help="YAML file (default: recipes/quickstart.yaml)")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    return parser.parse_args(arguments)
-
-
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--recipe", default=QUICKSTART, help="YAML file (default: recipes/quickstart.yaml)")
+PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
 if __name__ == "__main__":
-    ARGUMENTS = parse_arguments()  # before torch is loaded, so that --help answers at once
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 import json
 import math
@@ -38,7 +33,6 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from torch import nn
 from torch.optim import Optimizer
-from transformers import logging as transformers_logging
 
 from jepa4rec.baselines import BASELINE_MODELS, Popularity
 from jepa4rec.baselines.item_sequences import ItemSequenceModel
@@ -454,17 +448,10 @@ def result_table(record: dict) -> str:
     return "\n".join([table, *(["\nratings, test split", *lines] if lines else [])])
 
 
-def main(arguments: argparse.Namespace | None = None) -> None:
-    arguments = arguments or parse_arguments()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        run(read_recipe(arguments.recipe, arguments.settings))
-    except (ValueError, OSError) as error:
-        sys.exit(f"train_accelerate.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("train_accelerate.py: interrupted; the same command with --set run.resume=true goes on from here")
+@command(PARSER, "interrupted; the same command with --set run.resume=true goes on from here")
+def main(options: Namespace) -> None:
+    run(read_recipe(options.recipe, options.settings))
 
 
 if __name__ == "__main__":
-    main(ARGUMENTS)
+    main()

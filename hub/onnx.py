@@ -1,26 +1,23 @@
-"""A checkpoint for runtimes without torch: an ONNX graph of its encoder and what `serving_onnx.py` needs beside it.
+"""A checkpoint for runtimes without torch: an ONNX graph of its text encoder.
 
 The graph reads padded batches, as a runtime without Python has them, and computes what `Jepa4RecModel.embed` does. One
-graph encodes items and histories: an item is a history of one.
+graph encodes items and histories: an item is a history of one. docs/serve.md shows how to use it.
 
 Sizes: B rows of L slots, hidden width d, H heads.
 """
 
-import json
 import math
-import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..attention_jepa4rec import Jepa4RecSelfAttention, cls_attention
-from ..modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecLayer, Jepa4RecModel
-from ..serving.serving_onnx import GRAPH_FILE, IDS_FILE, INPUTS, ITEMS_FILE, OUTPUT, SETTINGS_FILE, TOKENIZER_FILE
-from ..tokenization_itemsent import ItemSentTokenizer
+from ..modeling_jepa4rec import Jepa4RecLayer, Jepa4RecModel
 
-OPSET = 18
+GRAPH_FILE = "encoder.onnx"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
+OUTPUT, OPSET = "vectors", 18
 
 
 class PaddedEncoder(nn.Module):
@@ -117,42 +114,3 @@ def export_graph(model: Jepa4RecModel, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
-
-
-def export_onnx(model, tokenizer: ItemSentTokenizer, checkpoint: Path, folder: Path) -> None:
-    """Write graph, tokenizer, settings and code to serve them; a fine-tuned model's learned vectors as well.
-
-    Args:
-        model: with or without heads; its text encoder is exported.
-        checkpoint: where the model comes from, for the ids of its items.
-
-    Raises:
-        ValueError: a fine-tuned checkpoint does not say which items it knows.
-    """
-    fine_tuned = isinstance(model, Jepa4RecForSequentialRecommendation)
-    if fine_tuned and not (checkpoint / IDS_FILE).is_file():
-        raise ValueError(
-            f"{checkpoint} has no {IDS_FILE}, so nobody knows which items its learned vectors are of: train it again."
-        )
-    export_graph(model.base_model, folder / GRAPH_FILE)
-    tokenizer.backend_tokenizer.save(str(folder / TOKENIZER_FILE))
-    ids = {"first_token_id": tokenizer.first_token_id, "pad_token_id": tokenizer.pad_token_id}
-    settings = {"tokenizer": tokenizer.settings | ids, "recency": [], "text_gate": 1.0}
-    if fine_tuned:
-        settings |= _export_items(model, folder)
-        shutil.copy(checkpoint / IDS_FILE, folder)
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    shutil.copy(Path(__file__).with_name("serving_onnx.py"), folder)
-
-
-@torch.no_grad()
-def _export_items(model: Jepa4RecForSequentialRecommendation, folder: Path) -> dict:
-    """Write what the model has learned of its items; returns how it mixes them into a user's vector."""
-    vectors = {"items": model.item_vectors().float().numpy()}
-    mixing = {}
-    if model.config.history_items:
-        vectors["history"] = model.history_item_vectors.weight[: model.config.num_items].float().numpy()
-        gate = model.text_gate.item() if model.config.history_text else 0.0
-        mixing = {"recency": model.recency.float().tolist(), "text_gate": gate}
-    np.savez(folder / ITEMS_FILE, **vectors)
-    return mixing

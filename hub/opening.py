@@ -1,5 +1,6 @@
 """Checkpoints of ours: where they lie, which class opens them, and whether their weights are sound."""
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedConfig
 
+from ..baselines import BASELINE_MODELS
 from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecModel
 from ..modeling_textrec import TextRecModel
+from ..tokenization_itemsent import ItemSentTokenizer
 
 # The text encoders by `model_type`; each names its heads and its configuration.
 ENCODERS: dict[str, type[SeqRecPreTrainedModel]] = {
@@ -100,3 +103,64 @@ def check_weights(checkpoint: str, model: nn.Module) -> None:
             raise ValueError(
                 f"{checkpoint}: the weights {name} hold NaN or infinity; training went wrong before saving."
             )
+
+
+def load_model(checkpoint: str, fingerprint: str) -> nn.Module:
+    """What ranks the dataset of this fingerprint: the fine-tuned model where its item matrix is of that dataset, else
+    the encoder alone; or the baseline that the checkpoint holds.
+
+    Raises:
+        ValueError: a baseline of another dataset, another kind of checkpoint, a broken file, missing weights, or
+            weights that are no numbers.
+    """
+    config = read_config(checkpoint)
+    if config.get("model_type") in BASELINE_MODELS:
+        check_catalogue(checkpoint, config, fingerprint)
+        model_class = BASELINE_MODELS[config["model_type"]]
+    else:
+        fits = is_fine_tuned(config) and config.get("catalogue_fingerprint") == fingerprint
+        model_class = (recommendation_class if fits else encoder_class)(checkpoint)
+    try:
+        model, info = model_class.from_pretrained(checkpoint, output_loading_info=True)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint}: the weights do not load ({error}); save the checkpoint again.") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{checkpoint} lacks the weights {sorted(info['missing_keys'])[0]}; save the checkpoint again."
+        )
+    check_weights(checkpoint, model)
+    return model.eval()
+
+
+def check_catalogue(checkpoint: str, config: Mapping, fingerprint: str) -> None:
+    """Raises ValueError unless a baseline was trained on the dataset of this fingerprint: its items are numbers."""
+    trained_on = config.get("catalogue_fingerprint")
+    if trained_on != fingerprint:
+        raise ValueError(
+            f"{checkpoint} is a {config['model_type']} trained on the dataset of fingerprint "
+            f"{str(trained_on)[:12]}, not {fingerprint[:12]}: a baseline ranks no other catalogue than its own."
+        )
+
+
+def load_tokenizer(checkpoint: str, model: nn.Module, max_items: int | None = None) -> ItemSentTokenizer | None:
+    """The checkpoint's tokenizer, reading `max_items` of a history where given; None for a baseline.
+
+    Raises ValueError when there is no tokenizer, or the model has no item positions for so many.
+    """
+    if model.config.model_type in BASELINE_MODELS:
+        if max_items is not None:
+            raise ValueError(f"max_items is for models that read texts; {checkpoint} is a baseline.")
+        return None
+    try:
+        tokenizer = ItemSentTokenizer.from_pretrained(checkpoint)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{checkpoint} has no tokenizer that loads: tokenizer.json and tokenizer_config.json belong beside the "
+            "weights."
+        ) from error
+    if max_items is None:
+        return tokenizer
+    most = getattr(model.config, "max_item_embeddings", math.inf) - 1
+    if max_items > most:
+        raise ValueError(f"max_items is {max_items}, but the model reads at most {most} items of a history.")
+    return ItemSentTokenizer.wrap(tokenizer, max_items=max_items)

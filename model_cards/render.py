@@ -1,16 +1,7 @@
-"""The model card of a run, written from the run's own files: metrics.json, recipe.yaml and log.jsonl.
+"""The model card of a run, written from the run's own files: metrics.json, recipe.yaml and log.jsonl."""
 
-python -m jepa4rec.model_cards.render runs/quickstart > card.md
-python -m jepa4rec.model_cards.render runs/old --audit results/audits/shop.json --into runs/old/checkpoint
-
-A run's record carries the audit of its dataset; --audit is for records from before they did. --into writes the card,
-and the plot of its collapse telemetry, into a checkpoint's folder.
-"""
-
-import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 import yaml
@@ -216,22 +207,3 @@ def _read(path: Path, parse):
         return parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}") from error
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the model card of a finished run.")
-    parser.add_argument("run", type=Path, help="a run's output_dir")
-    parser.add_argument("--audit", type=Path, help="audit of the run's dataset, where its record has none")
-    parser.add_argument("--into", type=Path, help="write README.md and the plot into this folder instead")
-    args = parser.parse_args()
-    try:
-        if args.into:
-            write_card(args.run, args.into, args.audit)
-        else:
-            print(render_card(args.run, args.audit))
-    except (ValueError, OSError) as error:
-        sys.exit(f"render: {error}")
-
-
-if __name__ == "__main__":
-    main()

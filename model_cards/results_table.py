@@ -1,21 +1,15 @@
 """Markdown tables from published records, and the README's results block.
 
-    python -m jepa4rec.model_cards.results_table README.md results
-
 A record is a `metrics.json`: one run on one split of one dataset, its metrics, and the baselines measured beside it.
 Records are grouped by fingerprint and split; runs that differ in nothing but the seed become one row, mean ± sd. A
 record with `ratings` is of a run that predicts stars, and stands in a table of their errors instead.
 """
 
-import argparse
 import json
 import math
 import statistics
-import sys
 from collections import defaultdict
 from pathlib import Path
-
-from ..serving.whole_files_seqrec import write_text
 
 METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50", "mrr")
 METRIC_NAMES = {"recall@10": "R@10", "recall@50": "R@50", "ndcg@10": "NDCG@10", "ndcg@50": "NDCG@50", "mrr": "MRR"}
@@ -189,20 +183,3 @@ def rewrite_block(text: str, block: str, source: str | Path) -> str:
         raise ValueError(f"{source}: it needs the line {BEGIN} and, after it, the line {END}, once each")
     before, after = text[: text.index(BEGIN)], text[text.index(END) :]
     return f"{before}{BEGIN}\n\n{block}\n\n{after}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Rewrite the results block of a page from published records.")
-    parser.add_argument("page", type=Path, help="the page with the two markers, e.g. README.md")
-    parser.add_argument("results", type=Path, help="folder of records")
-    args = parser.parse_args()
-    try:
-        text = args.page.read_text(encoding="utf-8")
-        rewritten = rewrite_block(text, results_block(read_records(args.results)), args.page)
-        write_text(args.page, rewritten)
-    except (ValueError, OSError) as error:
-        sys.exit(f"results_table: {error}")
-
-
-if __name__ == "__main__":
-    main()

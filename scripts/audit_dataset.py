@@ -4,12 +4,12 @@
     python scripts/audit_dataset.py data/shop --out audits --name my_shop
 
 How often people repeat themselves, how much of the order is the file's, which targets nobody has in training, equal
-texts, future leakage, and how far the recommenders get that only count. `auditing_seqrec.py` defines every figure.
+texts, future leakage, and how far the recommenders get that only count. `evaluation/audit.py` defines every figure.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -17,25 +17,29 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("dataset", metavar="DIR", type=Path, help="folder of a built dataset (scripts/build_dataset.py)")
+PARSER.add_argument("--protocol", default="leave_one_out", help="or absolute_timestamp (default: leave_one_out)")
+PARSER.add_argument("--out", type=Path, default=Path("results/audits"), help="default: results/audits")
+PARSER.add_argument("--name", help="of the three files (default: the folder's)")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 
-from jepa4rec.baselines import BASELINES, fit_baseline
-from jepa4rec.datasets_builders.contract import (
-    PROTOCOLS,
-    SeqRecDataset,
-    absolute_timestamp,
-    leave_one_out,
-    load_dataset_dir,
-)
+from jepa4rec.baselines import BASELINES
+from jepa4rec.datasets_builders.builder import check_choice
+from jepa4rec.datasets_builders.contract import PROTOCOLS, SeqRecDataset, load_dataset_dir
 from jepa4rec.evaluation.audit import audit, figure_rows, percent, unknown_because
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.evaluation.plots import COLOURS, label_plainly, require_plots, save_panels
-from jepa4rec.evaluation.ranking import rank_split
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.evaluation.scorers import rank_baselines
 from jepa4rec.model_cards.results_table import BASELINE_NAMES, METRIC_NAMES, METRICS
 from jepa4rec.serving.whole_files_seqrec import written_files
 
-SPLITS = {"leave_one_out": leave_one_out, "absolute_timestamp": absolute_timestamp}
 TOLD = (
     "name",
     "config",
@@ -64,13 +68,10 @@ def make_audit(dataset: SeqRecDataset, protocol: str) -> dict:
 def measure_baselines(dataset: SeqRecDataset, protocol: str) -> dict[str, dict[str, float]]:
     """Test metrics of the baselines that are counted, by the rules of every record: full ranking, mean rank for ties,
     history items stay candidates."""
-    splits = SPLITS[protocol](dataset.sequences)
-    metrics = {}
-    for name in BASELINES:
-        print(f"ranking all {len(splits.test.targets):,} test targets by {BASELINE_NAMES[name]}", file=sys.stderr)
-        scorer = fit_baseline(name, splits, "test", dataset.num_items)
-        metrics[name] = ranking_metrics(rank_split(scorer, splits.test))
-    return metrics
+    splits = PROTOCOLS[protocol](dataset.sequences)
+    print(f"ranking all {len(splits.test.targets):,} test targets by counting", file=sys.stderr)
+    ranks = rank_baselines(BASELINES, splits, "test", dataset.num_items)
+    return {name: ranking_metrics(own.by("mean")) for name, own in ranks.items()}
 
 
 # The page
@@ -225,28 +226,15 @@ def write_audit(audited: dict, out: Path, name: str) -> None:
         figures.write_text(json.dumps(audited, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "dataset", metavar="DIR", type=Path, help="folder of a built dataset (scripts/build_dataset.py)"
-    )
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="leave_one_out")
-    parser.add_argument("--out", type=Path, default=Path("results/audits"), help="default: results/audits")
-    parser.add_argument("--name", help="of the three files (default: the folder's)")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
+@command(PARSER)
+def main(options: Namespace) -> None:
     name = options.name or options.dataset.resolve().name
-    try:
-        require_plots()
-        if options.out.exists() and not options.out.is_dir():
-            raise NotADirectoryError(f"--out {options.out} is a file; name a folder")
-        audited = make_audit(load_dataset_dir(options.dataset), options.protocol)
-        write_audit(audited, options.out, name)
-    except (ValueError, OSError) as error:
-        sys.exit(f"audit_dataset: {' '.join(str(error).split())}")
+    check_choice("--protocol", options.protocol, list(PROTOCOLS))
+    require_plots()
+    if options.out.exists() and not options.out.is_dir():
+        raise NotADirectoryError(f"--out {options.out} is a file; name a folder")
+    audited = make_audit(load_dataset_dir(options.dataset), options.protocol)
+    write_audit(audited, options.out, name)
     for what, value, _ in figure_rows(audited):
         print(f"{value:>9}  {what}")
     if audited["reasons"]:

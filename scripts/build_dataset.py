@@ -12,62 +12,50 @@ back. Data whose licence does not let everybody pass them on go to a private rep
 or spark-defaults.conf (SPARK_CONF_DIR) names, whose machines must all see the folder in TMPDIR.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
-import yaml
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from jepa4rec.datasets_builders import DATASETS, build, save_dataset
+from jepa4rec.training.command_line import command, command_parser, parse_setting
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("name", help="toy_shop, table (files of your own), online_retail, …; a wrong one gets the list")
+PARSER.add_argument("--config", help="a config of the dataset (default: its first)")
+PARSER.add_argument("--data_files", nargs="+", help="files, folders or URLs (default: the publisher's address)")
+PARSER.add_argument("--out", type=Path, required=True, help="the folder to make")
+PARSER.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
+PARSER.add_argument("--engine", default="duckdb", help="what runs the plan: duckdb or spark (default: duckdb)")
+PARSER.add_argument("--overwrite", action="store_true", help="replace the dataset that --out holds")
+PARSER.add_argument("--push", metavar="REPO_ID", help="publish the dataset on the Hub as OWNER/NAME")
+PARSER.add_argument("--private", action="store_true", help="publish it in a private repository")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before anything heavy is loaded
+
+from jepa4rec.datasets_builders import build, save_dataset
 from jepa4rec.datasets_builders.contract import check_output
-from jepa4rec.datasets_builders.engines import ENGINES
 from jepa4rec.hub.publishing import check_repo_id, check_token
 from jepa4rec.model_cards.dataset_card import push_dataset
 
 PRINTED = ("users", "items", "interactions", "average_length", "density", "fingerprint")
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    try:
-        if arguments.private and not arguments.push:
-            raise ValueError("--private says how to publish: give --push REPO_ID too")
-        if arguments.push:
-            check_repo_id(arguments.push)
-            check_token()
-        check_output(arguments.out, arguments.overwrite)
-        options = dict(map(parse_option, arguments.option))
-        dataset = build(arguments.name, arguments.config, arguments.data_files, engine=arguments.engine, **options)
-        save_dataset(dataset, arguments.out, arguments.overwrite)
-        published = push_dataset(arguments.out, arguments.push, arguments.private) if arguments.push else None
-    except (ValueError, OSError) as error:
-        sys.exit(f"build_dataset: {error}")
+@command(PARSER)
+def main(options: Namespace) -> None:
+    if options.private and not options.push:
+        raise ValueError("--private says how to publish: give --push REPO_ID too")
+    if options.push:
+        check_repo_id(options.push)
+        check_token()
+    check_output(options.out, options.overwrite)
+    settings = dict(parse_setting("--option", text) for text in options.option)
+    dataset = build(options.name, options.config, options.data_files, engine=options.engine, **settings)
+    save_dataset(dataset, options.out, options.overwrite)
+    published = push_dataset(options.out, options.push, options.private) if options.push else None
     printed = {key: dataset.info[key] for key in PRINTED} | ({"published": published} if published else {})
     print(json.dumps(printed))
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=f"one of {', '.join(DATASETS)}")
-    parser.add_argument("--config", help="a config of the dataset (default: its first)")
-    parser.add_argument("--data_files", nargs="+", help="files, folders or URLs (default: the publisher's address)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--option", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--engine", choices=ENGINES, default="duckdb", help="what runs the plan (default: duckdb)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the dataset that --out holds")
-    parser.add_argument("--push", metavar="REPO_ID", help="publish the dataset on the Hub as OWNER/NAME")
-    parser.add_argument("--private", action="store_true", help="publish it in a private repository")
-    return parser.parse_args()
-
-
-def parse_option(text: str) -> tuple[str, object]:
-    """``key=value``, the value in YAML: 5 is a number, [a, b] a list, anything else a string."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--option takes KEY=VALUE, not {text!r}")
-    return key, yaml.safe_load(value)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,25 @@ Prints Markdown: the README's table (mean ± sd over seeds, baselines beside it,
 the difference, its 95 % interval and p-value by a paired bootstrap over users.
 """
 
-import argparse
 import glob
 import json
 import statistics
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or a quoted pattern for several seeds")
+PARSER.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: 10000)")
+PARSER.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+PARSER.add_argument("--out", type=Path, help="also write the comparison here as JSON")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 import numpy as np
 import pyarrow as pa
@@ -183,27 +193,15 @@ def pair_table(pair: dict) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run's folder, or a quoted pattern for several seeds")
-    parser.add_argument("--resamples", type=int, default=10_000, help="bootstrap resamples (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
-    parser.add_argument("--out", type=Path, help="also write the comparison here as JSON")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    try:
-        if len(options.runs) < 2:
-            raise ValueError(f"{options.runs[0]} alone cannot be compared: name at least two runs")
-        systems = read_systems(options.runs)
-        comparison = compare_all(systems, options.resamples, options.seed)
-        text = markdown(systems, comparison)
-        if options.out:
-            write_json(options.out, comparison)
-    except (ValueError, OSError) as error:
-        sys.exit(f"compare_runs: {error}")
+@command(PARSER)
+def main(options: Namespace) -> None:
+    if len(options.runs) < 2:
+        raise ValueError(f"{options.runs[0]} alone cannot be compared: name at least two runs")
+    systems = read_systems(options.runs)
+    comparison = compare_all(systems, options.resamples, options.seed)
+    text = markdown(systems, comparison)
+    if options.out:
+        write_json(options.out, comparison)
     print(text)
 
 

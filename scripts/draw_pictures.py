@@ -11,34 +11,44 @@ of the newest item. --beside puts other runs on the same dataset into groups.png
 sections 5.1.2 and 5.1.6.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("run", metavar="RUN", type=Path, help="a finished run's folder")
+PARSER.add_argument("dataset", metavar="DATASET_DIR", help="the built dataset it was measured on")
+PARSER.add_argument("--beside", nargs="+", type=Path, default=[], metavar="RUN", help="runs to measure beside it")
+PARSER.add_argument("--colour_by", default="domain", metavar="ATTRIBUTE", help="default: domain")
+PARSER.add_argument("--points", type=int, default=1500, help="items and users on a map, at most (1500)")
+PARSER.add_argument("--seed", type=int, default=0, help="of the samples and maps (0)")
+PARSER.add_argument("--out", type=Path, help="folder for the pictures (RUN/pictures)")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 import pyarrow.parquet as pq
-from transformers import logging as transformers_logging
 
-from jepa4rec.baselines import fit_baseline
-from jepa4rec.datasets_builders.contract import DOMAIN, SeqRecDataset, Splits, load_dataset_dir
+from jepa4rec.datasets_builders.contract import DOMAIN, PROTOCOLS, SeqRecDataset, Splits, load_dataset_dir
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.evaluation.plots import require_plots, save_panels
-from jepa4rec.evaluation.ranking import rank_split
+from jepa4rec.evaluation.ranking import length_groups
+from jepa4rec.evaluation.scorers import rank_baselines
 from jepa4rec.hub.opening import open_encoder
-from jepa4rec.scripts.evaluate_checkpoint import PROTOCOLS
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
 from jepa4rec.serving.whole_files_seqrec import written_folder
-from jepa4rec.studies.history_length import length_groups
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.run_folder import RunFolder
 
 MOST_LABELS = 9  # colours that can be told apart; rarer labels share one
 OTHER, NONE = "other", "(none)"
-BASELINES = {"popularity": "popularity", "item-transition": "item_transition"}
+BASELINES = ("popularity", "item_transition")
 
 
 def item_labels(dataset: SeqRecDataset, name: str) -> np.ndarray:
@@ -125,7 +135,7 @@ def run_ranks(run: Path, dataset: SeqRecDataset) -> tuple[dict, np.ndarray, Spli
     return record, pq.read_table(folder.ranks, columns=["rank"])["rank"].to_numpy(), splits
 
 
-def draw(run: Path, beside: list[Path], dataset: SeqRecDataset, folder: Path, options: argparse.Namespace) -> None:
+def draw(run: Path, beside: list[Path], dataset: SeqRecDataset, folder: Path, options: Namespace) -> None:
     """All pictures into `folder`, and figures.json with the numbers of those that measure."""
     labels = item_labels(dataset, options.colour_by)
     record, ranks, splits = run_ranks(run, dataset)
@@ -141,11 +151,10 @@ def draw(run: Path, beside: list[Path], dataset: SeqRecDataset, folder: Path, op
     users = sample(len(test.targets), options.points, options.seed)
     vectors = encode_histories(model, tokenizer, tokens, [test.histories[user] for user in users]).cpu().numpy()
     draw_map(tsne(vectors, options.seed), own[users], f"Users by {what}\n{name}", folder / "users.png")
-    for title, baseline in BASELINES.items():
-        scorer = fit_baseline(baseline, splits, "test", dataset.num_items)
-        series[title] = rank_split(scorer, test, record["exclude_history"], record["ties"], progress=False)
+    counted = rank_baselines(BASELINES, splits, "test", dataset.num_items, record["exclude_history"])
+    series |= {title.replace("_", "-"): own.by(record["ties"]) for title, own in counted.items()}
     lengths = np.array([len(history) for history in test.histories])
-    by_length = length_groups(lengths, (np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int) + 1).tolist())
+    by_length = length_groups(lengths)
     by_label = {label: own == label for label in sorted(set(own))}
     figures = {
         what: draw_groups(series, by_label, what, folder / "groups.png"),
@@ -176,28 +185,15 @@ def user_labels(dataset: SeqRecDataset, labels: np.ndarray, colour_by: str, user
     return labels[[history[-1] for history in histories]]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", metavar="RUN", type=Path, help="a finished run's folder")
-    parser.add_argument("dataset", metavar="DATASET_DIR", help="the built dataset it was measured on")
-    parser.add_argument("--beside", nargs="+", type=Path, default=[], metavar="RUN", help="runs to measure beside it")
-    parser.add_argument("--colour_by", default=DOMAIN, metavar="ATTRIBUTE", help="default: domain")
-    parser.add_argument("--points", type=int, default=1500, help="items and users on a map, at most (1500)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples and maps (0)")
-    parser.add_argument("--out", type=Path, help="folder for the pictures (RUN/pictures)")
-    options = parser.parse_args(arguments)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+@command(PARSER)
+def main(options: Namespace) -> None:
     out = options.out or options.run / "pictures"
-    try:
-        require_plots()
-        if find_spec("sklearn") is None:
-            raise ValueError("scikit-learn makes the maps and is not installed: pip install 'jepa4rec[plots]'")
-        dataset = load_dataset_dir(options.dataset)
-        with written_folder(out) as folder:
-            draw(options.run, options.beside, dataset, folder, options)
-    except (ValueError, OSError) as error:
-        sys.exit(f"draw_pictures: {' '.join(str(error).split())}")
+    require_plots()
+    if find_spec("sklearn") is None:
+        raise ValueError("scikit-learn makes the maps and is not installed: pip install 'jepa4rec[plots]'")
+    dataset = load_dataset_dir(options.dataset)
+    with written_folder(out) as folder:
+        draw(options.run, options.beside, dataset, folder, options)
     print(f"wrote {out}/items.png, users.png, groups.png, history_length.png and figures.json")
 
 

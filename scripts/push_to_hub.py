@@ -9,26 +9,37 @@ the Hub expects; no text file names a path of this machine or holds a token. Who
 overwritten. Log in with `hf auth login` or set HF_TOKEN.
 """
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("checkpoint", metavar="CKPT", help="a run's folder or a checkpoint's")
+PARSER.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME")
+PARSER.add_argument("--dry_run", "--dry-run", action="store_true", help="check, and say what would go")
+PARSER.add_argument("--private", action="store_true", help="make a new repository private")
+PARSER.add_argument("--revision", default="main", help="branch to push to (default: main)")
+PARSER.add_argument("--tag", help="name this version, for others to pin as revision=")
+PARSER.add_argument("--message", default="Publish checkpoint, code and card")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
-from transformers import logging as transformers_logging
 
 from jepa4rec.baselines import BASELINE_MODELS, SEQUENCE_MODELS
-from jepa4rec.hub.opening import open_encoder
+from jepa4rec.hub.opening import find_checkpoint, open_encoder
 from jepa4rec.hub.publishing import check_repo_id, check_text, check_token, push_folder
-from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint
 from jepa4rec.serving.pipeline_catalogue import IDS_FILE
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
@@ -99,7 +110,7 @@ def check_card(checkpoint: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     if not data.eval_results or not data.model_name:
-        raise ValueError(f"{path} has no model-index: cards are written with a run, or by model_cards/render.py")
+        raise ValueError(f"{path} has no model-index: cards are written with a run, or by scripts/model_card.py")
 
 
 def make_probe(checkpoint: Path) -> tuple[torch.Tensor, dict]:
@@ -149,39 +160,22 @@ def check_as_stranger(checkpoint: Path) -> None:
 # ------------------------------------------------------------------------------------------------ command line
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CKPT", help="a run's folder or a checkpoint's")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="check, and say what would go")
-    parser.add_argument("--private", action="store_true", help="make a new repository private")
-    parser.add_argument("--revision", default="main", help="branch to push to (default: main)")
-    parser.add_argument("--tag", help="name this version, for others to pin as revision=")
-    parser.add_argument("--message", default="Publish checkpoint, code and card")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        check_repo_id(options.repo_id)
-        if not options.dry_run:
-            check_token()
-        checkpoint = Path(find_checkpoint(options.checkpoint))
-        files = check_files(checkpoint)
-        check_card(checkpoint)
-        check_as_stranger(checkpoint)
-        for path in files:
-            print(f"{path.stat().st_size:>12,}  {path.relative_to(checkpoint)}")
-        if options.dry_run:
-            print(f"all checks passed; nothing was pushed to {options.repo_id}")
-        else:
-            chosen = {name: getattr(options, name) for name in ("private", "revision", "tag", "message")}
-            print(f"pushed {len(files)} files: {push_folder(checkpoint, options.repo_id, **chosen)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"push_to_hub: {error}")
+@command(PARSER)
+def main(options: Namespace) -> None:
+    check_repo_id(options.repo_id)
+    if not options.dry_run:
+        check_token()
+    checkpoint = Path(find_checkpoint(options.checkpoint))
+    files = check_files(checkpoint)
+    check_card(checkpoint)
+    check_as_stranger(checkpoint)
+    for path in files:
+        print(f"{path.stat().st_size:>12,}  {path.relative_to(checkpoint)}")
+    if options.dry_run:
+        print(f"all checks passed; nothing was pushed to {options.repo_id}")
+    else:
+        chosen = {name: getattr(options, name) for name in ("private", "revision", "tag", "message")}
+        print(f"pushed {len(files)} files: {push_folder(checkpoint, options.repo_id, **chosen)}")
 
 
 if __name__ == "__main__":

@@ -7,18 +7,28 @@ The test split decides nothing: its numbers are not in the file. The file is wri
 combination that it already holds is not run again, so an interrupted search goes on where it was.
 """
 
-import argparse
 import itertools
 import json
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--recipe", required=True, help="YAML file of a run")
+PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+PARSER.add_argument("--vary", action="append", required=True, metavar="SECTION.KEY=[VALUE, …]")
+PARSER.add_argument("--out", type=Path, required=True, help="JSON file, continued where it exists")
+PARSER.add_argument("--runs_dir", type=Path, default=Path("runs/searches"), help="where runs are while they last")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 import yaml
 from accelerate.state import AcceleratorState
-from transformers import logging as transformers_logging
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.serving.whole_files_seqrec import write_json
@@ -91,20 +101,9 @@ def search(recipe_file: str, settings: list[str], varied: list[str], out: Path, 
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", required=True, help="YAML file of a run")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    parser.add_argument("--vary", action="append", required=True, metavar="SECTION.KEY=[VALUE, …]")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file, continued where it exists")
-    parser.add_argument("--runs_dir", type=Path, default=Path("runs/searches"), help="where runs are while they last")
-    options = parser.parse_args()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        found = search(options.recipe, options.settings, options.vary, options.out, options.runs_dir)
-    except (ValueError, OSError) as error:
-        sys.exit(f"search_settings.py: {error}")
+@command(PARSER)
+def main(options: Namespace) -> None:
+    found = search(options.recipe, options.settings, options.vary, options.out, options.runs_dir)
     for entry in found["runs"]:
         print(f"{entry['validation_metrics']['ndcg@10']:.4f}  {json.dumps(entry['settings'])}")
 

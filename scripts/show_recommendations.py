@@ -3,32 +3,42 @@
 python scripts/show_recommendations.py RUN_OR_CHECKPOINT DATASET_DIR --users 5
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
-
-import numpy as np
-from transformers import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("model", help="a run's output_dir, a checkpoint's folder, or its id on the Hub")
+PARSER.add_argument("dataset", help="folder of a built dataset (scripts/build_dataset.py)")
+PARSER.add_argument("--users", type=int, default=5, help="how many users (default 5)")
+PARSER.add_argument("--top-k", type=int, default=5, help="how many recommendations each (default 5)")
+PARSER.add_argument("--seed", type=int, default=0, help="which users")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
+import numpy as np
+
 from jepa4rec.datasets_builders.contract import SeqRecDataset, Split, leave_one_out, load_dataset_dir
-from jepa4rec.evaluation.ranking import rank_split, top_k
-from jepa4rec.evaluation.scorers import DualEncoderScorer, make_scorer
-from jepa4rec.scripts.evaluate_checkpoint import find_checkpoint, load_model, load_tokenizer
+from jepa4rec.evaluation.ranking import Scorer, rank_split, top_k
+from jepa4rec.evaluation.scorers import make_scorer
+from jepa4rec.hub.opening import find_checkpoint, load_model, load_tokenizer
 
 RECENT_ITEMS = 5
 TEXT_WIDTH = 90
 
 
-def open_scorer(place: str, dataset: SeqRecDataset) -> DualEncoderScorer:
+def open_scorer(place: str, dataset: SeqRecDataset) -> Scorer:
     """A checkpoint fine-tuned on this very dataset ranks with its item matrix, any other zero-shot with the texts.
 
     Raises FileNotFoundError or ValueError when there is no usable checkpoint.
     """
     checkpoint = find_checkpoint(place)
     model = load_model(checkpoint, dataset.fingerprint)
-    tokenizer = load_tokenizer(checkpoint, None, model)
+    tokenizer = load_tokenizer(checkpoint, model)
     return make_scorer(model, tokenizer, tokenizer and tokenizer.encode_items(dataset.item_texts()))
 
 
@@ -75,20 +85,9 @@ def show(model: str, dataset_dir: str, users: int, k: int, seed: int) -> str:
     return "\n\n".join(describe_user(*row, texts) for row in columns)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Show in words what a model recommends.")
-    parser.add_argument("model", help="a run's output_dir, a checkpoint's folder, or its id on the Hub")
-    parser.add_argument("dataset", help="folder of a built dataset (scripts/build_dataset.py)")
-    parser.add_argument("--users", type=int, default=5, help="how many users (default 5)")
-    parser.add_argument("--top-k", type=int, default=5, help="how many recommendations each (default 5)")
-    parser.add_argument("--seed", type=int, default=0, help="which users")
-    args = parser.parse_args()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        print(show(args.model, args.dataset, args.users, args.top_k, args.seed))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{parser.prog}: {error}")
+@command(PARSER)
+def main(options: Namespace) -> None:
+    print(show(options.model, options.dataset, options.users, options.top_k, options.seed))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
-from jepa4rec.studies.studying import METRICS, Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies.studying import METRICS, Point, Study, StudyRecipe, stack, study_command
 from jepa4rec.training.recipe import Recipe
 
 BOTH = ("pretrain", "finetune")
@@ -67,8 +73,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     return [Point(series, name, ranks[name]) for name in names], {"against_whole": tests}
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main("ablations", __doc__, AblationRecipe, "Ablations of JEPA4Rec", "variant", measure, arguments)
+main = study_command(PARSER, AblationRecipe, "Ablations of JEPA4Rec", "variant", measure)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,18 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 import pyarrow as pa
 
 from jepa4rec.datasets_builders.contract import SeqRecDataset, make_dataset, save_dataset
 from jepa4rec.studies.measuring import baseline_ranks, group_points, open_trained, rank_as_texts
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
 
 NAMES = {"negatives": "as negatives", "fixed": "fixed", "left_out": "left out of the softmax"}
 
@@ -88,10 +94,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     return group_points(held_out, series, groups), facts
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "cold_items", __doc__, ColdItemsRecipe, "Items nobody has bought before", "test target", measure, arguments
-    )
+main = study_command(PARSER, ColdItemsRecipe, "Items nobody has bought before", "test target", measure)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 
+from jepa4rec.evaluation.ranking import length_groups
 from jepa4rec.studies.measuring import baseline_ranks, group_points
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
 
 
 @dataclass(kw_only=True)
@@ -25,31 +32,14 @@ class HistoryLengthRecipe(StudyRecipe):
     edges: list[int] = field(default_factory=list)
 
 
-def length_groups(lengths: np.ndarray, edges: list[int]) -> dict[str, np.ndarray]:
-    """Masks (U,) of the users of every group, by a name such as "4-9 items"; a group nobody is in is left out."""
-    bounds = [1, *sorted(set(edges)), int(lengths.max()) + 1]
-    groups = {}
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
-        members = (lengths >= low) & (lengths < high)
-        if members.any():
-            name = f"{low}-{high - 1} items" if high - low > 1 else f"{low} item{'s' if low > 1 else ''}"
-            groups[name] = members
-    return groups
-
-
 def measure(study: Study) -> tuple[list[Point], dict]:
     lengths = np.array([len(history) for history in study.data.splits.test.histories])
-    quartiles = np.quantile(lengths, [0.25, 0.5, 0.75]).astype(int) + 1
-    groups = length_groups(lengths, study.recipe.edges or quartiles.tolist())
+    groups = length_groups(lengths, study.recipe.edges)
     ranks = stack(study.train_seeds(study.variant))
     return group_points(study, {"this recipe": ranks, **baseline_ranks(study)}, groups), {}
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "history_length", __doc__, HistoryLengthRecipe, "Performance by history length", "length of the history",
-        measure, arguments,
-    )  # fmt: skip
+main = study_command(PARSER, HistoryLengthRecipe, "Performance by history length", "length of the history", measure)
 
 
 if __name__ == "__main__":

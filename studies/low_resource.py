@@ -17,11 +17,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.studies.measuring import baseline_points
-from jepa4rec.studies.studying import METRICS, TEXT_KINDS, Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies.studying import METRICS, TEXT_KINDS, Point, Study, StudyRecipe, stack, study_command
 from jepa4rec.training.recipe import Recipe
 
 
@@ -83,10 +89,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     }
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "low_resource", __doc__, LowResourceRecipe, "Learning from few users", "training users (%)", measure, arguments
-    )
+main = study_command(PARSER, LowResourceRecipe, "Learning from few users", "training users (%)", measure)
 
 
 if __name__ == "__main__":

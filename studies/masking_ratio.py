@@ -13,7 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
 
 
 @dataclass(kw_only=True)
@@ -34,11 +40,9 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     return points, {}
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "masking_ratio", __doc__, MaskingRatioRecipe, "Masking the next item", "masked tokens of the next item (%)",
-        measure, arguments,
-    )  # fmt: skip
+main = study_command(
+    PARSER, MaskingRatioRecipe, "Masking the next item", "masked tokens of the next item (%)", measure
+)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from accelerate.utils import set_seed
 
-from jepa4rec.baselines import ItemTransition, Popularity, fit_baseline
+from jepa4rec.baselines import fit_baseline
 from jepa4rec.evaluation.ranking import rank_split
 from jepa4rec.evaluation.scorers import DualEncoderScorer
 from jepa4rec.hub.opening import open_encoder
@@ -13,20 +13,18 @@ from jepa4rec.studies.studying import Point, Study, Trained
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.start import make_starting_checkpoint
 
-BASELINES = {"popularity": "popularity", "item-transition": "item_transition"}
+BASELINES = ("popularity", "item_transition")
 
 
 def baseline_ranks(study: Study, train: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Ranks (U,) by each baseline; where a part of the training sequences is given, fitted on that alone."""
-    num_items, splits = study.data.num_items, study.data.splits
-    if train is None:
-        fitted = {title: fit_baseline(name, splits, "test", num_items) for title, name in BASELINES.items()}
-    else:
-        fitted = {
-            "popularity": Popularity.fit(train, num_items),
-            "item-transition": ItemTransition.fit(train, num_items),
-        }
-    return {title: rank_split(scorer, splits.test, progress=False) for title, scorer in fitted.items()}
+    """Ranks (U,) by each baseline; where a part of the training sequences is given, counted in that alone."""
+    splits, counted = study.data.splits, "test"
+    if train is not None:  # before the targets of validation lies training and nothing else
+        splits, counted = splits._replace(train=train), "validation"
+    scorers = {name: fit_baseline(name, splits, counted, study.data.num_items) for name in BASELINES}
+    return {
+        name.replace("_", "-"): rank_split(scorer, splits.test, progress=False) for name, scorer in scorers.items()
+    }
 
 
 def baseline_points(study: Study, x: float | str, train: Sequence[np.ndarray] | None = None) -> list[Point]:

@@ -14,14 +14,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 import torch
 
 from jepa4rec.evaluation.ranking import rank_targets
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_main
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_command
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer, ItemTokens
+from jepa4rec.training.masking import word_starts
 
 
 @dataclass(kw_only=True)
@@ -36,7 +43,9 @@ def revealed_tokens(tokenizer, item_tokens: ItemTokens, share: float, seed: int)
 
     The same seed gives each word the same place in line, so what is revealed at 10 % stays revealed at 50 %.
     """
-    words = np.cumsum(word_starts(tokenizer, item_tokens)) - 1
+    starts = word_starts(tokenizer)[item_tokens.input_ids]
+    starts[item_tokens.offsets[:-1]] = True  # an item's first token
+    words = np.cumsum(starts) - 1
     first_words = words[item_tokens.offsets[:-1]]
     items = np.repeat(np.arange(item_tokens.num_items), item_tokens.lengths)
     place = np.empty(words[-1] + 1)
@@ -45,16 +54,6 @@ def revealed_tokens(tokenizer, item_tokens: ItemTokens, share: float, seed: int)
     for start, end in zip(first_words, ends, strict=True):
         place[start:end] = (np.argsort(np.argsort(draws[start:end])) + 0.5) / (end - start)
     return place[words] < share if len(items) else np.empty(0, bool)
-
-
-def word_starts(tokenizer, item_tokens: ItemTokens) -> np.ndarray:
-    """Which tokens begin a word (T,); an item's first token always does."""
-    vocabulary = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    spaced = any(token.startswith(("Ġ", "▁")) for token in vocabulary)
-    begins = [token.startswith(("Ġ", "▁")) if spaced else not token.startswith("##") for token in vocabulary]
-    starts = np.array(begins)[item_tokens.input_ids]
-    starts[item_tokens.offsets[:-1]] = True
-    return starts
 
 
 def only(item_tokens: ItemTokens, kept: np.ndarray) -> ItemTokens:
@@ -106,11 +105,9 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     return [Point(way, percent, np.stack(rows)) for (way, percent), rows in ranks.items()], {}
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "revealed_words", __doc__, RevealedWordsRecipe, "Revealing the target's words",
-        "revealed words of the target (%)", measure, arguments,
-    )  # fmt: skip
+main = study_command(
+    PARSER, RevealedWordsRecipe, "Revealing the target's words", "revealed words of the target (%)", measure
+)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 
 from jepa4rec.studies.measuring import change_texts, open_trained, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_main
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_command
 
 Change = Callable[[dict[str, str], np.random.Generator], dict[str, str]]
 
@@ -87,10 +93,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     return points, {}
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "robustness", __doc__, RobustnessRecipe, "Robustness of the text", "change of the texts", measure, arguments
-    )
+main = study_command(PARSER, RobustnessRecipe, "Robustness of the text", "change of the texts", measure)
 
 
 if __name__ == "__main__":

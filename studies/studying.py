@@ -5,10 +5,9 @@ model measured in several ways. Trained runs are kept in `runs_dir` under a hash
 share them, an interrupted study goes on where it was, and changed settings never meet old results.
 """
 
-import argparse
 import hashlib
 import json
-import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,20 +15,20 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from transformers import logging as transformers_logging
 
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.evaluation.plots import require_plots
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.serving.whole_files_seqrec import written_files
 from jepa4rec.train_accelerate import run
+from jepa4rec.training.command_line import command
 from jepa4rec.training.data import RunData, load_run_data
+from jepa4rec.training.phases import KINDS
 from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
 from jepa4rec.training.run_folder import RunFolder
 
 METRICS = ("ndcg@10", "recall@10", "mrr")
-TEXT_KINDS = ("pretrain", "finetune", "item_description", "sequence_sequence", "sequence_item")  # train text encoders
-RECIPES = Path(__file__).resolve().parent.parent / "recipes" / "studies"
+TEXT_KINDS = tuple(name for name, kind in KINDS.items() if kind.trains_encoder)
 
 
 @dataclass(kw_only=True)
@@ -216,31 +215,22 @@ def write(study: Study, name: str, title: str, x_label: str, points: Sequence[Po
 # ------------------------------------------------------------------------------------------------ command line
 
 
-def study_main(
-    name: str,
-    document: str,
+def study_command(
+    parser: ArgumentParser,
     kind: type[StudyRecipe],
     title: str,
     x_label: str,
     measure: Callable[[Study], tuple[list[Point], dict]],
-    arguments: list[str] | None = None,
-) -> dict:
-    """The command line of a study: read its recipe, measure, write."""
-    parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=RECIPES / f"{name}.yaml", help="default: recipes/studies")
-    parser.add_argument("--data", metavar="DATASET_DIR", help="a built dataset, instead of the base recipe's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
-    parser.add_argument("--out", type=Path, default=Path("results/studies"), help="folder for the JSON and the plot")
-    options = parser.parse_args(arguments)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    data = ["data.name=null", "data.config=null", "data.data_files=null", f"data.dir={options.data}"]
-    try:
+) -> Callable[[list[str] | None], dict]:
+    """The `main` of a study: read its recipe, measure, write."""
+
+    @command(parser)
+    def main(options: Namespace) -> dict:
         require_plots()
-        study = Study(
-            read_recipe(options.recipe, options.settings, kind), options.recipe.parent, data if options.data else ()
-        )
+        data = ["data.name=null", "data.config=null", "data.data_files=null", f"data.dir={options.data}"]
+        recipe = read_recipe(options.recipe, options.settings, kind)
+        study = Study(recipe, options.recipe.parent, data if options.data else ())
         points, facts = measure(study)
-        return write(study, name, title, x_label, points, options.out, facts)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{name}: {' '.join(str(error).split())}")
+        return write(study, parser.prog, title, x_label, points, options.out, facts)
+
+    return main

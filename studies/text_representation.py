@@ -12,8 +12,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 from jepa4rec.studies.measuring import baseline_points
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
 
 # Name -> tokenizer settings. The first two say what Table A.3 varies, the last what Table A.4 does.
 FORMATS = {
@@ -35,11 +41,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     return points + baseline_points(study, "(reads no text)"), {"formats": list(FORMATS)}
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "text_representation", __doc__, StudyRecipe, "How histories and items are written", "format", measure,
-        arguments,
-    )  # fmt: skip
+main = study_command(PARSER, StudyRecipe, "How histories and items are written", "format", measure)
 
 
 if __name__ == "__main__":

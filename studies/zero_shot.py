@@ -8,18 +8,18 @@ item texts are then known, the ranking task is not). JEPA4Rec paper, section 4.4
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from jepa4rec.studies import study_parser
+
+PARSER = study_parser(__file__, __doc__)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 from jepa4rec.studies.measuring import baseline_points, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_main
-
-
-@dataclass(kw_only=True)
-class ZeroShotRecipe(StudyRecipe):
-    """No settings of its own."""
+from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
@@ -32,10 +32,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     return points, {}
 
 
-def main(arguments: list[str] | None = None) -> dict:
-    return study_main(
-        "zero_shot", __doc__, ZeroShotRecipe, "Zero-shot ranking", "what is known of the shop", measure, arguments
-    )
+main = study_command(PARSER, StudyRecipe, "Zero-shot ranking", "what is known of the shop", measure)
 
 
 if __name__ == "__main__":

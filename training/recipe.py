@@ -17,6 +17,7 @@ from .data import DataRecipe
 from .phases import KINDS
 from .typed_yaml import nearest, read_typed_yaml
 
+PACKAGE = Path(__file__).resolve().parents[1]
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 - made of what phases/ holds
 
 # ------------------------------------------------------------------------------------------------ sections
@@ -156,11 +157,14 @@ class Recipe:
 def read_recipe(path: str | Path, settings: list[str] = (), kind: type = Recipe) -> Any:
     """Read a YAML recipe (of a run, or another dataclass) and apply `section.key=value` settings, parsed as YAML.
 
+    `recipes/quickstart.yaml` and its like are found from any folder: they are the package's own.
+
     Raises FileNotFoundError for a missing file, ValueError (one sentence naming file or setting, and key) otherwise.
     """
-    if not Path(path).is_file():
+    found = next((place for place in (Path(path), PACKAGE / path) if place.is_file()), None)
+    if found is None:
         raise FileNotFoundError(f"recipe {path} does not exist; recipes/ holds ready ones")
-    return read_typed_yaml(path, settings, kind)
+    return read_typed_yaml(found, settings, kind)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict:

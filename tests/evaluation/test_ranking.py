@@ -11,6 +11,7 @@ from jepa4rec.evaluation import ranking
 from jepa4rec.evaluation.ranking import (
     ItemIndex,
     find_repeated_rows,
+    length_groups,
     rank_scores,
     rank_split,
     rank_split_both_ways,
@@ -358,3 +359,11 @@ def test_a_fine_tuned_model_ranks_with_its_item_matrix(tiny_config, tiny_tokeniz
 def test_an_item_matrix_of_another_catalogue_is_an_error(encoder, tiny_tokenizer, item_tokens):
     with pytest.raises(ValueError, match="item matrix has 11 rows, the catalogue 12 items"):
         DualEncoderScorer(encoder, tiny_tokenizer, item_tokens, torch.zeros(11, 32))
+
+
+def test_length_groups_part_the_users():
+    lengths = np.array([1, 2, 3, 5, 9, 30])
+    groups = length_groups(lengths, [3, 6])
+    assert list(groups) == ["1-2 items", "3-5 items", "6-30 items"]
+    assert list(length_groups(lengths)) == ["1-2 items", "3-4 items", "5-8 items", "9-30 items"]  # quartiles
+    assert sum(members.sum() for members in groups.values()) == len(lengths)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_ITEMS
+from conftest import ROOT, TINY_ITEMS
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
+from jepa4rec.hub.opening import open_encoder
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.scripts import export_checkpoint
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
@@ -25,21 +27,8 @@ HISTORIES = [ASKED[:1], [ITEMS[0], *ASKED], ITEMS + ASKED, ASKED[::-1]]
 STRANGER = """
 import json, sys
 
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-BLOCKED = sys.argv[1].split()
-sys.meta_path.insert(0, Absent())
+sys.modules.update(dict.fromkeys(sys.argv[1].split()))  # None: as if they were not installed
 asked = json.load(open("asked.json"))
-"""
-WITHOUT_TORCH = """
-from serving_onnx import OnnxEncoder
-
-encoder = OnnxEncoder(".", batch_size=2)
-vectors = encoder.item_vectors(asked["items"]), encoder.user_vectors(asked["histories"])
-json.dump([part.tolist() for part in vectors], open("answers.json", "w"))
 """
 SENTENCES = """
 from sentence_transformers import SentenceTransformer
@@ -120,62 +109,23 @@ def test_the_padded_encoder_is_the_packed_one(tiny_backend, pooling, window):
         torch.testing.assert_close(PaddedEncoder(model)(*batch), model.embed(*batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def exported(checkpoints, tmp_path_factory):
-    """The fine-tuned checkpoint as ONNX."""
+@pytest.mark.parametrize("name", ["encoder", "fine-tuned"])
+def test_a_stranger_without_torch_gets_the_text_encoders_vectors(checkpoints, tmp_path, name, capsys):
+    """The very lines of docs/serve.md, in a process that has transformers but neither torch nor this package."""
     for package in export_checkpoint.NEEDS["onnx"]:
         pytest.importorskip(package)
-    out = tmp_path_factory.mktemp("exports") / "onnx"
-    export_checkpoint.main([str(checkpoints / "fine-tuned"), str(out), "--format", "onnx"])
-    return out
-
-
-def test_a_stranger_without_torch_gets_the_pipelines_vectors(exported, checkpoints):
-    items, users = ask(exported, "torch transformers jepa4rec safetensors", WITHOUT_TORCH)
-    pipe = open_pipe(checkpoints / "fine-tuned")
-    np.testing.assert_allclose(items, pipe.item_vectors(ASKED), atol=1e-4)
-    np.testing.assert_allclose(users, pipe.user_vectors(HISTORIES), atol=1e-4)
-    assert np.abs(np.subtract(items[0], items[1])).max() > 0.01  # learned, and the same text under another id
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"max_attributes": 2, "max_attribute_tokens": 4, "empty_attributes": True},
-        {"attribute_names": False, "max_items": 2},
-        {"max_tokens": 12, "pad_item_position": 50},
-        {"max_tokens": 30, "whole_items": True},
-        {"max_tokens": 5, "whole_items": True},
-    ],
-)
-def test_texts_are_read_as_the_tokenizer_reads_them(exported, tiny_tokenizer, settings):
-    from jepa4rec.serving.serving_onnx import OnnxEncoder
-
-    tokenizer, encoder = ItemSentTokenizer.wrap(tiny_tokenizer, **settings), OnnxEncoder(exported)
-    encoder.settings |= tokenizer.settings
-    nameless = [[{name: text for name, text in item.items() if name != "item_id"} for item in h] for h in HISTORIES]
-    expected = tokenizer(nameless, return_tensors="np")
-    for name, values in encoder.pad([encoder._history_tokens(h, 0) for h in HISTORIES]).items():
-        np.testing.assert_array_equal(values, expected[name], err_msg=name)
-
-
-def test_bad_input_to_an_export_is_one_sentence(exported, tmp_path):
-    from jepa4rec.serving.serving_onnx import OnnxEncoder
-
-    encoder = OnnxEncoder(exported)
-    for histories, sentence in (
-        ([[ITEMS[0]], []], "history 1 is .*give a list of at least one item"),
-        ([[ITEMS[0], {"title": " "}]], "item 1 of history 0 has no text"),
-        ([["p3"]], "item 0 of history 0 is a str"),
-        ([[{"title": {"en": "x"}}]], "has a dict for a value"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            encoder.user_vectors(histories)
-    with pytest.raises(ValueError, match="item 1 has no text"):
-        encoder.item_vectors([ITEMS[0], {"title": None}])
-    with pytest.raises(ValueError, match="has no encoder.onnx"):
-        OnnxEncoder(tmp_path)
+    export_checkpoint.main([str(checkpoints / name), str(tmp_path / "exported"), "--format", "onnx"])
+    assert "onnx, vectors equal to" in capsys.readouterr().out
+    [lines] = re.findall(r"```python\n(import numpy[^`]*onnxruntime[^`]*)```", (ROOT / "docs/serve.md").read_text())
+    answer = "\njson.dump([vectors([[item] for item in asked['items']]).tolist()," + (
+        "vectors(asked['histories']).tolist()], open('answers.json', 'w'))"
+    )
+    parts = ask(tmp_path, "torch jepa4rec", lines + answer)
+    model, tokenizer = open_encoder(checkpoints / name).eval(), ItemSentTokenizer.from_pretrained(checkpoints / name)
+    for found, histories in zip(parts, ([[item] for item in ASKED], HISTORIES), strict=True):
+        with torch.no_grad():
+            expected = model(**tokenizer(histories, return_tensors="pt")).pooler_output
+        np.testing.assert_allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------- sentence-transformers
@@ -233,7 +183,6 @@ def test_what_is_no_item_is_refused(checkpoints):
         ("onnx", lambda folder: (folder / "config.json").write_text('{"model_type": "sasrec"}'), 'is a "sasrec"'),
         ("onnx", lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "truncated or corrupt"),
         ("onnx", lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer that loads"),
-        ("onnx", lambda folder: (folder / "item_ids.json").unlink(), "has no item_ids.json"),
         ("sentence-transformers", lambda folder: (folder.parent / "out").mkdir(), "out already exists"),
     ],
 )

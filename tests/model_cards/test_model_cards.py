@@ -10,9 +10,10 @@ from conftest import ROOT
 from huggingface_hub import ModelCard
 
 from jepa4rec.evaluation.audit import FIGURES
-from jepa4rec.model_cards import render, results_table
+from jepa4rec.model_cards import render
 from jepa4rec.model_cards.render import duration, render_card, write_card
 from jepa4rec.model_cards.results_table import BEGIN, END, METRICS, read_records, results_block, rewrite_block
+from jepa4rec.scripts import results_table
 from jepa4rec.training.recipe import read_recipe, write_recipe
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -234,14 +235,13 @@ def test_records_name_the_file_and_the_field_that_is_wrong(tmp_path):
             read_records(tmp_path)
 
 
-def test_only_the_block_between_the_markers_changes(tmp_path, monkeypatch):
+def test_only_the_block_between_the_markers_changes(tmp_path):
     page, results = tmp_path / "page.md", tmp_path / "results"
     results.mkdir()
     page.write_text(f"before\n\n{BEGIN}\nold\n{END}\n\nafter\n", encoding="utf-8")
     (results / "run.json").write_text(json.dumps(record()), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["results_table", str(page), str(results)])
     for _ in range(2):
-        results_table.main()
+        results_table.main([str(page), str(results)])
         text = page.read_text(encoding="utf-8")
         assert text.startswith("before\n\n") and text.endswith("\n\nafter\n") and "old" not in text
         assert text == rewrite_block(text, results_block([record()]), page)
@@ -250,7 +250,7 @@ def test_only_the_block_between_the_markers_changes(tmp_path, monkeypatch):
 def test_a_page_without_markers_is_left_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing to see", encoding="utf-8")
-    command = [sys.executable, "-m", "jepa4rec.model_cards.results_table", str(page), str(tmp_path)]
+    command = [sys.executable, "scripts/results_table.py", str(page), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "it needs the line" in done.stderr and "Traceback" not in done.stderr
     assert page.read_text(encoding="utf-8") == "nothing to see"

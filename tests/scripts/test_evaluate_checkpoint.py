@@ -1,17 +1,16 @@
 """scripts/evaluate_checkpoint.py: what it writes, which item vectors it takes, and what it says about bad input."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from jepa4rec.baselines.sasrec import SasRec
@@ -24,17 +23,10 @@ from jepa4rec.modeling_jepa4rec import (
     Jepa4RecForSequentialRecommendation,
     Jepa4RecModel,
 )
+from jepa4rec.scripts import evaluate_checkpoint
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_checkpoint.py"
+SCRIPT = ROOT / "scripts" / "evaluate_checkpoint.py"
 HISTORIES = [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11, 4], [1, 0, 1], [2, 3, 2, 3, 0]]
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("evaluate_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def make_tables(items, histories):
@@ -71,26 +63,26 @@ def save(tmp_path, tiny_config, tiny_tokenizer):
 
 
 @pytest.fixture
-def run(script, tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch):
     """run(arguments...) -> the record and the table of ranks that the script wrote."""
     monkeypatch.chdir(tmp_path)
 
     def evaluate(checkpoint, dataset, *arguments):
         out = tmp_path / "out"
-        script.main([str(checkpoint), str(dataset), "--cutoffs", "2", "5", "--out", str(out), *arguments])
+        evaluate_checkpoint.main([str(checkpoint), str(dataset), "--cutoffs", "2", "5", "--out", str(out), *arguments])
         return json.loads((out / "metrics.json").read_text()), pq.read_table(out / "ranks.parquet")
 
     return evaluate
 
 
 @pytest.fixture
-def refuses(script, tmp_path, monkeypatch):
+def refuses(tmp_path, monkeypatch):
     """refuses(message, arguments...): the script ends with that one sentence and writes nothing."""
     monkeypatch.chdir(tmp_path)
 
     def check(message, *arguments):
         with pytest.raises(SystemExit, match=message) as ended:
-            script.main([*map(str, arguments), "--out", str(tmp_path / "out")])
+            evaluate_checkpoint.main([*map(str, arguments), "--out", str(tmp_path / "out")])
         assert "\n" not in ended.value.code and ended.value.code.startswith("evaluate_checkpoint: ")
         assert not (tmp_path / "out").exists()
 
@@ -241,7 +233,7 @@ def test_a_baseline_ranks_its_own_dataset_and_no_other(run, refuses, dataset_dir
     shutil.rmtree(tmp_path / "out")
     cut = ("--cutoffs", "2")
     refuses("is a sasrec trained on the dataset of fingerprint ffffffffffff", tmp_path / "other", dataset_dir, *cut)
-    refuses("--max_items is for models that read texts", tmp_path / "own", dataset_dir, *cut, "--max_items", "3")
+    refuses("max_items is for models that read texts", tmp_path / "own", dataset_dir, *cut, "--max_items", "3")
 
 
 def test_a_missing_dataset(refuses, save, tmp_path):
@@ -269,7 +261,7 @@ def test_nobody_left_to_test(refuses, save, tmp_path, tiny_items):
 def test_settings_that_cannot_be(refuses, save, dataset_dir):
     checkpoint = save(Jepa4RecModel)
     refuses(
-        "--max_items is 51, but the model reads at most 50",
+        "max_items is 51, but the model reads at most 50",
         checkpoint,
         dataset_dir,
         "--cutoffs",

@@ -12,6 +12,7 @@ from jepa4rec.datasets_builders.contract import Split, load_dataset_dir, make_da
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
 from jepa4rec.studies import (
+    RECIPES,
     ablations,
     cold_items,
     history_length,
@@ -22,8 +23,9 @@ from jepa4rec.studies import (
     text_representation,
     zero_shot,
 )
-from jepa4rec.studies.studying import RECIPES, StudyRecipe
+from jepa4rec.studies.studying import StudyRecipe
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.masking import word_starts
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import ROOT, TINY_ITEMS
 
@@ -158,7 +160,8 @@ def test_held_out_items_keep_last_places_only(shop):
 
 def test_what_is_revealed_grows_and_is_made_of_whole_words(tiny_tokenizer, tiny_items):
     item_tokens = tiny_tokenizer.encode_items(tiny_items)
-    starts = revealed_words.word_starts(tiny_tokenizer, item_tokens)
+    starts = word_starts(tiny_tokenizer)[item_tokens.input_ids]
+    starts[item_tokens.offsets[:-1]] = True
     shares = [revealed_words.revealed_tokens(tiny_tokenizer, item_tokens, share, 0) for share in (0.0, 0.3, 0.7, 1.0)]
     assert not shares[0].any() and shares[-1].all()
     for less, more in zip(shares[:-1], shares[1:], strict=True):
@@ -187,13 +190,6 @@ def test_changes_of_a_text_do_what_their_name_says():
         assert left.items() <= item.items() and any(left.values())
     noisy = robustness.noisy(1.0)(item, rng)["title"]
     assert len(noisy) == 16 and noisy[7] == " " and noisy[-1] == "2" and noisy != item["title"]
-
-
-def test_length_groups_part_the_users():
-    lengths = np.array([1, 2, 3, 5, 9, 30])
-    groups = history_length.length_groups(lengths, [3, 6])
-    assert list(groups) == ["1-2 items", "3-5 items", "6-30 items"]
-    assert sum(members.sum() for members in groups.values()) == len(lengths)
 
 
 def test_interval_of_one_value_is_that_value_and_seeds_widen_it():

@@ -1,0 +1,72 @@
+"""Every command: help comes before torch, slips and errors are one sentence, and a wheel brings what they need."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from jepa4rec.scripts.__main__ import COMMANDS
+from jepa4rec.training.command_line import command, command_parser, parse_setting
+
+NO_COMMANDS = ("__init__", "__main__", "measuring", "studying")
+FILES = [path for room in ("scripts", "studies") for path in sorted((ROOT / room).glob("*.py"))]
+FILES = [ROOT / "train_accelerate.py", *(path for path in FILES if path.stem not in NO_COMMANDS)]
+HEAVY = ("torch", "transformers", "datasets", "numpy")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("argument, code", [("--help", 0), ("--slip", 2)])
+def test_help_and_slips_come_before_anything_heavy_is_loaded(path, argument, code, tmp_path):
+    command_line = [sys.executable, "-X", "importtime", str(path), argument]
+    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
+    imported, told = [], done.stdout
+    for line in done.stderr.splitlines():
+        if line.startswith("import time:"):
+            imported.append(line.rpartition("|")[2].strip())
+        else:
+            told += line
+    assert done.returncode == code and told.startswith(f"usage: {path.stem} "), told
+    assert "argparse" in imported and not set(HEAVY) & set(imported)
+
+
+def test_errors_and_interruptions_are_one_sentence():
+    parser = command_parser("scripts/some_command.py", "What it does.")
+    for error, told in (
+        (ValueError("two\n  lines"), "some_command: two lines"),
+        (FileNotFoundError("no file"), "some_command: no file"),
+        (KeyboardInterrupt(), "some_command: stopped"),
+    ):
+
+        @command(parser, "stopped")
+        def main(options, error=error):
+            raise error
+
+        with pytest.raises(SystemExit) as stop:
+            main([])
+        assert stop.value.code == told
+    with pytest.raises(ZeroDivisionError):  # a fault of ours keeps its traceback
+        command(parser)(lambda options: 1 / 0)([])
+
+
+def test_settings_are_yaml():
+    assert parse_setting("--option", "a=[1, x]") == ("a", [1, "x"])
+    with pytest.raises(ValueError, match="--option takes KEY=VALUE, not 'a'"):
+        parse_setting("--option", "a")
+
+
+def test_the_few_commands_are_listed_and_lead_to_their_scripts(tmp_path):
+    def jepa4rec(*words):
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jepa4rec.scripts.__main__ import main; main()"
+        return subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+
+    listed = jepa4rec("--help")
+    assert listed.returncode == 0 and all(f"\n  {name} " in listed.stdout for name in COMMANDS)
+    assert jepa4rec().stdout == listed.stdout
+    for name, (module, _) in COMMANDS.items():
+        assert jepa4rec(name, "--help").stdout.startswith(f"usage: {module.rpartition('.')[2]} ")
+    wrong = jepa4rec("trian")
+    assert wrong.returncode == 1 and wrong.stderr.startswith("jepa4rec: there is no command trian; there are build, ")
+    built = jepa4rec("build", "toy_shop", "--out", "x", "--option", "users=30")
+    assert built.returncode == 0, built.stderr
+    assert '"users": 30' in built.stdout and (tmp_path / "x" / "items.parquet").is_file()
