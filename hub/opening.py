@@ -72,6 +72,12 @@ def open_encoder(checkpoint: str | Path, **options) -> SeqRecPreTrainedModel:
     return encoder_class(checkpoint).from_pretrained(checkpoint, **options)
 
 
+def open_as_is(checkpoint: str | Path) -> nn.Module:
+    """The baseline a checkpoint holds, or the encoder."""
+    baseline = BASELINE_MODELS.get(read_config(checkpoint)["model_type"])
+    return open_encoder(checkpoint) if baseline is None else baseline.from_pretrained(checkpoint)
+
+
 def pretraining_class(checkpoint: str | Path) -> type[SeqRecPreTrainedModel]:
     """The class that pre-trains a checkpoint's family by JEPA. Errors as `encoder_class`."""
     return encoder_class(checkpoint).pretraining_class

@@ -12,7 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from ..baselines import BASELINE_MODELS, fit_baseline
 from ..configuration_jepa4rec import Jepa4RecConfig
-from ..hub.opening import ENCODERS, encoder_class, open_encoder, pretraining_class, read_config
+from ..hub.importing import import_checkpoint
+from ..hub.opening import ENCODERS, encoder_class, open_as_is, open_encoder, pretraining_class, read_config
 from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecConfig, St5RecModel
@@ -192,8 +193,6 @@ def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTok
         pretraining = whole.__name__ in (config.get("architectures") or [])
         model = (whole.from_pretrained if pretraining else open_encoder)(init, **overrides)
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
-    from ..hub.importing import import_checkpoint
-
     model, tokenizer = import_checkpoint(init, **overrides)
     return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
 
@@ -218,7 +217,4 @@ def open_tokenizer(recipe: Recipe, start: Path, phase: Phase | None) -> ItemSent
 
 def open_model(source: Path, phase: Phase | None, data: RunData) -> torch.nn.Module:
     """The model of a phase with the weights of the phase before; without a phase, the encoder or baseline as it is."""
-    if phase is not None:
-        return phase.open_model(source, data)
-    kind = read_config(source)["model_type"]
-    return BASELINE_MODELS[kind].from_pretrained(source) if kind in BASELINE_MODELS else open_encoder(source)
+    return open_as_is(source) if phase is None else phase.open_model(source, data)

@@ -81,7 +81,8 @@ def train(shop, tmp_path):
         tree = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
         tree["run"]["output_dir"] = str(tmp_path / name)
         tree["data"] = {"dir": str(shop)}
-        tree["tokenizer"] = {"max_items": 4, "max_tokens": 64, "vocab_size": 200}
+        if name == "unisrec":
+            tree["tokenizer"] = {"max_items": 4, "max_tokens": 64, "vocab_size": 200}
         encoder = {"init": make_encoder(tmp_path, shop)} if name == "unisrec" else {}
         tree["model"] = {**tree["model"], **encoder, "config": {**tree["model"]["config"], **SHAPE, **config}}
         tree["phases"][0] |= {"epochs": 1.0, "steps": 120, "batch_size": 20, "lr": 1e-2, "evaluate_every_steps": 40}

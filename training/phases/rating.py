@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...evaluation.ratings import HIGHEST, LOWEST, RatedIds, RatingBatch, RatingIds, RatingVectors, rating_baselines
-from ...hub.opening import ENCODERS, open_encoder
+from ...hub.opening import ENCODERS, open_as_is, open_encoder, read_config
 from ...losses_seqrec import normalise, weighted_total, whole_batch_mean
 from ...modeling_seqrec import SeqRecTrainingOutput
 from ..batches import Batches, LengthGroupedBatchSampler, PrefixDataset
@@ -48,6 +48,8 @@ class RatingPhase(Phase):
         return data.own
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
+        if read_config(source)["model_type"] not in ENCODERS:
+            return open_as_is(source)  # a baseline, which has no head
         mean = float(data.ratings["train"].ratings.mean())
         return RatingModel.from_encoder(source, hidden_size=self.hidden_size, dropout=self.dropout, mean=mean)
 

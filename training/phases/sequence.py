@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...baselines import BASELINE_MODELS
 from ...baselines.item_sequences import pad_sequences
-from ...hub.opening import read_config
+from ...hub.opening import open_as_is
 from ..batches import Batches, LengthGroupedBatchSampler
 from ..data import Corpus, RunData
 from .phase import Phase, Work
@@ -39,7 +39,7 @@ class SequencePhase(Phase):
         return data.own
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
-        return BASELINE_MODELS[read_config(source)["model_type"]].from_pretrained(source)
+        return open_as_is(source)
 
     def batches(self, work: Work, process: int = 0, processes: int = 1) -> Batches:
         config_class, overrides = BASELINE_MODELS[work.recipe.model.baseline].config_class, work.recipe.model.config
