@@ -51,7 +51,9 @@ def main(options: Namespace) -> None:
         check_token()
     check_output(options.out, options.overwrite)
     settings = dict(parse_setting("--option", text) for text in options.option)
-    dataset = build(options.name, options.config, options.data_files, engine=options.engine, **settings)
+    if options.engine != PARSER.get_default("engine"):
+        settings["engine"] = options.engine  # a dataset that does not know engines is built by the usual one
+    dataset = build(options.name, options.config, options.data_files, **settings)
     save_dataset(dataset, options.out, options.overwrite)
     published = push_dataset(options.out, options.push, options.private) if options.push else None
     printed = {key: dataset.info[key] for key in PRINTED} | ({"published": published} if published else {})

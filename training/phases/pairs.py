@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -93,11 +93,14 @@ class SentencePairModel(PreTrainedModel):
         vectors = [embed_in_chunks(self.encoder.embed, texts, self.cache_chunk) for texts in (anchors, positives)]
         rows = (text_rows, positive_text_rows)
         vectors = [read if row is None else read[row] for read, row in zip(vectors, rows, strict=True)]
-        known = pair_ids if self.objective.mask_duplicates else None
-        parts = {"ranking": symmetric_ranking_loss(*vectors, self.objective.temperature, known)}
-        loss, reported = weighted_total(parts, {})
+        loss, reported = weighted_total(self.losses(*vectors, pair_ids), {})
         gauges = collapse_telemetry(*vectors, vectors[1]) if telemetry else {}
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
+
+    def losses(self, anchors: Tensor, positives: Tensor, pair_ids: Tensor | None) -> dict[str, Tensor]:
+        """What is minimised, by name, of vectors (B, d) whose rows belong together."""
+        known = pair_ids if self.objective.mask_duplicates else None
+        return {"ranking": symmetric_ranking_loss(anchors, positives, self.objective.temperature, known)}
 
 
 def embed_in_chunks(embed, texts: tuple[Tensor, ...], chunk: int | None) -> Tensor:
@@ -132,8 +135,10 @@ class PairPhase(Phase):
         if self.cache_chunk is not None and self.cache_chunk < 1:
             raise ValueError(f"cache_chunk must be at least 1, got {self.cache_chunk}")
 
+    model_class: ClassVar[type] = SentencePairModel
+
     def open_model(self, source: Path, data: RunData) -> nn.Module:
-        model = SentencePairModel.from_encoder(source)
+        model = self.model_class.from_encoder(source)
         model.cache_chunk, model.objective = self.cache_chunk, self.objective
         return model
 
