@@ -26,7 +26,7 @@ PARSER.add_argument("--exclude_history", action="store_true", help="take history
 PARSER.add_argument("--ties", choices=["mean", "official"], default="mean", help="official: RecFormer's, optimistic")
 PARSER.add_argument("--cutoffs", type=int, nargs="+", default=[10, 50], metavar="K", help="default: 10 50")
 PARSER.add_argument("--max_items", type=int, help="newest items of a history to read (default: the tokenizer's)")
-PARSER.add_argument("--batch_tokens", type=int, default=16384, help="tokens encoded at a time (default: 16384)")
+PARSER.add_argument("--batch_tokens", type=int, help="tokens encoded at a time (default: by the device)")
 PARSER.add_argument("--device", help="default: cuda where there is one, else cpu")
 PARSER.add_argument("--name", help="what tables call it (default: the checkpoint's path)")
 PARSER.add_argument("--system", default="JEPA4Rec", help="the method that made the checkpoint (default: JEPA4Rec)")

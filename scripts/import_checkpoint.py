@@ -13,33 +13,55 @@ Lightning or DeepSpeed state. Such a file has no tokenizer; it is Longformer's o
 --tokenizer names a folder, with RecFormer's settings.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser, parse_setting
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("source", metavar="SRC", help="folder, Hub id, package:NAME or RecFormer's .bin")
+PARSER.add_argument("out", metavar="DST", type=Path, help="the folder to make")
+PARSER.add_argument("--pooling", choices=["mean", "cls", "last"], help="default: what the source was trained for")
+PARSER.add_argument("--max_items", type=int, help="items of a history the model can tell apart (default 50)")
+PARSER.add_argument(
+    "--item_positions",
+    choices=["zero", "random"],
+    default="zero",
+    help="how item positions start: zero keeps the encoder equal to its source",
+)
+PARSER.add_argument("--seed", type=int, default=0, help="of the weights that the source does not have")
+RECFORMER = PARSER.add_argument_group("official RecFormer files")
+RECFORMER.add_argument("--tokenizer", metavar="FOLDER", help="folder or Hub id (default allenai/longformer-base-4096)")
+RECFORMER.add_argument("--word_embeddings", metavar="FOLDER", help="the Longformer whose words a raw state lacks")
+RECFORMER.add_argument("--catalogue", metavar="DIR", help="built dataset whose items the item matrix is for")
+RECFORMER.add_argument("--num_attention_heads", type=int, help="default: one a 64 of the width")
+RECFORMER.add_argument("--attention_window", type=int, help="two-sided, in tokens (default 64)")
+PARSER.add_argument(
+    "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of the tokenizer"
+)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
+from jepa4rec.hub.importing import import_checkpoint, import_recformer, set_limits
+from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.serving.whole_files_seqrec import written_folder
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    # Imported when the arguments are known to be good: --help needs none of it.
-    from jepa4rec.hub.importing import set_limits
-    from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
-    from jepa4rec.serving.whole_files_seqrec import written_folder
-
-    try:
-        settings = dict(map(_parse_setting, arguments.set))
-        if arguments.out.exists():
-            raise FileExistsError(f"{arguments.out} already exists: choose another DST.")
-        model, tokenizer, left_out = _import(arguments)
-        tokenizer = set_limits(tokenizer, model.config, settings)
-        with written_folder(arguments.out) as folder:
-            save_checkpoint_files(model, tokenizer, folder)
-    except (ValueError, OSError) as error:
-        sys.exit(f"import_checkpoint: {error}")
+@command(PARSER)
+def main(options: Namespace) -> None:
+    settings = dict(parse_setting("--set", text) for text in options.set)
+    if options.out.exists():
+        raise FileExistsError(f"{options.out} already exists: choose another DST.")
+    model, tokenizer, left_out = _import(options)
+    tokenizer = set_limits(tokenizer, model.config, settings)
+    with written_folder(options.out) as folder:
+        save_checkpoint_files(model, tokenizer, folder)
     shape = model.config
     print(
-        f"{arguments.out}: {type(model).__name__}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, "
+        f"{options.out}: {type(model).__name__}, {shape.num_hidden_layers} layers of width {shape.hidden_size}, "
         f"{getattr(shape, 'pooling', 'mean')} pooling, up to {tokenizer.max_tokens} tokens of "
         f"{tokenizer.max_items} items"
     )
@@ -47,61 +69,20 @@ def main() -> None:
         print(f"left out: {what}")
 
 
-def _import(arguments: argparse.Namespace) -> tuple:
+def _import(options: Namespace) -> tuple:
     """The model, tokenizer and list of what is left out that the command line asks for."""
-    from jepa4rec.hub.importing import import_checkpoint, import_recformer
-
-    shape = {} if arguments.pooling is None else {"pooling": arguments.pooling}
+    shape = {} if options.pooling is None else {"pooling": options.pooling}
     names = ("tokenizer", "word_embeddings", "catalogue", "num_attention_heads", "attention_window")
-    recformer = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if Path(arguments.source).is_file():
-        if arguments.max_items is not None:
+    recformer = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if Path(options.source).is_file():
+        if options.max_items is not None:
             raise ValueError("--max_items is in the file's own tables: to read fewer items, --set max_items=N.")
-        return import_recformer(Path(arguments.source), seed=arguments.seed, **recformer, **shape)
+        return import_recformer(Path(options.source), seed=options.seed, **recformer, **shape)
     if recformer:
-        raise ValueError(
-            f"--{next(iter(recformer))} is for an official RecFormer file, and {arguments.source} is none."
-        )
-    if arguments.max_items is not None:
-        shape["max_item_embeddings"] = arguments.max_items + 1
-    return *import_checkpoint(arguments.source, arguments.item_positions, arguments.seed, **shape), []
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SRC", help="folder, Hub id, package:NAME or RecFormer's .bin")
-    parser.add_argument("out", metavar="DST", type=Path, help="the folder to make")
-    parser.add_argument("--pooling", choices=["mean", "cls", "last"], help="default: what the source was trained for")
-    parser.add_argument("--max_items", type=int, help="items of a history the model can tell apart (default 50)")
-    parser.add_argument(
-        "--item_positions",
-        choices=["zero", "random"],
-        default="zero",
-        help="how item positions start: zero keeps the encoder equal to its source",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights that the source does not have")
-    recformer = parser.add_argument_group("official RecFormer files")
-    recformer.add_argument(
-        "--tokenizer", metavar="FOLDER", help="folder or Hub id (default allenai/longformer-base-4096)"
-    )
-    recformer.add_argument("--word_embeddings", metavar="FOLDER", help="the Longformer whose words a raw state lacks")
-    recformer.add_argument("--catalogue", metavar="DIR", help="built dataset whose items the item matrix is for")
-    recformer.add_argument("--num_attention_heads", type=int, help="default: one a 64 of the width")
-    recformer.add_argument("--attention_window", type=int, help="two-sided, in tokens (default 64)")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of the tokenizer"
-    )
-    return parser.parse_args()
-
-
-def _parse_setting(text: str) -> tuple[str, object]:
-    """`key=value`, the value in YAML."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes KEY=VALUE, not {text!r}.")
-    import yaml
-
-    return key, yaml.safe_load(value)
+        raise ValueError(f"--{next(iter(recformer))} is for an official RecFormer file, and {options.source} is none.")
+    if options.max_items is not None:
+        shape["max_item_embeddings"] = options.max_items + 1
+    return *import_checkpoint(options.source, options.item_positions, options.seed, **shape), []
 
 
 if __name__ == "__main__":

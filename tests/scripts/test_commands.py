@@ -67,6 +67,6 @@ def test_the_few_commands_are_listed_and_lead_to_their_scripts(tmp_path):
         assert jepa4rec(name, "--help").stdout.startswith(f"usage: {module.rpartition('.')[2]} ")
     wrong = jepa4rec("trian")
     assert wrong.returncode == 1 and wrong.stderr.startswith("jepa4rec: there is no command trian; there are build, ")
-    built = jepa4rec("build", "toy_shop", "--out", "x", "--option", "users=30")
+    built = jepa4rec("build", "toy_shop", "--out", "x", "--option", "shoppers=30")
     assert built.returncode == 0, built.stderr
     assert '"users": 30' in built.stdout and (tmp_path / "x" / "items.parquet").is_file()
