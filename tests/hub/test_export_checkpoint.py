@@ -117,12 +117,12 @@ def test_a_stranger_without_torch_gets_the_text_encoders_vectors(checkpoints, tm
     export_checkpoint.main([str(checkpoints / name), str(tmp_path / "exported"), "--format", "onnx"])
     assert "onnx, vectors equal to" in capsys.readouterr().out
     [lines] = re.findall(r"```python\n(import numpy[^`]*onnxruntime[^`]*)```", (ROOT / "docs/serve.md").read_text())
-    answer = "\njson.dump([vectors([[item] for item in asked['items']]).tolist()," + (
-        "vectors(asked['histories']).tolist()], open('answers.json', 'w'))"
-    )
+    asked = [[[item] for item in ASKED], HISTORIES]
+    asked = [[[{n: v for n, v in i.items() if n != "item_id"} for i in h] for h in part] for part in asked]
+    answer = f"\nasked = {asked}\njson.dump([vectors(part).tolist() for part in asked], open('answers.json', 'w'))"
     parts = ask(tmp_path, "torch jepa4rec", lines + answer)
     model, tokenizer = open_encoder(checkpoints / name).eval(), ItemSentTokenizer.from_pretrained(checkpoints / name)
-    for found, histories in zip(parts, ([[item] for item in ASKED], HISTORIES), strict=True):
+    for found, histories in zip(parts, asked, strict=True):
         with torch.no_grad():
             expected = model(**tokenizer(histories, return_tensors="pt")).pooler_output
         np.testing.assert_allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-4)

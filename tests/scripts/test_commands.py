@@ -1,7 +1,11 @@
 """Every command: help comes before torch, slips and errors are one sentence, and a wheel brings what they need."""
 
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
+from zipfile import ZipFile
 
 import pytest
 from conftest import ROOT
@@ -70,3 +74,52 @@ def test_the_few_commands_are_listed_and_lead_to_their_scripts(tmp_path):
     built = jepa4rec("build", "toy_shop", "--out", "x", "--option", "shoppers=30")
     assert built.returncode == 0, built.stderr
     assert '"users": 30' in built.stdout and (tmp_path / "x" / "items.parquet").is_file()
+
+
+def test_the_page_of_both_ways_names_every_command():
+    page = (ROOT / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `python (\S+)\.py …` \| `jepa4rec (\w+) …` \|$", page, re.MULTILINE)
+    assert {name: path.replace("/", ".") for path, name in rows} == {n: module for n, (module, _) in COMMANDS.items()}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder with what a wheel of this checkout installs."""
+    home = tmp_path_factory.mktemp("wheel")
+    left_out = shutil.ignore_patterns(".*", "runs", "data", "results", "tests", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, home / "source", ignore=left_out)
+    build = f"from setuptools import build_meta; print(build_meta.build_wheel({str(home)!r}))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=home / "source", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ZipFile(home / done.stdout.split()[-1]).extractall(home / "installed")
+    return home / "installed"
+
+
+def test_a_wheel_brings_all_that_commands_need(installed):
+    wanted = [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("model_cards/*.jinja"), *ROOT.glob("serving/space/*.*")]
+    missing = [path for path in wanted if not (installed / "jepa4rec" / path.relative_to(ROOT)).is_file()]
+    assert wanted and not missing
+
+
+def test_an_installed_package_has_its_version_and_runs_from_any_folder(installed, tmp_path):
+    def run(*words):
+        code = f"import runpy, sys; sys.path.insert(0, {str(installed)!r}); sys.argv[:] = {list(words)!r}\n"
+        code += "import jepa4rec; print(jepa4rec.__version__); runpy.run_module(sys.argv[0], run_name='__main__')"
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert run("jepa4rec.scripts", "--help").stdout.startswith(f"{version}\nusage: jepa4rec COMMAND")
+    # The recipe is the package's own, its data are to be made by whoever runs it.
+    told = run("jepa4rec.train_accelerate", "--recipe", "recipes/sasrec.yaml")
+    assert told.returncode == 1 and told.stderr.splitlines()[-1].startswith("train_accelerate: data/scientific ")
+
+
+def test_static_tools_see_the_checkout_as_the_package():
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    link = ROOT / pyproject["tool"]["pyright"]["stubPath"] / "jepa4rec"
+    assert link.is_symlink() and link.resolve() == ROOT and not link.readlink().is_absolute()
+    if shutil.which("pyright") is None:
+        pytest.skip("pyright is not installed: pip install 'pyright[nodejs]'")
+    files = ["train_accelerate.py", "scripts/results_table.py", "studies/ablations.py"]
+    told = subprocess.run(["pyright", *files], cwd=ROOT, capture_output=True, text=True).stdout
+    assert 'Import "jepa4rec' not in told
