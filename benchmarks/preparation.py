@@ -12,7 +12,6 @@ only the latter say what a way costs. Ours includes starting the program. Peak m
 the process, in GiB.
 """
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -23,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from jepa4rec.datasets_builders.amazon_reviews_2023 import clean_text
+from jepa4rec.training.command_line import command, command_parser
 
 WORDS = "soap brush cream oil spray bottle shea mint rose glass travel set kit organic large small pack refill".split()
 BLOCK = 200_000
@@ -150,7 +151,7 @@ def ours(reviews: Path, metadata: Path, out: Path) -> dict:
     return {**counts, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gib": usage.ru_maxrss / 2**20}
 
 
-def measure(folder: Path, args: argparse.Namespace) -> dict:
+def measure(folder: Path, args: Namespace) -> dict:
     results = {}
     for size in sorted({args.plain_reviews, args.reviews}):
         items = max(50, size // 30)
@@ -181,26 +182,25 @@ def measure(folder: Path, args: argparse.Namespace) -> dict:
     return {"runs": results, "speedup": speedup}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--reviews", type=int, default=10_000_000)
-    parser.add_argument("--plain_reviews", type=int, default=1_000_000, help="what the peer is given too")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, help="where to write the files (default: a temporary folder)")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    args = parser.parse_args()
-    try:
-        from jepa4rec.evaluation.records import describe_run  # brings torch, which neither way of building needs
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--reviews", type=int, default=10_000_000)
+PARSER.add_argument("--plain_reviews", type=int, default=1_000_000, help="what the peer is given too")
+PARSER.add_argument("--seed", type=int, default=0)
+PARSER.add_argument("--folder", type=Path, help="where to write the files (default: a temporary folder)")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
 
-        with tempfile.TemporaryDirectory(prefix="preparation-", dir=args.folder) as folder:
-            result = measure(Path(folder), args)
-        versions = {"python": platform.python_version(), "duckdb": duckdb.__version__, "ibis": ibis.__version__}
-        sizes = {"reviews": args.reviews, "plain_reviews": args.plain_reviews}
-        report = {**describe_run(), **versions, **sizes, **result}
-        if args.out:
-            args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmarks/preparation.py: {error}")
+
+@command(PARSER)
+def main(args: Namespace) -> None:
+    from jepa4rec.evaluation.records import describe_run  # brings torch, which neither way of building needs
+
+    with tempfile.TemporaryDirectory(prefix="preparation-", dir=args.folder) as folder:
+        result = measure(Path(folder), args)
+    versions = {"python": platform.python_version(), "duckdb": duckdb.__version__, "ibis": ibis.__version__}
+    sizes = {"reviews": args.reviews, "plain_reviews": args.plain_reviews}
+    report = {**describe_run(), **versions, **sizes, **result}
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

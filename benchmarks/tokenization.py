@@ -7,12 +7,12 @@ text with a header line (UniSRec's *.text). The slow ways are the one RecFormer 
 `convert_tokens_to_ids` for every name and value, and calling the tokenizer on each. All three must give equal ids.
 """
 
-import argparse
 import json
 import os
 import platform
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jepa4rec.tokenization_itemsent import NAME_TYPE, VALUE_TYPE, ItemSentTokenizer, ItemTokens
+from jepa4rec.training.command_line import command, command_parser
 
 
 def read_items(path: Path) -> list[dict[str, str]]:
@@ -102,25 +103,20 @@ def show(result: dict) -> None:
         print(f"  {name:36s} {rate:>9,} items/s" + (f"   encode_items is {ratio:.1f}x as fast" if ratio else ""))
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--tokenizer", required=True, help="folder or Hub id of a fast tokenizer")
-    parser.add_argument("--repeats", type=int, default=5, help="the best of this many runs counts")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
-    return parser.parse_args()
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("data", type=Path)
+PARSER.add_argument("--tokenizer", required=True, help="folder or Hub id of a fast tokenizer")
+PARSER.add_argument("--repeats", type=int, default=5, help="the best of this many runs counts")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
 
 
-def main() -> None:
-    args = parse_arguments()
-    try:
-        items = read_items(args.data)
-        result = report(measure(AutoTokenizer.from_pretrained(args.tokenizer), items, args.repeats), len(items), args)
-        show(result)
-        if args.out:
-            args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, OSError) as error:
-        sys.exit(f"benchmarks/tokenization.py: {error}")
+@command(PARSER)
+def main(args: Namespace) -> None:
+    items = read_items(args.data)
+    result = report(measure(AutoTokenizer.from_pretrained(args.tokenizer), items, args.repeats), len(items), args)
+    show(result)
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

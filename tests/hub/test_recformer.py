@@ -15,8 +15,8 @@ from transformers.models.longformer.modeling_longformer import LongformerEncoder
 
 from jepa4rec.datasets_builders.contract import save_dataset
 from jepa4rec.hub.importing import import_checkpoint, import_recformer
+from jepa4rec.hub.opening import load_model
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
-from jepa4rec.scripts.evaluate_checkpoint import load_model
 from tests.hub.test_import_checkpoint import run_script
 
 HEADS, WINDOW, WIDTH = 4, 64, 32
