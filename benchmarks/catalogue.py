@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,7 @@ def measure_index(size: int, index: str, rescore: int, queries: int) -> dict:
     serving, peak = process.memory_info().rss - before, peak_gib()
     _, adding = timed(add_new, catalogue, asked[:1], generator)
     catalogue.remove([f"new{row}" for row in range(NEW_ITEMS)])
-    catalogue.index = "exact"
-    exact = catalogue.search(asked, K)[1]
+    exact = replace(catalogue.snapshot(), index="exact").search(asked, K)[1]
     return {
         "items": size,
         "index": index,

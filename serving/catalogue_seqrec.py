@@ -2,107 +2,156 @@
 
 The vectors belong to the weights that made them: a catalogue carries the hash of those weights, is saved with it, and
 does not open under others. Search is exact, or approximate with exact re-ranking of `rescore` times the wanted number:
-"faiss" (a graph, HNSW), "int8" (vectors of one byte a dimension, FAISS too) or "binary" (one bit a dimension).
+"faiss" (a graph, HNSW) or "binary" (one bit a dimension).
+
+Readers hold a `Snapshot`, which never changes: a writer builds the next one beside it and swaps one reference, so that
+whoever is asking meanwhile gets ids, texts and scores of one and the same catalogue.
 """
 
 import difflib
 import hashlib
 import json
+import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.utils import logging
 
 from .whole_files_seqrec import written_folder
 
-INDEXES = ("exact", "faiss", "int8", "binary")
-FACTORIES = {"faiss": "HNSW32", "int8": "SQ8"}
+logger = logging.get_logger(__name__)
+
+INDEXES = ("exact", "faiss", "binary")
+NO_LONGER = ("int8",)  # in catalogues saved before; exact search is as fast in batches and needs less memory
 EF_SEARCH = 512  # nodes of the graph looked at; more find more, later
+NEIGHBOURS = 32  # of a node of the graph
 ITEM_ID = "item_id"
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors.safetensors"
-BLOCK_SCORES = 2**26  # scores held at a time
+BLOCK_ITEMS = 2**16  # scored at a time
+BLOCK_SCORES = 2**26  # held at a time
 ADDED_AT_ONCE = 2**14  # vectors, by the index of FAISS
+MOST_OUTSIDE = 0.1  # share of items outside an index, or gone from it, before it is built anew
+SWAP_SECONDS = 2.0  # a folder that another process is just replacing is tried again for so long
 
 
-class Catalogue:
-    """Items with normalised vectors (N, d), float32 on the CPU."""
+class Index:
+    """The approximate search of some snapshot, built when first needed, and what became of its items since.
 
-    def __init__(self, weights_hash: str, width: int, index: str = "exact", rescore: int = 4):
-        """An empty catalogue for vectors of `width` made by the weights of this hash.
+    Items that came later stand behind the others in a snapshot and are searched exactly.
+    """
 
-        Raises:
-            ValueError: an unknown index, or `rescore` below 1.
-        """
-        if index not in INDEXES:
-            raise ValueError(f'index is "{index}"; it is one of {", ".join(INDEXES)}.')
-        if rescore < 1:
-            raise ValueError(f"rescore is {rescore}; at least 1 is needed.")
-        self.weights_hash, self.index, self.rescore = weights_hash, index, rescore
-        self.ids: list[str] = []
-        self.items: list[dict[str, str]] = []
-        self.popularity = np.empty(0)  # NaN where unknown
-        self.vectors = torch.empty(0, width)
-        self._rows: dict[str, int] = {}
-        self._candidates: _Faiss | _Binary | None = None  # the approximate search, built when first needed
+    def __init__(self, kind: str, built: "tuple[_Faiss | _Binary, np.ndarray] | None" = None):
+        self._kind, self._built, self._lock = kind, built, threading.Lock()
+
+    def of(self, vectors: Tensor) -> "tuple[_Faiss | _Binary, np.ndarray]":
+        """What finds neighbours, and the row (M,) in the snapshot of each of its vectors, -1 for one that is gone."""
+        with self._lock:
+            if self._built is None:
+                search = _Binary(vectors) if self._kind == "binary" else _Faiss(vectors)
+                self._built = search, np.arange(len(vectors))
+            return self._built
+
+    def after(self, kept: np.ndarray | None, vectors: Tensor) -> "Index":
+        """The index of the next snapshot, in which only the `kept` rows of this one are left (None: all) and `vectors`
+        are all there are. Where too many came or went it is built anew, by the writer, while readers go on."""
+        with self._lock:
+            built = self._built
+        if built is None:
+            return Index(self._kind)
+        search, rows = built
+        if kept is not None:
+            places = np.full(int(rows.max(initial=-1)) + 2, -1)  # the last one stands for -1
+            inside = kept[kept < len(places) - 1]
+            places[inside] = np.arange(len(inside))
+            rows = places[rows]
+        known = int((rows >= 0).sum())
+        if len(rows) - known + len(vectors) - known > MOST_OUTSIDE * len(rows):
+            fresh = Index(self._kind)
+            fresh.of(vectors)
+            return fresh
+        return Index(self._kind, (search, rows))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of a catalogue of N items, which never changes.
+
+    `by_dimension` (d, N) holds the vectors so that one query reads them in long runs; `vectors` (N, d) is a view.
+    """
+
+    ids: list[str]
+    items: list[dict[str, Any]]
+    popularity: np.ndarray  # (N,), NaN where unknown
+    by_dimension: Tensor
+    places: dict[str, int]  # row of each id
+    index: str
+    rescore: int
+    _index: Index | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    # ---- growing and shrinking
+    @property
+    def vectors(self) -> Tensor:
+        return self.by_dimension.T
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises ValueError naming the first id that is here already or given twice."""
         seen = set()
         for item_id in ids:
-            if item_id in self._rows or item_id in seen:
-                where = "is in the catalogue already" if item_id in self._rows else "is given twice"
+            if item_id in self.places or item_id in seen:
+                where = "is in the catalogue already" if item_id in self.places else "is given twice"
                 raise ValueError(
                     f"Item {item_id!r} {where}; ids name one item each (remove_items takes the old one out)."
                 )
             seen.add(item_id)
 
-    def add(
-        self, ids: Sequence[str], items: Sequence[dict], vectors: Tensor, popularity: Sequence[float] | None
-    ) -> None:
-        """Append items with their vectors (n, d), of any length; `popularity` may be unknown."""
-        self.check_new(ids)
-        self._append(ids, items, torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=1), popularity)
+    def rows(self, ids: Sequence[str | int]) -> list[int]:
+        """Rows of items. Raises ValueError naming the first unknown id and the nearest known one."""
+        names = [item_id_of(item_id) for item_id in ids]
+        try:
+            return [self.places[name] for name in names]
+        except KeyError as error:
+            near = difflib.get_close_matches(error.args[0], self.ids[:100_000], n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f": it has {len(self)} items."
+            raise ValueError(f"Item {error.args[0]!r} is not in the catalogue{hint}") from None
 
-    def _append(self, ids, items, vectors: Tensor, popularity: Sequence[float] | None) -> None:
-        """Append items with vectors that are one long already."""
+    # ---- the next snapshots
+
+    def with_items(
+        self, ids: Sequence[str], items: Sequence[dict], vectors: Tensor, popularity: np.ndarray
+    ) -> "Snapshot":
+        """This one and more items, whose vectors (n, d) are one long."""
+        self.check_new(ids)
         if not vectors.isfinite().all():
             row = int((~vectors.isfinite().all(1)).nonzero()[0])
             raise ValueError(f"Item {ids[row]!r} has a vector with NaN or infinity: the weights are broken.")
-        known = popularity_counts(ids, popularity)
-        self._rows.update((item_id, len(self.ids) + row) for row, item_id in enumerate(ids))
-        self.ids += ids
-        self.items += items
-        self.popularity = np.concatenate([self.popularity, known])
-        self.vectors = torch.cat([self.vectors, vectors])
-        if self._candidates is not None:
-            self._candidates.add(vectors.numpy())
+        places = self.places | {item_id: len(self) + row for row, item_id in enumerate(ids)}
+        counts = np.concatenate([self.popularity, popularity])
+        return self._next([*self.ids, *ids], [*self.items, *items], counts, places, None, vectors)
 
-    def remove(self, ids: Sequence[str]) -> None:
-        """Take items out. Raises ValueError for an id that is not here."""
-        gone = set(self.rows(ids))
-        kept = [row for row in range(len(self)) if row not in gone]
-        self.ids, self.items = [self.ids[row] for row in kept], [self.items[row] for row in kept]
-        self.popularity, self.vectors = self.popularity[kept], self.vectors[kept]
-        self._rows = {item_id: row for row, item_id in enumerate(self.ids)}
-        self._candidates = None
+    def without_items(self, ids: Sequence[str | int]) -> "Snapshot":
+        """This one without some items. Raises ValueError for an id that is not here."""
+        gone = np.zeros(len(self), bool)
+        gone[self.rows(ids)] = True
+        kept = np.flatnonzero(~gone)
+        own, items = [self.ids[row] for row in kept], [self.items[row] for row in kept]
+        places = {item_id: row for row, item_id in enumerate(own)}
+        return self._next(own, items, self.popularity[kept], places, kept, None)
 
-    def rows(self, ids: Sequence[str]) -> list[int]:
-        """Rows of items. Raises ValueError naming the first unknown id and the nearest known one."""
-        try:
-            return [self._rows[item_id] for item_id in ids]
-        except KeyError as error:
-            near = difflib.get_close_matches(str(error.args[0]), self.ids[:100_000], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f": it has {len(self)} items."
-            raise ValueError(f"Item {error.args[0]!r} is not in the catalogue{hint}") from None
+    def _next(self, ids, items, popularity, places, kept: np.ndarray | None, new: Tensor | None) -> "Snapshot":
+        table = self.by_dimension if kept is None else self.by_dimension[:, torch.from_numpy(kept)]
+        table = table if new is None else torch.cat([table, new.T], dim=1)
+        index = None if self._index is None else self._index.after(kept, table.T)
+        return Snapshot(ids, items, popularity, table, places, self.index, self.rescore, index)
 
     # ---- searching
 
@@ -112,60 +161,77 @@ class Catalogue:
         k: int,
         allowed: np.ndarray | None = None,
         excluded: Sequence[Sequence[int]] | None = None,
+        boosts: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best items of every query (B, d), best first: cosines (B, k) float32 and rows (B, k) int64.
+        """The best items of every query (B, d), best first: scores (B, n) float32 and rows (B, n) int64.
+
+        n is k, or the number of items there are to choose from where that is less; a query whose own exclusions leave
+        fewer has row -1 and score -inf at its end.
 
         Args:
             allowed: which items may be given at all, bool (N,).
             excluded: rows that a query may not be given, one list a query.
+            boosts: added to the cosine of each item, (N,); the search is then exact.
 
         Raises:
-            ValueError: k below 1 or above the number of items that are left for some query.
+            ValueError: k below 1.
         """
+        if k < 1:
+            raise ValueError(f"top_k is {k}; at least 1 is needed.")
         queries = torch.nn.functional.normalize(queries.detach().float().cpu(), dim=1)
         excluded = [set(rows) for rows in excluded] if excluded is not None else [set()] * len(queries)
-        self._check_k(k, allowed, excluded)
-        if self.index == "exact":
-            return self._exact(queries, k, allowed, excluded)
+        k = min(k, len(self) if allowed is None else int(allowed.sum()))
+        if not k:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        if self.index == "exact" or boosts is not None:
+            return self._exact(queries, k, allowed, excluded, boosts)
         return self._approximate(queries, k, allowed, excluded)
 
-    def _check_k(self, k: int, allowed: np.ndarray | None, excluded: list[set[int]]) -> None:
-        left = len(self) if allowed is None else int(allowed.sum())
-        if not left:
-            raise ValueError("The catalogue is empty." if allowed is None else "The filter leaves no item.")
-        if not 1 <= k <= left:
-            what = "has" if allowed is None else "has, after the filter,"
-            raise ValueError(f"top_k is {k}, but the catalogue {what} {left} items; choose 1 to {left}.")
-        for query, rows in enumerate(excluded):
-            rest = left - sum(allowed is None or bool(allowed[row]) for row in rows)
-            if k > rest:
-                raise ValueError(f"top_k is {k}, but without its history row {query} has {rest} items left.")
-
     def _exact(
-        self, queries: Tensor, k: int, allowed: np.ndarray | None, excluded: list[set[int]]
+        self, queries: Tensor, k: int, allowed=None, excluded=None, boosts=None, first: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        step = max(1, BLOCK_SCORES // max(1, len(self)))
+        """Over the rows from `first` on: a block of items at a time, of each the best, then the best of those."""
         hidden = None if allowed is None else torch.from_numpy(~allowed)
+        added = None if boosts is None else torch.from_numpy(boosts).float()
+        scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        step = max(1, BLOCK_SCORES // min(BLOCK_ITEMS, max(1, len(self) - first)))
         for start in range(0, len(queries), step):
-            block = queries[start : start + step] @ self.vectors.T
-            if hidden is not None:
-                block.masked_fill_(hidden, -torch.inf)
-            for row, gone in zip(block, excluded[start : start + step], strict=True):
-                row[list(gone)] = -torch.inf
-            best = block.topk(k, dim=1)
-            scores[start : start + step], rows[start : start + step] = best.values.numpy(), best.indices.numpy()
+            part, gone = queries[start : start + step], excluded and excluded[start : start + step]
+            blocks = [
+                self._best_of_block(part, k, begin, hidden, gone, added)
+                for begin in range(first, len(self), BLOCK_ITEMS)
+            ]
+            values, places = (torch.cat(own, dim=1) for own in zip(*blocks, strict=True))
+            best = values.topk(k, dim=1)
+            found = places.gather(1, best.indices).masked_fill_(best.values == -torch.inf, -1)
+            scores[start : start + step], rows[start : start + step] = best.values.numpy(), found.numpy()
         return scores, rows
+
+    def _best_of_block(self, queries, k: int, begin: int, hidden, excluded, boosts) -> tuple[Tensor, Tensor]:
+        end = min(begin + BLOCK_ITEMS, len(self))
+        scores = queries @ self.by_dimension[:, begin:end]
+        if boosts is not None:
+            scores += boosts[begin:end]
+        if hidden is not None:
+            scores.masked_fill_(hidden[begin:end], -torch.inf)
+        for row, gone in zip(scores, excluded or (), strict=False):
+            if inside := [place - begin for place in gone if begin <= place < end]:
+                row[inside] = -torch.inf
+        best = scores.topk(min(k, end - begin), dim=1)
+        return best.values, best.indices + begin
 
     def _approximate(
         self, queries: Tensor, k: int, allowed: np.ndarray | None, excluded: list[set[int]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Candidates of the index, the best by exact score; a query left with too few is searched exactly."""
-        if self._candidates is None:
-            self._candidates = _Binary() if self.index == "binary" else _Faiss(FACTORIES[self.index], queries.shape[1])
-            self._candidates.add(self.vectors.numpy())
-        wanted = min(len(self), self.rescore * k + max(map(len, excluded), default=0))
-        found = self._candidates.nearest(queries.numpy(), wanted)
+        search, places = self._index.of(self.vectors)
+        known = int((places >= 0).sum())
+        wanted = min(len(places), self.rescore * k + max(map(len, excluded), default=0) + len(places) - known)
+        nearest = search.nearest(queries.numpy(), wanted)
+        found = np.where(nearest >= 0, places[nearest], -1)
+        if known < len(self):  # items that came after the index was built
+            number = min(k, len(self) - known)
+            found = np.concatenate([found, self._exact(queries, number, allowed, excluded, first=known)[1]], axis=1)
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         for query, candidates in enumerate(found):
             usable = [row for row in candidates.tolist() if row >= 0 and row not in excluded[query]]
@@ -178,6 +244,67 @@ class Catalogue:
             scores[query], rows[query] = best.values.numpy(), np.array(usable)[best.indices.numpy()]
         return scores, rows
 
+
+class Catalogue:
+    """Items with normalised vectors (N, d), float32 on the CPU. Any number of threads may read, and write."""
+
+    def __init__(self, weights_hash: str, width: int, index: str = "exact", rescore: int = 4):
+        """An empty catalogue for vectors of `width` made by the weights of this hash.
+
+        Raises:
+            ValueError: an unknown index, or `rescore` below 1.
+        """
+        if index not in INDEXES:
+            raise ValueError(f'index is "{index}"; it is one of {", ".join(INDEXES)}.')
+        if not isinstance(rescore, int) or isinstance(rescore, bool) or rescore < 1:
+            raise ValueError(f"rescore is {rescore!r}; a whole number of at least 1 is needed.")
+        self.weights_hash, self._writing = weights_hash, threading.RLock()
+        kept = None if index == "exact" else Index(index)
+        self._now = Snapshot([], [], np.empty(0), torch.empty(width, 0), {}, index, rescore, kept)
+
+    def snapshot(self) -> Snapshot:
+        """All there is now, as one; ask it and nothing else until an answer is whole."""
+        return self._now
+
+    def __len__(self) -> int:
+        return len(self._now)
+
+    ids = property(lambda self: self._now.ids)
+    items = property(lambda self: self._now.items)
+    popularity = property(lambda self: self._now.popularity)
+    vectors = property(lambda self: self._now.vectors)
+    index = property(lambda self: self._now.index)
+    rescore = property(lambda self: self._now.rescore)
+
+    def check_new(self, ids: Sequence[str]) -> None:
+        """As `Snapshot.check_new`."""
+        self._now.check_new(ids)
+
+    def rows(self, ids: Sequence[str | int]) -> list[int]:
+        """As `Snapshot.rows`."""
+        return self._now.rows(ids)
+
+    def search(self, queries: Tensor, k: int, *args, **kwargs) -> tuple[np.ndarray, np.ndarray]:
+        """As `Snapshot.search`."""
+        return self._now.search(queries, k, *args, **kwargs)
+
+    def add(
+        self, ids: Sequence[str], items: Sequence[dict], vectors: Tensor, popularity: Sequence[float] | None
+    ) -> None:
+        """Append items with their vectors (n, d), of any length; `popularity` may be unknown."""
+        self._append(ids, items, torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=1), popularity)
+
+    def _append(self, ids, items, vectors: Tensor, popularity: Sequence[float] | None) -> None:
+        """Append items with vectors that are one long already."""
+        known = popularity_counts(ids, popularity)
+        with self._writing:
+            self._now = self._now.with_items(ids, items, vectors, known)
+
+    def remove(self, ids: Sequence[str | int]) -> None:
+        """Take items out. Raises ValueError for an id that is not here."""
+        with self._writing:
+            self._now = self._now.without_items(ids)
+
     # ---- on disk
 
     def save(self, folder: str | Path) -> None:
@@ -185,22 +312,13 @@ class Catalogue:
 
         Raises:
             FileExistsError: the folder holds something that is no catalogue.
+            ValueError: an item with a value that JSON does not know.
         """
-        folder = Path(folder)
+        folder, now = Path(folder), self._now
         if folder.exists() and not (folder / ABOUT_FILE).is_file() and not _is_empty_folder(folder):
             raise FileExistsError(f"{folder} exists and is no catalogue: choose another folder.")
-        with written_folder(folder) as fresh:
-            self._write(fresh)
-
-    def _write(self, folder: Path) -> None:
-        with open(folder / ITEMS_FILE, "w", encoding="utf-8") as file:
-            for item_id, item, popularity in zip(self.ids, self.items, self.popularity.tolist(), strict=True):
-                row = {ITEM_ID: item_id, "item": item} | ({} if np.isnan(popularity) else {"popularity": popularity})
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        save_file({"vectors": self.vectors.contiguous()}, folder / VECTORS_FILE)
-        about = {"weights_hash": self.weights_hash, "items": len(self), "index": self.index, "rescore": self.rescore}
-        about["sha256"] = _digests(folder)
-        (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        with self._writing, written_folder(folder) as fresh:
+            _write(now, self.weights_hash, fresh)
 
     @classmethod
     def load(
@@ -213,18 +331,64 @@ class Catalogue:
             ValueError: a damaged one, or one whose vectors were made by other weights.
         """
         folder = Path(folder)
-        if not (folder / ABOUT_FILE).is_file():
-            raise FileNotFoundError(f"{folder} is no catalogue: {ABOUT_FILE} is missing.")
-        about, rows, vectors = _read(folder)
+        about, rows, vectors = _read_whole(folder)
         if about["weights_hash"] != weights_hash:
             raise ValueError(
                 f"{folder} holds vectors of other weights ({about['weights_hash'][:12]}, this checkpoint is "
                 f"{weights_hash[:12]}); add the items again with this checkpoint."
             )
-        catalogue = cls(weights_hash, vectors.shape[1], index or about["index"], rescore or about["rescore"])
+        kept = about["index"]
+        if kept in NO_LONGER and index is None:
+            logger.warning(f'{folder} was searched by "{kept}", which is no longer offered: it is searched exactly.')
+            kept = "exact"
+        catalogue = cls(weights_hash, vectors.shape[1], index or kept, rescore or about["rescore"])
         popularity = [row.get("popularity", np.nan) for row in rows]
         catalogue._append([row[ITEM_ID] for row in rows], [row["item"] for row in rows], vectors, popularity)
         return catalogue
+
+
+def _write(snapshot: Snapshot, weights_hash: str, folder: Path) -> None:
+    with open(folder / ITEMS_FILE, "w", encoding="utf-8") as file:
+        for item_id, item, popularity in zip(snapshot.ids, snapshot.items, snapshot.popularity.tolist(), strict=True):
+            row = {ITEM_ID: item_id, "item": item} | ({} if np.isnan(popularity) else {"popularity": popularity})
+            file.write(_json_line(row) + "\n")
+    save_file({"vectors": snapshot.vectors.contiguous()}, folder / VECTORS_FILE)
+    about = {"weights_hash": weights_hash, "items": len(snapshot)}
+    about |= {"index": snapshot.index, "rescore": snapshot.rescore, "sha256": _digests(folder)}
+    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _json_line(row: dict) -> str:
+    try:
+        line = json.dumps(row, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"Item {row[ITEM_ID]!r} cannot be saved as JSON: {error}.") from error
+    # Half a surrogate pair, as broken emoji leave behind, has no UTF-8; escaped it is kept.
+    return line if line.isascii() or line.encode("utf-8", "ignore").decode("utf-8") == line else json.dumps(row)
+
+
+def _read_whole(folder: Path) -> tuple[dict, list[dict], Tensor]:
+    """`_read`, again where the folder was replaced by another process meanwhile."""
+    started = time.monotonic()
+    while True:
+        before = _identity(folder)
+        try:
+            if not (folder / ABOUT_FILE).is_file():
+                raise FileNotFoundError(f"{folder} is no catalogue: {ABOUT_FILE} is missing.")
+            return _read(folder)
+        except (ValueError, FileNotFoundError):
+            # The pause is for a folder that is not there between the two renames of a swap.
+            time.sleep(0.01)
+            if _identity(folder) == before or time.monotonic() - started > SWAP_SECONDS:
+                raise
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
@@ -236,9 +400,24 @@ def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
         with open(folder / ITEMS_FILE, encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         vectors = load_file(folder / VECTORS_FILE)["vectors"]
-        return {name: about[name] for name in ("weights_hash", "index", "rescore")}, rows, vectors
-    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        _check_read(about, rows, vectors)
+        return about, rows, vectors
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged ({' '.join(str(error).split())}); save the catalogue again.") from error
+
+
+def _check_read(about: dict, rows: list, vectors: Tensor) -> None:
+    """Raises ValueError for what `Catalogue.save` never writes."""
+    rescore = about["rescore"]
+    if not isinstance(about["weights_hash"], str) or about["index"] not in (*INDEXES, *NO_LONGER):
+        raise ValueError(f"{ABOUT_FILE} names no weights or no index: {about['index']!r}")
+    if not isinstance(rescore, int) or isinstance(rescore, bool) or rescore < 1:
+        raise ValueError(f"rescore in {ABOUT_FILE} is {rescore!r}")
+    if vectors.dtype != torch.float32 or vectors.dim() != 2 or len(vectors) != len(rows):
+        raise ValueError(f"{len(rows)} items with {vectors.dtype} vectors {tuple(vectors.shape)}")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row[ITEM_ID], str) or not isinstance(row["item"], dict):
+            raise ValueError(f"line {number} of {ITEMS_FILE} is no item")
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -260,11 +439,34 @@ def _is_empty_folder(path: Path) -> bool:
 def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str]]]:
     """Ids and attributes of `{"item_id": ..., attribute: text, ...}`. Raises ValueError for an item without an id."""
     ids = []
-    for row, item in enumerate(items):
-        if not isinstance(item, Mapping) or item.get(ITEM_ID) in (None, ""):
+    for row, item in enumerate(_listed(items, "items")):
+        item_id = item.get(ITEM_ID) if isinstance(item, Mapping) else None
+        if item_id is None or (isinstance(item_id, str) and not item_id):
             raise ValueError(f'Item {row} has no {ITEM_ID}: give {{"{ITEM_ID}": "...", "title": "...", ...}}.')
-        ids.append(str(item[ITEM_ID]))
+        ids.append(item_id_of(item_id))
     return ids, [{name: text for name, text in item.items() if name != ITEM_ID} for item in items]
+
+
+def item_id_of(value: Any) -> str:
+    """An item's id as the catalogue has it: text, or the digits of a whole number. Raises ValueError for the rest."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return str(int(value))
+    raise ValueError(f"An item id is text or a whole number, not {_short(value)}.")
+
+
+def _listed(values: Any, name: str) -> Sequence:
+    """Values that come one after the other. Raises ValueError for what is no list."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Sequence | np.ndarray):
+        raise ValueError(f"{name} is {_short(values)}; it is a list.")
+    return values
+
+
+def _short(value: Any) -> str:
+    """A value in a message: not longer than a line, and its kind."""
+    text = " ".join(repr(value).split())
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
 
 
 def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) -> np.ndarray:
@@ -272,7 +474,7 @@ def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) ->
     if popularity is None:
         return np.full(len(ids), np.nan)
     try:
-        counts = np.asarray(popularity, np.float64)
+        counts = np.asarray(list(popularity), np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError(f"popularity holds something that is no number ({error}).") from error
     if counts.shape != (len(ids),):
@@ -280,44 +482,33 @@ def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) ->
     return counts
 
 
-# ---- approximate candidates: rows (B, number) for queries (B, d), from vectors (N, d) that came by `add`
+# ---- approximate candidates: rows (B, number) for queries (B, d), among vectors (N, d)
 
 
 class _Faiss:
-    """An index of FAISS, in the hands of `datasets`. New vectors join it; nothing is built again."""
+    """A graph of FAISS (HNSW, Malkov and Yashunin 2018), by inner product."""
 
-    def __init__(self, factory: str, width: int):
+    def __init__(self, vectors: Tensor):
         try:
             import faiss
-            from datasets.search import FaissIndex
         except ImportError as error:
             raise ValueError(
-                'This index needs FAISS: pip install faiss-cpu datasets, or use index="exact" or "binary".'
+                'This index needs FAISS: pip install faiss-cpu, or use index="exact" or "binary".'
             ) from error
-        index = faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
-        if factory == FACTORIES["faiss"]:
-            index.hnsw.efSearch = EF_SEARCH
-        self._index = FaissIndex(custom_index=index)
-
-    def add(self, vectors: np.ndarray) -> None:
-        if self._index.faiss_index.ntotal:
-            self._index.faiss_index.add(vectors)
-        else:  # all there are: this may take a while, and shows how far it is
-            self._index.add_vectors(vectors, batch_size=ADDED_AT_ONCE, train_size=len(vectors))
+        self._graph = faiss.IndexHNSWFlat(vectors.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        self._graph.hnsw.efSearch = EF_SEARCH
+        for block in vectors.split(ADDED_AT_ONCE):
+            self._graph.add(block.contiguous().numpy())
 
     def nearest(self, queries: np.ndarray, number: int) -> np.ndarray:
-        return self._index.search_batch(queries, number).total_indices
+        return self._graph.search(queries, number)[1]
 
 
 class _Binary:
     """Nearest by Hamming distance of the signs, 64 dimensions a comparison."""
 
-    def __init__(self):
-        self._codes: np.ndarray | None = None
-
-    def add(self, vectors: np.ndarray) -> None:
-        codes = _signs(vectors)
-        self._codes = codes if self._codes is None else np.concatenate([self._codes, codes])
+    def __init__(self, vectors: Tensor):
+        self._codes = np.concatenate([_signs(block.numpy()) for block in vectors.split(ADDED_AT_ONCE)])
 
     def nearest(self, queries: np.ndarray, number: int) -> np.ndarray:
         rows = np.empty((len(queries), number), np.int64)
@@ -329,5 +520,5 @@ class _Binary:
 
 def _signs(vectors: np.ndarray) -> np.ndarray:
     """Signs as bits, uint64 (rows, d / 64 rounded up)."""
-    bits = np.packbits(vectors > 0, axis=1)
+    bits = np.packbits(np.ascontiguousarray(vectors) > 0, axis=1)
     return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)

@@ -4,10 +4,13 @@ How items and histories become vectors is the affair of its kinds: `pipeline_seq
 knows items by their ids.
 """
 
+import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +20,66 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .catalogue_seqrec import ITEM_ID, Catalogue, popularity_counts, split_items
+from .catalogue_seqrec import ITEM_ID, Catalogue, Snapshot, item_id_of, popularity_counts, split_items
 
 TASK = "sequential-recommendation"
 IDS_FILE = "item_ids.json"
-Item = str | Mapping[str, Any]
-Filter = Callable[[dict], bool] | Sequence[str]
+POOL = 10  # candidates for each wanted item where the best alone are not asked for
+Item = str | int | Mapping[str, Any]
+Filter = Callable[[dict], bool] | Sequence[str | int]
+Boosts = Callable[[dict], float] | Mapping[str | int, float]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a call may ask for, see `CataloguePipeline.__call__`.
+
+    Raises:
+        ValueError: a value that cannot be, in a sentence.
+    """
+
+    top_k: int = 10
+    exclude_history: bool = False
+    filter: Filter | None = None
+    unknown: str = "error"
+    strict: bool = False
+    boosts: Boosts | None = None
+    diversity: float = 0.0
+    most_per: Mapping[str, int] | None = None
+
+    def __post_init__(self):
+        if not _is_count(self.top_k):
+            raise ValueError(f"top_k is {self.top_k!r}; a whole number of at least 1 is needed.")
+        for name in ("exclude_history", "strict"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it is true or false.")
+        if self.unknown not in ("error", "ignore"):
+            raise ValueError(f'unknown is {self.unknown!r}; it is "error" or "ignore".')
+        lists_ids = isinstance(self.filter, Iterable) and not isinstance(self.filter, str | bytes)
+        if not (self.filter is None or callable(self.filter) or lists_ids):
+            raise ValueError(f"filter is {self.filter!r}; it is a function of an item's attributes or a list of ids.")
+        if not isinstance(self.boosts, Mapping) and not callable(self.boosts) and self.boosts is not None:
+            raise ValueError(f"boosts is {self.boosts!r}; it is {{id: number}} or a function of an item's attributes.")
+        if isinstance(self.diversity, bool) or not isinstance(self.diversity, int | float | np.number):
+            raise ValueError(f"diversity is {self.diversity!r}; it is a number from 0 to 1.")
+        if not 0 <= self.diversity <= 1:
+            raise ValueError(f"diversity is {self.diversity!r}; it is a number from 0 to 1.")
+        if self.most_per is not None and not isinstance(self.most_per, Mapping):
+            raise ValueError(
+                f'most_per is {self.most_per!r}; it is {{attribute: number}}, {{"brand": 2}} for example.'
+            )
+        for name, most in (self.most_per or {}).items():
+            if not _is_count(most):
+                raise ValueError(f"most_per of {name!r} is {most!r}; a whole number of at least 1 is needed.")
+
+    @property
+    def choosy(self) -> bool:
+        """Whether the best items are not simply those with the highest scores."""
+        return bool(self.diversity or self.most_per)
 
 
 class CataloguePipeline(Pipeline):
-    """Recommends items of its catalogue, which starts empty. A kind brings `user_vectors` and `_catalogue_vectors`.
+    """Recommends items of its catalogue, which starts empty. A kind brings `_user_vectors` and `_catalogue_vectors`.
 
     Args (beside those of every pipeline):
         index, rescore: how the catalogue is searched, see `Catalogue`; unless given, a loaded catalogue keeps its own.
@@ -51,11 +104,11 @@ class CataloguePipeline(Pipeline):
         """Width d of the catalogue's vectors."""
         raise NotImplementedError
 
-    def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
-        """What the search is asked with: vectors of histories (ids or attribute dicts, oldest first), (B, d).
+    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+        """Vectors (B, d) of histories, none empty, whose items come as their ids (or None) and attributes.
 
         Raises:
-            ValueError: an empty history, an id that is not in the catalogue, an item that cannot be encoded.
+            ValueError: an item that cannot be encoded.
         """
         raise NotImplementedError
 
@@ -115,7 +168,9 @@ class CataloguePipeline(Pipeline):
 
     def remove_items(self, ids: Sequence[str]) -> None:
         """Take items out of the catalogue. Raises ValueError for one that is not there."""
-        self.catalogue.remove(ids)
+        if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+            raise ValueError(f"remove_items takes a list of ids, not one {_kind_of(ids)}.")
+        self.catalogue.remove(list(ids))
 
     def save_catalogue(self, folder: str | Path) -> None:
         """Write items and vectors into a folder. Raises ValueError for an empty catalogue."""
@@ -136,24 +191,20 @@ class CataloguePipeline(Pipeline):
         or is an error where the model reads none.
         """
         attributes = [attributes_of(item) for item in items]
-        return self._catalogue_vectors(attributes, [item.get(ITEM_ID) for item in items])[0]
+        return self._catalogue_vectors(attributes, [_id_in(item) for item in items])[0]
 
-    def _items_of(self, histories: Sequence[Sequence[Item]]) -> tuple[list[list[dict]], list[list[str | None]]]:
-        """Attributes of every history's items, and their ids (None for an attribute dict without one).
+    def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
+        """What the search is asked with: vectors of histories (ids or attribute dicts, oldest first), (B, d).
 
-        Raises ValueError for an empty history and for an id that is not in the catalogue.
+        Raises:
+            ValueError: an empty history, an id that is not in the catalogue, an item that cannot be encoded.
         """
-        items, ids = [], []
+        catalogue, told = self.catalogue.snapshot(), []
         for row, history in enumerate(histories):
             if not len(history):
                 raise ValueError(f"History {row} is empty: there is nothing to read.")
-            rows = iter(self.catalogue.rows([item for item in history if isinstance(item, str)]))
-            known = (
-                self.catalogue.items[next(rows)] if isinstance(item, str) else attributes_of(item) for item in history
-            )
-            items.append(list(known))
-            ids.append([item if isinstance(item, str) else item.get(ITEM_ID) for item in history])
-        return items, ids
+            told.append(_told(history, catalogue, "error"))
+        return self._user_vectors(told)
 
     def _learned_rows(self, ids: Sequence[str | None]) -> np.ndarray:
         """Rows of the model's own item matrix, -1 for an item it was not trained on."""
@@ -163,104 +214,311 @@ class CataloguePipeline(Pipeline):
     # ---- recommending
 
     def __call__(self, inputs: Mapping | Sequence[Mapping], **kwargs) -> list:
-        """Recommend for one `{"history": [...]}` or a list of them.
+        """Recommend for one `{"history": [...]}` or a list of them: ids of the catalogue (text or whole numbers) and
+        attribute dicts, oldest first.
 
         Args:
-            top_k: how many items, 10 unless said.
+            top_k: how many items, 10 unless said; fewer where there are no more.
             exclude_history: leave out what the history holds already (false).
             filter: which items may be given: a function of an item's attributes, or a list of allowed ids.
+            unknown: what to do with ids that are not in the catalogue: "error", or "ignore" to go by the others.
+            strict: an error instead of fewer items than top_k, or of one answer that is missing from a list.
+            boosts: what is added to an item's cosine, `{id: number}` or a function of its attributes; not to counts.
+            diversity: from 0 to 1, how much an item loses for being near to those before it: the next one has the
+                highest (1 - diversity) * score - diversity * (cosine with the nearest of those before), the maximal
+                marginal relevance of Carbonell and Goldstein (1998), among the 10 * top_k best. Not for counts.
+            most_per: `{"brand": 2}` gives at most two items of one brand; items without one are not counted.
 
         Returns:
             For one history a list of `{"item_id", "score", "item"}`, best first; for several a list of such lists. An
-            empty history gets the most popular items, with their counts as scores.
+            empty history gets the most popular items, with their counts as scores. In a list of several, a history
+            that cannot be answered has `{"error": sentence}` in its place, and loses no other.
 
         Raises:
-            ValueError: an empty catalogue, an unknown id, top_k over what is left, an empty history where no
-                popularity is known.
+            ValueError: an empty catalogue or an impossible argument; where one history was given or `strict` is set
+                also an unknown id, an item without text, an empty history where no popularity is known.
         """
-        rows = [inputs] if isinstance(inputs, Mapping) else list(inputs)
-        before, within, after = self._sanitize_parameters(**kwargs)
-        found = self.postprocess(self._forward(self.preprocess(rows, **before), **within), **after)
-        return found[0] if isinstance(inputs, Mapping) else found
+        alone = isinstance(inputs, Mapping)
+        wishes = self._sanitize_parameters(**self._postprocess_params | kwargs)[2]
+        if not alone and (isinstance(inputs, str | bytes) or not isinstance(inputs, Iterable)):
+            raise ValueError(f'An input {_kind_of(inputs)} is not {{"history": [...]}}, nor a list of such.')
+        rows = [inputs] if alone else list(inputs)
+        found = self.postprocess(self._forward(self.preprocess(rows, **wishes)), **wishes)
+        failed = next((answer for answer in found if isinstance(answer, Mapping)), None)
+        if failed and (alone or wishes.get("strict")):
+            raise ValueError(failed["error"].removeprefix("Input 0: ") if alone else failed["error"])
+        return found[0] if alone else found
 
-    def _sanitize_parameters(
-        self, top_k: int = 10, exclude_history: bool = False, filter: Filter | None = None, **unknown
-    ) -> tuple[dict, dict, dict]:
-        if unknown:
-            raise ValueError(f"{next(iter(unknown))} is no parameter; there are top_k, exclude_history, filter.")
-        if not isinstance(top_k, int) or top_k < 1:
-            raise ValueError(f"top_k is {top_k!r}; a whole number of at least 1 is needed.")
-        if isinstance(filter, str):
-            raise ValueError(f"filter is {filter!r}; it is a function of an item's attributes or a list of ids.")
-        return {}, {}, {"top_k": top_k, "exclude_history": exclude_history, "filter": filter}
+    def _sanitize_parameters(self, **wishes) -> tuple[dict, dict, dict]:
+        known = [field.name for field in fields(Wishes)]
+        for name in wishes:
+            if name not in known:
+                raise ValueError(f"{name} is no parameter; there are {', '.join(known)}.")
+        Wishes(**wishes)
+        return {}, {}, wishes
 
-    def preprocess(self, rows: Sequence[Mapping]) -> list[list[Item]]:
-        """The histories of a batch, checked."""
-        if not len(self.catalogue):
+    def preprocess(self, rows: Sequence[Mapping], **wishes) -> tuple[Snapshot, list]:
+        """The catalogue as it is now, and each row's history: its items with their ids, or the error it is."""
+        catalogue = self.catalogue.snapshot()
+        if not len(catalogue):
             raise ValueError("The catalogue is empty: add_items or load_catalogue first.")
+        told: list[list[tuple[str | None, Mapping]] | ValueError] = []
         for place, row in enumerate(rows):
-            if not isinstance(row, Mapping) or not isinstance(row.get("history"), list | tuple):
-                raise ValueError(f'Input {place} is not {{"history": [item ids or attribute dicts, oldest first]}}.')
-        return [list(row["history"]) for row in rows]
+            try:
+                told.append(_told(_history_in(row), catalogue, Wishes(**wishes).unknown, self._can_tell))
+            except ValueError as error:
+                told.append(ValueError(f"Input {place}: {error}"))
+        return catalogue, told
 
-    def _forward(self, histories: list[list[Item]]) -> tuple[list[list[Item]], Tensor]:
-        """Histories and their vectors; zeros for an empty one."""
-        vectors = torch.zeros(len(histories), self.vector_size)
-        told = [place for place, history in enumerate(histories) if history]
-        if told:
-            vectors[told] = self.user_vectors([histories[place] for place in told])
-        return histories, vectors
+    def _can_tell(self, item_id: str | None, attributes: Mapping) -> bool:
+        """Whether the model knows or can read an item, if its texts are sound."""
+        return True
 
-    def postprocess(
-        self, outputs: tuple[list[list[Item]], Tensor], top_k: int, exclude_history: bool, filter: Filter | None
-    ) -> list[list[dict]]:
-        histories, vectors = outputs
-        allowed = self._allowed(filter)
-        results: list[list[dict]] = [[] for _ in histories]
-        told = [place for place, history in enumerate(histories) if history]
-        for place in (place for place, history in enumerate(histories) if not history):
-            results[place] = self._popular(top_k, allowed)
-        if told:
-            excluded = [self._rows_in(histories[place]) for place in told] if exclude_history else None
-            scores, rows = self.catalogue.search(vectors[told], top_k, allowed, excluded)
-            for place, own_scores, own_rows in zip(told, scores.tolist(), rows.tolist(), strict=True):
-                results[place] = [self._answer(row, score) for row, score in zip(own_rows, own_scores, strict=True)]
-        return results
+    def _forward(self, inputs: tuple[Snapshot, list]) -> tuple[Snapshot, list, Tensor]:
+        """Histories and their vectors (B, d); zeros for one that is empty or an error."""
+        catalogue, told = inputs
+        vectors, told = torch.zeros(len(told), self.vector_size), list(told)
+        self._encode(
+            [place for place, history in enumerate(told) if isinstance(history, list) and history], *(told, vectors)
+        )
+        return catalogue, told, vectors
 
-    def _allowed(self, filter: Filter | None) -> np.ndarray | None:
-        if filter is None:
+    def _encode(self, places: list[int], told: list, vectors: Tensor) -> None:
+        """Fill in the vectors of some rows. Where a batch holds a row that cannot be encoded, halves of it are tried,
+        down to that row, which becomes its error."""
+        if not places:
+            return
+        try:
+            vectors[places] = self._user_vectors([told[place] for place in places])
+        except ValueError as error:
+            if len(places) == 1:
+                told[places[0]] = ValueError(f"Input {places[0]}: {error}")
+                return
+            middle = len(places) // 2
+            self._encode(places[:middle], told, vectors)
+            self._encode(places[middle:], told, vectors)
+
+    def postprocess(self, outputs: tuple[Snapshot, list, Tensor], **wishes) -> list[list[dict] | dict]:
+        """Answers of a batch; `{"error": sentence}` for a row that has none."""
+        (catalogue, told, vectors), asked = outputs, Wishes(**wishes)
+        choice = _Choice(catalogue, asked)
+        answers: list[list[dict] | dict | None] = [None] * len(told)
+        search = []
+        for place, history in enumerate(told):
+            try:
+                if isinstance(history, ValueError):
+                    raise history
+                if history:
+                    search.append(place)
+                else:
+                    answers[place] = choice.popular(place)
+            except ValueError as error:
+                answers[place] = {"error": str(error)}
+        excluded = [[catalogue.places[own] for own, _ in told[place] if own in catalogue.places] for place in search]
+        found = choice.nearest(vectors[search], excluded if asked.exclude_history else None) if search else []
+        for place, answer in zip(search, found, strict=True):
+            answers[place] = answer
+        for place, answer in enumerate(answers):
+            if asked.strict and isinstance(answer, list) and len(answer) < asked.top_k:
+                answers[place] = {
+                    "error": f"Input {place}: top_k is {asked.top_k}, but {len(answer)} items are left to give."
+                }
+        return answers
+
+
+class _Choice:
+    """Which items of a catalogue one call's histories get."""
+
+    def __init__(self, catalogue: Snapshot, wishes: Wishes):
+        self.catalogue, self.wishes = catalogue, wishes
+        self.allowed = self._allowed()
+        self.boosts = self._boosts()
+        for name in wishes.most_per or ():
+            self._check_attribute(name)
+
+    def _allowed(self) -> np.ndarray | None:
+        """Which items may be given, bool (N,); None for all."""
+        wanted = self.wishes.filter
+        if wanted is None:
             return None
-        if callable(filter):
-            return np.array([bool(filter(item)) for item in self.catalogue.items])
+        if callable(wanted):
+            return np.array([bool(wanted(item)) for item in self.catalogue.items], bool)
         allowed = np.zeros(len(self.catalogue), bool)
-        allowed[self.catalogue.rows(list(filter))] = True
+        allowed[self._rows(wanted)] = True
         return allowed
 
-    def _rows_in(self, history: list[Item]) -> list[int]:
-        """Rows of the history's items that are in the catalogue."""
-        ids = [item if isinstance(item, str) else item.get(ITEM_ID) for item in history]
-        return [self.catalogue._rows[item_id] for item_id in ids if item_id in self.catalogue._rows]
+    def _boosts(self) -> np.ndarray | None:
+        """What is added to each item's cosine, float64 (N,); None for nothing."""
+        wanted = self.wishes.boosts
+        if not wanted:
+            return None
+        if callable(wanted):
+            values = [wanted(item) for item in self.catalogue.items]
+            boosts = np.array([_boost(*pair) for pair in zip(self.catalogue.ids, values, strict=True)])
+        else:
+            known = {item_id: number for item_id, number in wanted.items() if self._rows([item_id])}
+            boosts = np.zeros(len(self.catalogue))
+            boosts[self._rows(known)] = [_boost(*pair) for pair in known.items()]
+        return boosts
 
-    def _popular(self, top_k: int, allowed: np.ndarray | None) -> list[dict]:
+    def _rows(self, ids: Iterable) -> list[int]:
+        ids = [item_id_of(item_id) for item_id in ids]
+        if self.wishes.unknown == "ignore":
+            ids = [item_id for item_id in ids if item_id in self.catalogue.places]
+        return self.catalogue.rows(ids)
+
+    def _check_attribute(self, name: str) -> None:
+        if not any(name in item for item in self.catalogue.items):
+            names = {str(own) for item in self.catalogue.items for own in item}
+            near = difflib.get_close_matches(str(name), sorted(names), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ValueError(f"most_per names {name!r}, which no item of the catalogue has{hint}")
+
+    def popular(self, place: int) -> list[dict]:
+        """The items with the highest counts."""
         counts = self.catalogue.popularity
-        known = ~np.isnan(counts) if allowed is None else ~np.isnan(counts) & allowed
+        known = ~np.isnan(counts)
         if not known.any():
             raise ValueError(
-                "The history is empty and no popularity is known: give a history, or popularity to add_items."
+                f"Input {place}: the history is empty and no popularity is known: give a history, or popularity to "
+                "add_items."
             )
-        if top_k > known.sum():
-            raise ValueError(f"top_k is {top_k}, but popularity is known of {known.sum()} items only.")
-        best = np.argsort(-np.where(known, counts, -np.inf), kind="stable")[:top_k]
-        return [self._answer(row, float(counts[row])) for row in best.tolist()]
+        known = known if self.allowed is None else known & self.allowed
+        order = np.argsort(-np.where(known, counts, -np.inf), kind="stable")[: known.sum()]
+        if not self.wishes.most_per:
+            order = order[: self.wishes.top_k]
+        return self._answers(counts[order].tolist(), order.tolist(), 0.0)
 
-    def _answer(self, row: int, score: float) -> dict:
-        return {"item_id": self.catalogue.ids[row], "score": score, "item": self.catalogue.items[row]}
+    def nearest(self, vectors: Tensor, excluded: list[list[int]] | None) -> list[list[dict]]:
+        """The items nearest to every vector (B, d), by the rules of the call."""
+        wanted, left = self.wishes.top_k, len(self.catalogue)
+        pool = min(left, wanted * POOL) if self.wishes.choosy else wanted
+        scores, rows = self.catalogue.search(vectors, pool, self.allowed, excluded, self.boosts)
+        found = [
+            self._answers(*pair, self.wishes.diversity) for pair in zip(scores.tolist(), rows.tolist(), strict=True)
+        ]
+        # Where a rule left too few of the pool, all items are looked at; such rows are rare.
+        short = [place for place, own in enumerate(found) if len(own) < wanted and rows.shape[1] < left]
+        if self.wishes.choosy and short:
+            gone = None if excluded is None else [excluded[place] for place in short]
+            scores, rows = self.catalogue.search(vectors[short], left, self.allowed, gone, self.boosts)
+            for place, *pair in zip(short, scores.tolist(), rows.tolist(), strict=True):
+                found[place] = self._answers(*pair, self.wishes.diversity)
+        return found
+
+    def _answers(self, scores: list[float], rows: list[int], diversity: float) -> list[dict]:
+        """The first of the candidates (best first; row -1 is none) that the rules allow."""
+        candidates = [(row, score) for row, score in zip(rows, scores, strict=True) if row >= 0]
+        chosen = self._diverse(candidates, diversity) if diversity else self._first(candidates)
+        ids, items = self.catalogue.ids, self.catalogue.items
+        return [{"item_id": ids[row], "score": score, "item": items[row]} for row, score in chosen]
+
+    def _first(self, candidates: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        taken, chosen = Counter(), []
+        for row, score in candidates:
+            if len(chosen) == self.wishes.top_k:
+                break
+            if self._may_follow(row, taken):
+                taken.update(self._groups(row))
+                chosen.append((row, score))
+        return chosen
+
+    def _diverse(self, candidates: list[tuple[int, float]], diversity: float) -> list[tuple[int, float]]:
+        """Greedy maximal marginal relevance."""
+        if not candidates:
+            return []
+        vectors = self.catalogue.vectors[[row for row, _ in candidates]].numpy()
+        relevance = np.array([score for _, score in candidates])
+        nearest, open_ = np.zeros(len(candidates)), np.ones(len(candidates), bool)
+        taken, chosen = Counter(), []
+        while open_.any() and len(chosen) < self.wishes.top_k:
+            place = int(np.argmax(np.where(open_, (1 - diversity) * relevance - diversity * nearest, -np.inf)))
+            open_[place] = False
+            if not self._may_follow(candidates[place][0], taken):
+                continue
+            similar = vectors @ vectors[place]
+            nearest = np.maximum(nearest, similar) if chosen else similar
+            taken.update(self._groups(candidates[place][0]))
+            chosen.append(candidates[place])
+        return chosen
+
+    def _groups(self, row: int) -> list[tuple[str, str]]:
+        """The (attribute, text) pairs that `most_per` counts of an item."""
+        item = self.catalogue.items[row]
+        values = [(name, item.get(name)) for name in self.wishes.most_per or ()]
+        return [(name, str(value)) for name, value in values if value is not None and value != ""]
+
+    def _may_follow(self, row: int, taken: Counter) -> bool:
+        return all(taken[group] < self.wishes.most_per[group[0]] for group in self._groups(row))
 
 
-def attributes_of(item: Item) -> dict:
+def _history_in(row: Any) -> list:
+    history = row.get("history") if isinstance(row, Mapping) else None
+    if isinstance(history, np.ndarray):
+        history = history.tolist()
+    if not isinstance(history, list | tuple):
+        found = f"a history {_kind_of(history)}" if isinstance(row, Mapping) else f"an input {_kind_of(row)}"
+        raise ValueError(f'{found} is not {{"history": [item ids or attribute dicts, oldest first]}}.')
+    return list(history)
+
+
+def _told(
+    history: Sequence[Item],
+    catalogue: Snapshot,
+    unknown: str,
+    can_tell: Callable[[str | None, Mapping], bool] | None = None,
+) -> list[tuple[str | None, Mapping]]:
+    """A history's items: their ids, None for an attribute dict without one, and their attributes.
+
+    Raises:
+        ValueError: what is no item; an id that is not in the catalogue, unless unknown ones are ignored.
+    """
+    told = []
+    for item in history:
+        if isinstance(item, Mapping):
+            own = _id_in(item), attributes_of(item)
+        else:
+            name = _history_id(item)
+            place = catalogue.places.get(name)
+            if place is None and unknown == "ignore":
+                continue
+            own = name, catalogue.items[catalogue.rows([name])[0] if place is None else place]
+        if unknown == "error" or can_tell(*own):
+            told.append(own)
+    return told
+
+
+def _history_id(item: Any) -> str:
+    try:
+        return item_id_of(item)
+    except ValueError:
+        raise ValueError(
+            f"A history holds item ids (text or whole numbers) and attribute dicts, not one {_kind_of(item)}."
+        ) from None
+
+
+def _id_in(item: Mapping) -> str | None:
+    return None if item.get(ITEM_ID) is None else item_id_of(item[ITEM_ID])
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+def _boost(item_id: str | int, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        raise ValueError(f"The boost of item {item_id!r} is {value!r}; it is a number.")
+    return float(value)
+
+
+def _kind_of(value: Any) -> str:
+    return "of None" if value is None else f"of type {type(value).__name__}"
+
+
+def attributes_of(item: Mapping) -> dict:
     """An item's texts. Raises ValueError for what is no attribute dict."""
     if not isinstance(item, Mapping):
-        raise ValueError(f"A history holds item ids (text) and attribute dicts, not {type(item).__name__}.")
+        raise ValueError(f"An item is {{attribute: text}}, not one {_kind_of(item)}.")
     return {name: text for name, text in item.items() if name != ITEM_ID}
 
 

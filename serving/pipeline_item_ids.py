@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers.dynamic_module_utils import custom_object_save
 
-from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, Item, read_item_ids
+from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, read_item_ids
 
 
 class ItemIdPipeline(CataloguePipeline):
@@ -37,11 +37,13 @@ class ItemIdPipeline(CataloguePipeline):
             )
         return known
 
+    def _can_tell(self, item_id: str | None, attributes: Mapping) -> bool:
+        return item_id in self._known["rows"]
+
     @torch.no_grad()
-    def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
-        """As `CataloguePipeline`; an item the model was not trained on cannot be encoded."""
-        _, ids = self._items_of(histories)
-        vectors = self.model.encode_histories([self._rows(own) for own in ids]).float().cpu()
+    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+        vectors = self.model.encode_histories([self._rows([name for name, _ in own]) for own in histories])
+        vectors = vectors.float().cpu()
         if self.model.config.temperature is None:
             vectors = torch.nn.functional.pad(vectors, (0, 1))
         return normalize(vectors, dim=1)

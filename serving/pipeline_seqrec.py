@@ -25,7 +25,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .encoding_seqrec import encode_histories, encode_items
-from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, Item, hub_options, read_item_ids
+from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, hub_options, read_item_ids
 
 logger = logging.get_logger(__name__)
 
@@ -65,12 +65,14 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
 
     @torch.no_grad()
-    def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
-        """As `CataloguePipeline`; an item without text cannot be encoded."""
-        items, ids = self._items_of(histories)
-        vectors = self._encode_texts(items)
+    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+        # What is too old to be read is not encoded either, which would take seconds for the longest histories.
+        most = max(self.tokenizer.max_items, self.model.config.history_items)
+        histories = [history[-most:] for history in histories]
+        items = [[item for _, item in history] for history in histories]
+        vectors = self._encode_texts([history[-self.tokenizer.max_items :] for history in items])
         if getattr(self.model, "history_item_vectors", None) is not None:
-            vectors = self._with_items(vectors, items, ids)
+            vectors = self._with_items(vectors, items, [[name for name, _ in history] for history in histories])
         return torch.nn.functional.normalize(vectors, dim=1)
 
     def _encode_texts(self, texts: list[list[dict]]) -> Tensor:

@@ -1,11 +1,14 @@
 """Files and folders that are whole or not there, after a crash, a kill or a full disk too.
 
-Whatever is written is written beside its place under a hidden name, brought to disk, and renamed.
+Whatever is written is written beside its place under a hidden name, brought to disk, and renamed. It can be read by
+whom the umask lets read, also where its writer (safetensors, for one) makes files for their owner alone.
 """
 
+import ctypes
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +28,7 @@ def written_folder(target: str | Path) -> Iterator[Path]:
     fresh.mkdir()
     try:
         yield fresh
+        _open_to_readers(fresh)
         _to_disk(fresh)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -36,7 +40,11 @@ def written_folder(target: str | Path) -> Iterator[Path]:
 def replace_folder(fresh: Path, target: Path) -> None:
     """Give a whole folder its place; what stood there goes."""
     old = _beside(target, "old")
-    # A folder cannot be replaced in one call; `restore_folder` mends a kill between these two.
+    if target.exists() and _exchange(fresh, target):
+        _sync(target.parent)
+        shutil.rmtree(fresh, ignore_errors=True)  # by that name the old one now
+        return
+    # Elsewhere a folder cannot be replaced in one call; `restore_folder` mends a kill between these two.
     if target.exists():
         os.replace(target, old)
     try:
@@ -66,8 +74,13 @@ def written_files(*targets: str | Path) -> Iterator[list[Path]]:
     # Ends as the target does: writers choose a format by the name's end.
     fresh = [path.with_name(f".{os.getpid()}.{path.name}") for path in paths]
     try:
+        modes = []
+        for path in fresh:  # made here, a file has the permissions of any other
+            path.touch()
+            modes.append(path.stat().st_mode & 0o777)
         yield fresh
-        for path in fresh:
+        for path, mode in zip(fresh, modes, strict=True):
+            path.chmod(mode)
             _sync(path)
         for new, path in zip(fresh, paths, strict=True):
             os.replace(new, path)
@@ -90,6 +103,23 @@ def write_json(path: str | Path, value: object) -> None:
 
 def _beside(target: Path, what: str) -> Path:
     return target.with_name(f".{target.name}.{what}")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders swap their names in one step, so that there is always a whole one. False where that is not to be
+    had: it takes Linux, and a file system that can."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    return renameat2 is not None and not renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give the files of a folder that was just made the permissions that its own umask gave it."""
+    mode = folder.stat().st_mode & 0o777
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def _to_disk(folder: Path) -> None:

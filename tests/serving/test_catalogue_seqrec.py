@@ -1,12 +1,20 @@
 """The catalogue: exact search equals the slow way, the others re-rank, foreign and broken files are refused."""
 
 import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from jepa4rec.benchmarks.catalogue import measure_index, page
+from jepa4rec.serving import catalogue_seqrec
 from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue, split_items
 
 WEIGHTS = "a" * 64
@@ -23,7 +31,7 @@ def filled(number=200, width=32, index="exact", rescore=4):
 
 
 def needs(index):
-    if index in ("faiss", "int8"):
+    if index == "faiss":
         pytest.importorskip("faiss", reason=f"faiss-cpu is needed for the index {index}")
 
 
@@ -62,15 +70,101 @@ def test_filters_and_exclusions_hold_in_every_index(index):
     assert not {0, 1} & set(rows[0]) and 3 not in rows[2]
 
 
+def test_a_block_of_items_at_a_time_gives_the_best_of_all(monkeypatch):
+    catalogue, queries, allowed = filled(200), torch.randn(9, 32), np.arange(200) % 3 > 0
+    excluded, boosts = [[1, 50, 199]] * 9, np.linspace(-0.3, 0.3, 200)
+    whole = catalogue.search(queries, 20, allowed, excluded, boosts)
+    monkeypatch.setattr(catalogue_seqrec, "BLOCK_ITEMS", 7)
+    monkeypatch.setattr(catalogue_seqrec, "BLOCK_SCORES", 14)
+    parts = catalogue.search(queries, 20, allowed, excluded, boosts)
+    assert (whole[1] == parts[1]).all()
+    np.testing.assert_allclose(whole[0], parts[0], atol=1e-6)
+
+
+def test_boosts_are_added_to_the_cosine():
+    catalogue, query = filled(50, index="binary"), torch.randn(1, 32)
+    plain, boosts = catalogue.search(query, 50), np.zeros(50)
+    last = plain[1][0, -1]
+    boosts[last] = 5
+    scores, rows = catalogue.search(query, 3, boosts=boosts)
+    assert rows[0, 0] == last and scores[0, 0] == pytest.approx(plain[0][0, -1] + 5)
+    assert rows[0, 1:].tolist() == plain[1][0, :2].tolist()
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_where_less_is_left_less_is_found(index):
+    needs(index)
+    catalogue, query = filled(5, index=index), torch.randn(2, 32)
+    assert catalogue.search(query, 9)[1].shape == (2, 5)
+    assert catalogue.search(query, 9, np.arange(5) < 2)[1].shape == (2, 2)
+    assert catalogue.search(query, 9, np.zeros(5, bool))[1].shape == (2, 0)
+    scores, rows = catalogue.search(query, 4, None, [[0, 1], []])
+    assert sorted(rows[0].tolist()) == [-1, 2, 3, 4] and rows[0, -1] == -1 and scores[0, -1] == -np.inf
+    assert -1 not in rows[1]
+
+
 @pytest.mark.parametrize("index", INDEXES[1:])
-def test_new_items_join_the_index_that_is_there(index):
+def test_an_index_lives_on_while_few_items_come_and_go(index):
     needs(index)
     catalogue, target = filled(300, index=index), torch.full((1, 32), 0.5)
     catalogue.search(target, 3)
-    before = catalogue._candidates
+    built = catalogue.snapshot()._index._built[0]
     catalogue.add(["new"], [{}], target, None)
-    _, rows = catalogue.search(target, 3)
-    assert rows[0][0] == 300 and catalogue._candidates is before
+    assert catalogue.search(target, 3)[1][0][0] == 300
+    catalogue.remove(["i7", "i0"])
+    assert catalogue.ids[catalogue.search(target, 3)[1][0][0]] == "new"
+    exact = replace(catalogue.snapshot(), index="exact")
+    for query in catalogue.vectors[::40]:
+        best = catalogue.search(query[None], 1), exact.search(query[None], 1)
+        assert best[0][1] == best[1][1] and best[0][0] == pytest.approx(best[1][0], abs=1e-6)
+    assert catalogue.snapshot()._index._built[0] is built
+    catalogue.remove([f"i{row}" for row in range(100, 140)])
+    assert catalogue.snapshot()._index._built[0] is not built
+    assert catalogue.ids[catalogue.search(target, 3)[1][0][0]] == "new"
+
+
+@pytest.mark.parametrize("index", INDEXES)
+def test_readers_see_one_whole_catalogue_while_others_write(index):
+    """Every id has one vector for ever, so each score must be the cosine with the vector of the id it came with."""
+    needs(index)
+    catalogue, stop, wrong, asked = filled(400, index=index), threading.Event(), [], []
+    vectors = dict(zip(catalogue.ids, catalogue.vectors.clone(), strict=True))
+    new = torch.nn.functional.normalize(torch.randn(2, 40, 32), dim=2)
+    for writer in range(2):
+        vectors |= {f"w{writer}-{row}": new[writer, row] for row in range(40)}
+
+    def write(writer):
+        ids = [f"w{writer}-{row}" for row in range(40)]
+        while not stop.is_set():
+            catalogue.add(ids, [{"title": item_id} for item_id in ids], new[writer], None)
+            catalogue.remove(ids[::2])
+            catalogue.remove(ids[1::2])
+
+    def read(seed):
+        queries = torch.nn.functional.normalize(
+            torch.randn(8, 32, generator=torch.Generator().manual_seed(seed)), dim=1
+        )
+        while not stop.is_set():
+            now = catalogue.snapshot()
+            scores, rows = now.search(queries, 5)
+            for query, own_scores, own_rows in zip(queries, scores, rows, strict=True):
+                asked.append(len(own_rows))
+                for score, row in zip(own_scores, own_rows, strict=True):
+                    if abs(float(vectors[now.ids[row]] @ query) - score) > 1e-5 or len(set(own_rows)) != 5:
+                        wrong.append((now.ids[row], score))
+                    if now.items[row]["title"] != now.ids[row] or now.places[now.ids[row]] != row:
+                        wrong.append(now.ids[row])
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(2)]
+    threads += [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len(asked) > 100 and not wrong, (len(asked), wrong[:3])
+    assert catalogue.ids == [f"i{row}" for row in range(400)]
 
 
 @pytest.mark.parametrize("index", INDEXES)
@@ -109,7 +203,8 @@ def test_vectors_of_other_weights_are_refused(tmp_path):
 def test_files_of_two_catalogues_are_not_mixed(tmp_path, name):
     filled(5).save(tmp_path / "c")
     other = filled(5)
-    other.vectors, other.ids = other.vectors.flip(0), other.ids[::-1]
+    now = other.snapshot()
+    other._now = replace(now, ids=now.ids[::-1], by_dimension=now.by_dimension.flip(1))
     other.save(tmp_path / "other")
     (tmp_path / "other" / name).replace(tmp_path / "c" / name)
     with pytest.raises(ValueError, match="not those that were saved together"):
@@ -120,6 +215,87 @@ def test_a_saved_catalogue_is_searched_as_before_unless_told(tmp_path):
     filled(5, index="binary", rescore=9).save(tmp_path / "c")
     kept, told = Catalogue.load(tmp_path / "c", WEIGHTS), Catalogue.load(tmp_path / "c", WEIGHTS, "exact", 2)
     assert (kept.index, kept.rescore, told.index, told.rescore) == ("binary", 9, "exact", 2)
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_saved_catalogue_is_readable_as_the_umask_says(tmp_path, umask, mode):
+    catalogue, before = filled(5), os.umask(umask)
+    try:
+        catalogue.save(tmp_path / "c")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "c").iterdir()}
+    assert modes == dict.fromkeys(["vectors.safetensors", "items.jsonl", "catalogue.json"], mode)
+
+
+SAVER = """
+import sys, torch
+from jepa4rec.serving.catalogue_seqrec import Catalogue
+
+number = 3
+while True:
+    catalogue = Catalogue("a" * 64, 8)
+    number = 7 - number
+    catalogue.add([f"i{n}" for n in range(number)], [{}] * number, torch.eye(8)[:number], None)
+    catalogue.save(sys.argv[1])
+    print(number, flush=True)
+"""
+
+
+def test_a_folder_is_read_whole_while_another_process_saves_it(tmp_path):
+    saver = subprocess.Popen([sys.executable, "-c", SAVER, tmp_path / "c"], stdout=subprocess.PIPE, text=True)
+    try:
+        saver.stdout.readline()
+        sizes = [len(Catalogue.load(tmp_path / "c", WEIGHTS)) for _ in range(40)]
+    finally:
+        saver.kill()
+        saver.wait()
+    assert set(sizes) == {3, 4}
+
+
+def test_a_catalogue_saved_with_an_index_that_is_no_longer_offered_is_searched_exactly(tmp_path):
+    filled(5).save(tmp_path / "c")
+    change_about(tmp_path / "c", index="int8")
+    assert Catalogue.load(tmp_path / "c", WEIGHTS).index == "exact"
+    assert Catalogue.load(tmp_path / "c", WEIGHTS, index="binary").index == "binary"
+
+
+def change_about(folder, **changes):
+    path = folder / "catalogue.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rescore": None}, {"rescore": True}, {"rescore": 0}, {"rescore": "4"}, {"index": None}, {"index": []},
+     {"index": "hnsw"}, {"weights_hash": None}, {"weights_hash": 5}, {"sha256": None}, {"sha256": {}}],
+)  # fmt: skip
+def test_a_damaged_description_is_one_sentence(tmp_path, changes):
+    filled(5).save(tmp_path / "c")
+    change_about(tmp_path / "c", **changes)
+    with pytest.raises(ValueError, match="c is damaged .*save the catalogue again"):
+        Catalogue.load(tmp_path / "c", WEIGHTS)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"5", b'"x"', b"\xff\xfe", b"[" * 100_000, b'{"a": 1}'])
+def test_a_description_that_is_none_is_one_sentence(tmp_path, content):
+    filled(5).save(tmp_path / "c")
+    (tmp_path / "c" / "catalogue.json").write_bytes(content)
+    with pytest.raises(ValueError, match="c is damaged .*save the catalogue again") as error:
+        Catalogue.load(tmp_path / "c", WEIGHTS)
+    assert "\n" not in str(error.value)
+
+
+def test_broken_emoji_are_saved_and_what_json_does_not_know_is_refused(tmp_path):
+    catalogue = filled(2)
+    catalogue.add(["\ud83c"], [{"title": "Tea \ud83c"}], torch.ones(1, 32), None)
+    catalogue.save(tmp_path / "c")
+    again = Catalogue.load(tmp_path / "c", WEIGHTS)
+    assert again.ids == catalogue.ids and again.items == catalogue.items
+    catalogue.add(["x"], [{"title": b"Tea"}], torch.ones(1, 32), None)
+    with pytest.raises(ValueError, match="Item 'x' cannot be saved as JSON"):
+        catalogue.save(tmp_path / "c")
+    assert len(Catalogue.load(tmp_path / "c", WEIGHTS)) == 3
 
 
 @pytest.mark.parametrize("name", ["vectors.safetensors", "items.jsonl", "catalogue.json"])
@@ -157,22 +333,26 @@ def test_a_failed_save_leaves_the_old_catalogue(tmp_path, monkeypatch):
         (lambda c: c.add(["x", "x"], [{}, {}], torch.ones(2, 32), None), "'x' is given twice"),
         (lambda c: c.add(["x"], [{}], torch.full((1, 32), torch.nan), None), "'x' has a vector with NaN"),
         (lambda c: c.rows(["i1", "i1x"]), "'i1x' is not in the catalogue; did you mean 'i1'"),
-        (lambda c: c.search(torch.ones(1, 32), 6), "top_k is 6, but the catalogue has 5 items"),
-        (lambda c: c.search(torch.ones(1, 32), 0), "choose 1 to 5"),
-        (lambda c: c.search(torch.ones(1, 32), 3, np.arange(5) < 2), "has, after the filter, 2 items"),
-        (lambda c: c.search(torch.ones(1, 32), 4, None, [[0, 1]]), "row 0 has 3 items left"),
-        (lambda c: c.search(torch.ones(1, 32), 1, np.zeros(5, bool)), "filter leaves no item"),
+        (lambda c: c.search(torch.ones(1, 32), 0), "top_k is 0; at least 1"),
+        (lambda c: c.rows([True]), "text or a whole number, not True"),
+        (lambda c: c.remove([101.0]), "text or a whole number, not 101.0"),
         (lambda c: c.add(["x"], [{}], torch.ones(1, 32), ["many"]), "no number"),
-        (lambda c: Catalogue("", 3, "hnsw"), "one of exact, faiss, int8, binary"),
+        (lambda c: Catalogue("", 3, "hnsw"), "one of exact, faiss, binary"),
         (lambda c: Catalogue("", 3, rescore=0), "at least 1"),
+        (lambda c: Catalogue("", 3, rescore=True), "at least 1"),
         (lambda c: split_items([{"title": "x"}]), "Item 0 has no item_id"),
+        (lambda c: split_items([{"item_id": [1]}]), "text or a whole number, not .1. .list."),
+        (lambda c: split_items([{"item_id": np.array([1, 2])}]), "text or a whole number"),
+        (lambda c: split_items("items"), "items is 'items' .str.; it is a list"),
+        (lambda c: split_items(None), "items is None"),
+        (lambda c: split_items(iter([])), "it is a list"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(call, sentence):
     catalogue = filled(5)
     with pytest.raises(ValueError, match=sentence) as error:
         call(catalogue)
-    assert len(catalogue.ids) == len(catalogue.vectors) == len(catalogue._rows) == 5
+    assert len(catalogue.ids) == len(catalogue.vectors) == len(catalogue.snapshot().places) == 5
     assert "\n" not in str(error.value)
 
 

@@ -93,7 +93,7 @@ def test_a_catalogue_belongs_to_its_weights(tmp_path):
         ),
         (lambda p: p({"history": [{"title": "New"}]}), "An item without an item_id is none of the 12 items"),
         (lambda p: p({"history": ["sku-77"]}), "Item 'sku-77' is not in the catalogue; did you mean 'sku-7'"),
-        (lambda p: p({"history": ["sku-7"]}, top_k=13), "top_k is 13, but the catalogue has 12 items"),
+        (lambda p: p({"history": ["sku-7"]}, top_k=13, strict=True), "top_k is 13, but 12 items are left"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(tmp_path, ask, sentence):
@@ -101,6 +101,17 @@ def test_what_cannot_be_is_one_sentence(tmp_path, ask, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         ask(opened(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_model_was_not_trained_on_can_be_ignored(tmp_path):
+    save(tmp_path, "sasrec")
+    pipe = opened(tmp_path)
+    new = [{"item_id": "new", "title": "New"}, {"title": "No id"}, "gone"]
+    expected = pipe({"history": ["sku-3", "sku-1"]}, top_k=3)
+    assert pipe({"history": ["sku-3", *new, "sku-1"]}, top_k=3, unknown="ignore") == expected
+    answers = pipe([{"history": ["sku-3", "sku-1"]}, {"history": new[:1]}], top_k=3)
+    assert answers[1]["error"].startswith("Input 1: Item 'new' is none of the 12 items")
+    assert [own["item_id"] for own in answers[0]] == [own["item_id"] for own in expected]
 
 
 def test_without_its_items_ids_a_checkpoint_is_refused(tmp_path):

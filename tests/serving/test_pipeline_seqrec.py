@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -106,8 +108,165 @@ def test_an_empty_history_gets_what_is_popular(pipe, tiny_backend, tiny_tokenize
     answers = made([{"history": []}, {"history": ["p1"]}], top_k=2)
     assert ids(answers[0]) == ["p11", "p10"] and answers[0][0]["score"] == 11
     assert len(answers[1]) == 2
-    with pytest.raises(ValueError, match="popularity is known of 12 items only"):
-        made({"history": []}, top_k=13)
+    assert len(made({"history": []}, top_k=13)) == 12
+    with pytest.raises(ValueError, match="top_k is 13, but 12 items are left"):
+        made({"history": []}, top_k=13, strict=True)
+
+
+def test_a_bad_row_is_named_in_its_place_and_loses_no_other(pipe):
+    good = [{"history": [f"p{row % 12}"]} for row in range(40)]
+    rows, bad = list(good), {
+        3: ({"history": ["gone"]}, "Input 3: Item 'gone' is not in the catalogue"),
+        7: ({"history": [{"title": " "}]}, "Input 7: item 0 has no text"),
+        8: ({"history": ["p1", {"title": "x"}, {"brand": None}]}, "Input 8: item 2 has no text"),
+        20: (None, "Input 20: an input of None is not"),
+        21: ({"history": []}, "Input 21: the history is empty and no popularity is known"),
+        39: ({"history": [2.5]}, "Input 39: A history holds item ids"),
+    }  # fmt: skip
+    for place, (row, _) in bad.items():
+        rows[place] = row
+    answers, expected = pipe(rows, top_k=3), pipe(good, top_k=3)
+    for place, answer in enumerate(answers):
+        if place in bad:
+            assert answer["error"].startswith(bad[place][1]) and "\n" not in answer["error"]
+        else:
+            assert ids(answer) == ids(expected[place])
+    with pytest.raises(ValueError, match="Input 3: Item 'gone'"):
+        pipe(rows, top_k=3, strict=True)
+
+
+def test_unknown_ids_can_be_ignored(pipe):
+    pipe.remove_items(["p11"])
+    assert ids(pipe({"history": ["p11", "p0", "p4"]}, unknown="ignore")) == ids(pipe({"history": ["p0", "p4"]}))
+    assert ids(pipe({"history": ["p0"]}, filter=["p3", "p11"], unknown="ignore")) == ["p3"]
+    assert len(pipe({"history": ["p0"]}, boosts={"p11": 1}, unknown="ignore")) == 10
+    answers = pipe([{"history": ["p11"]}, {"history": ["p1"]}], unknown="ignore")
+    assert "popularity" in answers[0]["error"] and len(answers[1]) == 10
+
+
+def test_fewer_items_are_given_where_fewer_are_left(pipe):
+    assert len(pipe({"history": ["p1"]}, top_k=40)) == 12
+    assert len(pipe({"history": IDS[:11]}, top_k=2, exclude_history=True)) == 1
+    assert pipe({"history": IDS}, exclude_history=True) == []
+    assert pipe({"history": ["p1"]}, filter=lambda item: False) == []
+    pipe.remove_items(IDS[3:])
+    assert len(pipe({"history": ["p1"]})) == 3
+    with pytest.raises(ValueError, match="top_k is 10, but 3 items are left"):
+        pipe({"history": ["p1"]}, strict=True)
+    answers = pipe([{"history": ["p1"]}, {"history": ["p1", "p2"]}], top_k=2, exclude_history=True)
+    assert [len(answer) for answer in answers] == [2, 1]
+
+
+def test_ids_may_be_whole_numbers(tiny_backend, tiny_tokenizer):
+    made = SequentialRecommendationPipeline(make_model(tiny_backend), tiny_tokenizer, task=TASK)
+    made.add_items([{"item_id": 100 + row, **item} for row, item in enumerate(TINY_ITEMS)])
+    by_text, by_number = made({"history": ["100", "104"]}), made({"history": [100, np.int64(104)]})
+    assert by_text == by_number == made({"history": np.array([100, 104])})
+    assert set(ids(made({"history": [100]}, filter=[101, 102]))) == {"101", "102"}
+    assert ids(made({"history": [100]}, boosts={107: 9}, top_k=1)) == ["107"]
+    own = made({"history": [{"item_id": 100, "title": "Teapot"}]}, exclude_history=True, top_k=12)
+    assert "100" not in ids(own) and len(own) == 11
+    made.remove_items([100])
+    assert "100" not in made.catalogue.ids
+
+
+def test_boosts_lift_and_bury_items(pipe):
+    plain = pipe({"history": ["p0"]}, top_k=12)
+    lifted = pipe({"history": ["p0"]}, top_k=12, boosts={plain[-1]["item_id"]: 3, plain[0]["item_id"]: -3})
+    assert ids(lifted) == [plain[-1]["item_id"], *ids(plain)[1:-1], plain[0]["item_id"]]
+    assert lifted[0]["score"] == pytest.approx(plain[-1]["score"] + 3)
+    art = pipe({"history": ["p0"]}, top_k=2, boosts=lambda item: 3 * (item["category"] == "Art"))
+    assert {answer["item"]["category"] for answer in art} == {"Art"}
+
+
+def test_not_more_than_so_many_of_a_brand(pipe, tiny_backend, tiny_tokenizer):
+    plain = pipe({"history": ["p8"]}, top_k=12)
+    one_each = pipe({"history": ["p8"]}, top_k=12, most_per={"brand": 1})
+    brands = [answer["item"]["brand"] for answer in plain]
+    assert ids(one_each) == [own["item_id"] for place, own in enumerate(plain) if brands.index(brands[place]) == place]
+    both = pipe({"history": ["p8"]}, top_k=12, most_per={"brand": 2, "category": 1})
+    categories = [answer["item"]["category"] for answer in both]
+    assert len(set(categories)) == len(categories) == 5
+    pipe.add_items([{"item_id": f"free{row}", "title": f"Tea {row}"} for row in range(3)])  # of no brand
+    free = pipe({"history": ["p8"]}, top_k=15, most_per={"brand": 1})
+    assert {f"free{row}" for row in range(3)} < set(ids(free))
+    made = SequentialRecommendationPipeline(make_model(tiny_backend), tiny_tokenizer, task=TASK)
+    made.add_items(ITEMS, popularity=range(12))
+    assert ids(made({"history": []}, top_k=3, most_per={"category": 1})) == ["p11", "p9", "p6"]
+
+
+def test_a_rule_looks_past_the_best_where_they_are_all_of_one_brand(tiny_backend, tiny_tokenizer):
+    made = SequentialRecommendationPipeline(make_model(tiny_backend), tiny_tokenizer, task=TASK)
+    made.add_items([{"item_id": f"same{row}", "title": "Ceramic teapot", "brand": "Hearth"} for row in range(100)])
+    made.add_items([{"item_id": "other", "title": "Sketch book A5", "brand": "Quill"}])
+    found = made({"history": ["same0"]}, top_k=2, most_per={"brand": 1})
+    assert found[0]["item"]["brand"] == "Hearth" and found[1]["item_id"] == "other"
+    diverse = made({"history": ["same0"]}, top_k=2, most_per={"brand": 1}, diversity=0.5)
+    assert diverse[1]["item_id"] == "other"
+
+
+def test_diversity_is_maximal_marginal_relevance(pipe):
+    vectors = dict(zip(IDS, pipe.catalogue.vectors, strict=True))
+    user = pipe.user_vectors([["p0", "p4"]])[0]
+    chosen = []
+    while len(chosen) < 4:
+        left = [own for own in IDS if own not in chosen]
+        near = {own: max((float(vectors[own] @ vectors[other]) for other in chosen), default=0.0) for own in left}
+        chosen.append(max(left, key=lambda own: 0.6 * float(vectors[own] @ user) - 0.4 * near[own]))  # noqa: B023
+    diverse = pipe({"history": ["p0", "p4"]}, top_k=4, diversity=0.4)
+    assert ids(diverse) == chosen
+    assert diverse[0]["score"] == pytest.approx(float(vectors[chosen[0]] @ user), abs=1e-5)
+    assert ids(pipe({"history": ["p0", "p4"]}, top_k=4)) != chosen
+
+
+def test_what_was_asked_of_the_pipeline_holds_for_every_call(tiny_backend, tiny_tokenizer):
+    made = SequentialRecommendationPipeline(make_model(tiny_backend), tiny_tokenizer, task=TASK, top_k=2)
+    made.add_items(ITEMS)
+    assert len(made({"history": ["p0"]})) == 2 and len(made({"history": ["p0"]}, top_k=3)) == 3
+    with pytest.raises(ValueError, match="top_k is 0"):
+        SequentialRecommendationPipeline(make_model(tiny_backend), tiny_tokenizer, task=TASK, top_k=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_items": 12, "history_items": 3}])
+def test_a_long_history_is_cut_before_it_is_encoded(tiny_backend, tiny_tokenizer, monkeypatch, changes):
+    tokenizer = ItemSentTokenizer.wrap(tiny_tokenizer, max_items=10)
+    made = SequentialRecommendationPipeline(make_model(tiny_backend, **changes), tokenizer, task=TASK)
+    made.add_items(ITEMS)
+    newest = IDS[:10]
+    encoded, encode = [], ItemSentTokenizer.encode_items
+    spy = lambda *args: encoded.append(len(args[1])) or encode(*args)  # noqa: E731
+    monkeypatch.setattr(ItemSentTokenizer, "encode_items", spy)
+    answer = made({"history": ["p11"] * 100_000 + newest}, exclude_history=True)
+    assert max(encoded) == 10 and "p11" not in ids(answer)
+    assert ids(made({"history": newest})) == ids(made({"history": ["p11"] * 9 + newest}))
+
+
+def test_threads_share_a_pipeline_while_items_come_and_go(pipe):
+    """Every answer is of one catalogue: what it names it can show, and scores are those of its own vectors."""
+    expected = {answer["item_id"]: answer["score"] for answer in pipe({"history": [TINY_ITEMS[0]]}, top_k=12)}
+    texts, stop, wrong, answered = dict(zip(IDS, TINY_ITEMS, strict=True)), threading.Event(), [], []
+
+    def ask():
+        while not stop.is_set():
+            for answer in pipe({"history": [TINY_ITEMS[0]]}, top_k=12):
+                answered.append(answer)
+                own = answer["item_id"].removeprefix("again-")
+                if abs(answer["score"] - expected[own]) > 1e-5 or answer["item"] != texts[own]:
+                    wrong.append(answer)
+
+    def change():
+        while not stop.is_set():
+            pipe.add_items([{**item, "item_id": f"again-{item['item_id']}"} for item in ITEMS])
+            pipe.remove_items([f"again-{item['item_id']}" for item in ITEMS])
+
+    threads = [threading.Thread(target=ask) for _ in range(3)] + [threading.Thread(target=change)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert len(answered) > 50 and not wrong, wrong[:3]
 
 
 def test_a_fine_tuned_checkpoint_recommends_with_its_learned_items(fine_tuned, tiny_tokenizer, tiny_items):
@@ -173,11 +332,36 @@ def test_the_hash_knows_weights_and_reading(pipe, tiny_backend, tiny_tokenizer):
 @pytest.mark.parametrize(
     "call, sentence",
     [
-        (lambda pipe: pipe({"history": ["p1"]}, top_k=40), "top_k is 40, but the catalogue has 12"),
+        (lambda pipe: pipe({"history": ["p1"]}, top_k=40, strict=True), "top_k is 40, but 12 items are left to give"),
         (lambda pipe: pipe({"history": ["p1x"]}), "'p1x' is not in the catalogue; did you mean 'p1"),
-        (lambda pipe: pipe({"history": [3]}), "ids .text. and attribute dicts, not int"),
-        (lambda pipe: pipe({"history": "p1"}), 'Input 0 is not {"history"'),
-        (lambda pipe: pipe(["p1"]), 'Input 0 is not {"history"'),
+        (lambda pipe: pipe({"history": [3]}), "'3' is not in the catalogue"),
+        (
+            lambda pipe: pipe({"history": [3.5]}),
+            "ids .text or whole numbers. and attribute dicts, not one of type float",
+        ),
+        (lambda pipe: pipe({"history": [None]}), "attribute dicts, not one of None"),
+        (lambda pipe: pipe({"history": [["p1"]]}), "attribute dicts, not one of type list"),
+        (lambda pipe: pipe({"history": [{"item_id": ["p1"], "title": "x"}]}), "text or a whole number, not .'p1'."),
+        (lambda pipe: pipe({"history": "p1"}), 'a history of type str is not {"history"'),
+        (lambda pipe: pipe({}), 'a history of None is not {"history"'),
+        (lambda pipe: pipe(["p1"], strict=True), 'Input 0: an input of type str is not {"history"'),
+        (lambda pipe: pipe(None), 'An input of None is not {"history"'),
+        (lambda pipe: pipe(5), 'An input of type int is not {"history"'),
+        (lambda pipe: pipe("p1"), 'An input of type str is not {"history"'),
+        (lambda pipe: pipe({"history": ["p1"]}, filter=5), "filter is 5; it is a function"),
+        (lambda pipe: pipe({"history": ["p1"]}, filter=["p1", "q"]), "'q' is not in the catalogue"),
+        (lambda pipe: pipe({"history": ["p1"]}, top_k=True), "top_k is True; a whole number"),
+        (lambda pipe: pipe({"history": ["p1"]}, exclude_history=1), "exclude_history is 1; it is true or false"),
+        (lambda pipe: pipe({"history": ["p1"]}, unknown="skip"), 'unknown is \'skip\'; it is "error" or "ignore"'),
+        (lambda pipe: pipe({"history": ["p1"]}, boosts=3), "boosts is 3; it is {id: number}"),
+        (lambda pipe: pipe({"history": ["p1"]}, boosts={"p1": "x"}), "boost of item 'p1' is 'x'; it is a number"),
+        (lambda pipe: pipe({"history": ["p1"]}, boosts={"p1": np.nan}), "boost of item 'p1' is nan"),
+        (lambda pipe: pipe({"history": ["p1"]}, boosts={"q": 1}), "'q' is not in the catalogue"),
+        (lambda pipe: pipe({"history": ["p1"]}, diversity=2), "diversity is 2; it is a number from 0 to 1"),
+        (lambda pipe: pipe({"history": ["p1"]}, diversity="1"), "diversity is '1'; it is a number"),
+        (lambda pipe: pipe({"history": ["p1"]}, most_per="brand"), "most_per is 'brand'; it is {attribute: number}"),
+        (lambda pipe: pipe({"history": ["p1"]}, most_per={"brand": 0}), "most_per of 'brand' is 0"),
+        (lambda pipe: pipe({"history": ["p1"]}, most_per={"brnad": 2}), "which no item .* did you mean 'brand'"),
         (lambda pipe: pipe({"history": []}, top_k=-1), "top_k is -1; a whole number"),
         (lambda pipe: pipe({"history": ["p1"]}, top_k="3"), "top_k is '3'; a whole number"),
         (lambda pipe: pipe({"history": ["p1"]}, filter="p1"), "filter is 'p1'; it is a function"),
