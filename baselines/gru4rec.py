@@ -5,7 +5,6 @@ With the softmax over the whole catalogue instead of the paper's sampled ranking
 
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import initialization as init
 
 from .item_sequences import ItemSequenceConfig, ItemSequenceModel
 
@@ -30,12 +29,6 @@ class Gru4Rec(ItemSequenceModel):
         self.gru = nn.GRU(config.hidden_size, config.intermediate_size, config.num_hidden_layers, batch_first=True)
         self.out = nn.Linear(config.intermediate_size, config.hidden_size)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, nn.GRU):
-            for name, weight in module.named_parameters():
-                (init.xavier_uniform_ if name.startswith("weight") else init.zeros_)(weight)
 
     def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
         """(B, L) -> (B, L, d). A state knows nothing of what comes after it, so padding at the end does no harm."""

@@ -4,8 +4,9 @@ A batch is `item_ids` (B, L): each row a user's sequence, oldest item first, the
 end with -1. How a model learns from it (every next item, or masked ones) is the model's own affair.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -66,12 +67,32 @@ class ItemSequenceOutput(ModelOutput):
 
 
 class ItemSequenceModel(PreTrainedModel):
-    """A model that reads items from left to right and predicts every next one; a subclass brings `read`."""
+    """A model that reads items from left to right and predicts every next one; a subclass brings `read`.
+
+    What else a subclass may say: `objectives` that a phase can train it by, `item_weights`, the modules and buffers
+    that belong to its catalogue and mean nothing to another, and `reads_texts` where it needs frozen text vectors.
+    """
 
     config_class = ItemSequenceConfig
     base_model_prefix = "model"
     trained_by, predicts_ratings = "sequence", False  # the kind of phase, None for what is counted
-    reads_texts = False  # whether it takes text vectors of the items by `set_text_vectors`
+    reads_texts = False  # whether `for_catalogue` asks for text vectors of the items
+    objectives: ClassVar[tuple[str, ...]] = ("next_item",)
+    item_weights: ClassVar[tuple[str, ...]] = ("item_embeddings",)
+    objective = "next_item"
+
+    @classmethod
+    def for_catalogue(
+        cls, shape: dict, texts: Sequence[Mapping[str, str]], encode: Callable[[], Tensor]
+    ) -> "ItemSequenceModel":
+        """An untrained model of a catalogue.
+
+        Args:
+            shape: fields of the configuration.
+            texts: each item's attributes, in the order of the item matrix; a subclass may learn its shape from them.
+            encode: gives frozen text vectors of the items, (num_items, text_size); called where `reads_texts`.
+        """
+        return cls(cls.config_class(**shape))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -93,6 +114,9 @@ class ItemSequenceModel(PreTrainedModel):
         if isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        if isinstance(module, nn.GRU):
+            for name, weight in module.named_parameters():
+                (init.xavier_uniform_ if name.startswith("weight") else init.zeros_)(weight)
 
     def item_vectors(self) -> Tensor:
         """What users are compared with and, most often, what is read: (num_items, d)."""
@@ -116,11 +140,35 @@ class ItemSequenceModel(PreTrainedModel):
         known = targets != PADDING
         return self.read(item_ids[:, :-1], items)[known], targets[known], items
 
+    def start_phase(self, objective: str) -> None:
+        """Learn by one of `objectives` from now on. A subclass also freezes what the objective does not reach."""
+        self.objective = objective
+
+    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+        """What adds up to the loss of whole sequences (B, L): the mean cross-entropy of the targets over the whole
+        catalogue, as "softmax"."""
+        return {"softmax": full_softmax(*self.examples(item_ids), self.config.temperature)}
+
     def forward(self, item_ids: Tensor, telemetry: bool = False) -> ItemSequenceOutput:
-        """Mean cross-entropy of the targets over the whole catalogue, as `loss_parts` "softmax"."""
-        vectors, targets, items = self.examples(item_ids)
-        loss = full_softmax(vectors, targets, items, self.config.temperature)
-        return ItemSequenceOutput(loss=loss, loss_parts={"softmax": loss.detach()}, telemetry={})
+        """The sum of `losses`, and each as a part."""
+        parts = self.losses(item_ids)
+        reported = {name: part.detach() for name, part in parts.items()}
+        return ItemSequenceOutput(loss=sum(parts.values()), loss_parts=reported, telemetry={})
+
+    @torch.no_grad()
+    def take_weights(self, source: "ItemSequenceModel") -> None:
+        """Take over all weights of a model of the same kind but another catalogue, except `item_weights`.
+
+        Raises ValueError where a weight is missing or of another shape.
+        """
+        own, others = self.state_dict(), source.state_dict()
+        for name in own:
+            if name.split(".")[0] in self.item_weights:
+                continue
+            if name not in others or others[name].shape != own[name].shape:
+                there = tuple(others[name].shape) if name in others else "missing"
+                raise ValueError(f"{name} is {tuple(own[name].shape)} here and {there} in the pretrained checkpoint.")
+            own[name].copy_(others[name])
 
 
 def full_softmax(vectors: Tensor, targets: Tensor, items: Tensor, temperature: float | None) -> Tensor:
@@ -128,18 +176,76 @@ def full_softmax(vectors: Tensor, targets: Tensor, items: Tensor, temperature: f
 
     Where (M, N) logits would be too many they are computed a block of rows at a time, and again for the gradient.
     """
-    if temperature is not None:
-        vectors, items = F.normalize(vectors, dim=1) / temperature, F.normalize(items, dim=1)
-    rows = max(1, MOST_LOGITS // len(items))
-    if len(vectors) <= rows:
-        return _cross_entropy_sum(vectors, targets, items) / len(vectors)
-    blocks = zip(vectors.split(rows), targets.split(rows), strict=True)
-    sums = [checkpoint(_cross_entropy_sum, *block, items, use_reentrant=False) for block in blocks]
-    return torch.stack(sums).sum() / len(vectors)
+    vectors, items = _scaled(vectors, items, temperature)
+    return _mean_over_blocks(_cross_entropy_sum, len(items), (vectors, targets), items)
+
+
+def sampled_softmax(
+    vectors: Tensor, targets: Tensor, items: Tensor, temperature: float | None, negatives: Tensor
+) -> Tensor:
+    """As `full_softmax`, but each row's target (M,) is told only from its own `negatives` (M, n), rows of `items`.
+
+    A negative that happens to be the target does not count.
+    """
+    vectors, items = _scaled(vectors, items, temperature)
+    size = min(len(items), negatives.shape[1] * items.shape[1])
+    return _mean_over_blocks(_sampled_cross_entropy_sum, size, (vectors, targets, negatives), items)
+
+
+def contrastive(
+    vectors: Tensor, positives: Tensor, ids: Tensor, temperature: float, own_negatives: Tensor | None = None
+) -> Tensor:
+    """Mean of -log softmax(cosine / temperature) with which each vector (B, d) finds its positive among the batch's.
+
+    Args:
+        ids: (B,) rows of the same id are no negatives of each other.
+        own_negatives: (B, d) one more negative for each row alone.
+    """
+    vectors, positives = _scaled(vectors, positives, temperature)
+    same = (ids[:, None] == ids[None, :]).fill_diagonal_(False)
+    logits = (vectors @ positives.T).masked_fill(same, -torch.inf)
+    if own_negatives is not None:
+        logits = torch.cat([logits, (vectors * F.normalize(own_negatives, dim=1)).sum(dim=1, keepdim=True)], dim=1)
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+def split_last(item_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Sequences (B, L) -> histories (B, L - 1) and the last item of each (B,)."""
+    lengths, rows = (item_ids != PADDING).sum(1), torch.arange(len(item_ids), device=item_ids.device)
+    histories = item_ids.clone()
+    histories[rows, lengths - 1] = PADDING
+    return histories[:, :-1], item_ids[rows, lengths - 1]
+
+
+def _scaled(vectors: Tensor, items: Tensor, temperature: float | None) -> tuple[Tensor, Tensor]:
+    if temperature is None:
+        return vectors, items
+    return F.normalize(vectors, dim=1) / temperature, F.normalize(items, dim=1)
+
+
+def _mean_over_blocks(loss_sum: Callable, numbers: int, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+    """`loss_sum(*rows, items)` over the number of rows, in blocks where a row of `numbers` would make it too many."""
+    count, most = len(rows[0]), max(1, MOST_LOGITS // numbers)
+    if count <= most:
+        return loss_sum(*rows, items) / count
+    blocks = zip(*(part.split(most) for part in rows), strict=True)
+    sums = [checkpoint(loss_sum, *block, items, use_reentrant=False) for block in blocks]
+    return torch.stack(sums).sum() / count
 
 
 def _cross_entropy_sum(vectors: Tensor, targets: Tensor, items: Tensor) -> Tensor:
     return F.cross_entropy(vectors @ items.T, targets, reduction="sum")
+
+
+def _sampled_cross_entropy_sum(vectors: Tensor, targets: Tensor, negatives: Tensor, items: Tensor) -> Tensor:
+    positive = (vectors * items[targets]).sum(dim=1, keepdim=True)
+    # Scores of a small catalogue are fewer numbers than the vectors of the negatives.
+    if len(items) <= negatives.shape[1] * items.shape[1]:
+        others = (vectors @ items.T).gather(1, negatives)
+    else:
+        others = torch.einsum("md,mnd->mn", vectors, F.embedding(negatives, items))
+    others = others.masked_fill(negatives == targets[:, None], -torch.inf)
+    return (torch.cat([positive, others], dim=1).logsumexp(dim=1) - positive[:, 0]).sum()
 
 
 def pad_sequences(sequences: Sequence, max_length: int) -> Tensor:

@@ -1,8 +1,11 @@
 """UniSRec (Hou et al., 2022): SASRec over frozen text vectors of the items, brought to its width by an adaptor.
 
 The adaptor is a mixture of experts, each a parametric whitening (subtract a learned centre, then a linear map).
-Inductive: an item is its text. Transductive: its text and an embedding of its id. The text vectors are part of the
-checkpoint, so that nothing else is needed to rank.
+Inductive: an item is its text. Transductive: its text and an embedding of its id.
+
+`objective: pretrain` is the paper's pre-training: a sequence finds its next item and, times `sequence_weight`, itself
+with some items left out, among those of the batch, of several domains where the dataset mixes them (`domains`). The
+paper also leaves words out of the texts. `model.pretrained` goes on from there on other items.
 """
 
 import torch
@@ -11,25 +14,28 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .item_sequences import ItemSequenceConfig, ItemSequenceModel, TransformerBody
+from .item_sequences import PADDING, TransformerBody, contrastive, last_places, split_last
+from .text_vectors import TextSequenceConfig, TextSequenceModel
 
 
 @strict
-class UniSRecConfig(ItemSequenceConfig):
-    """Shape of UniSRec; other arguments as `ItemSequenceConfig`.
+class UniSRecConfig(TextSequenceConfig):
+    """Shape of UniSRec; other arguments as `TextSequenceConfig`.
 
     Args:
-        text_size: width of the frozen text vectors.
         num_experts: experts of the adaptor.
         adaptor_dropout: on the text vectors, before the whitening.
         item_ids: also give every item an embedding of its own (transductive).
+        sequence_weight: of the loss between a sequence and the same with items left out, in pre-training.
+        item_drop: share of items left out there.
     """
 
     model_type = "unisrec"
-    text_size: int = 384
     num_experts: int = 8
     adaptor_dropout: float | int = 0.2
     item_ids: bool = False
+    sequence_weight: float | int = 1e-3
+    item_drop: float | int = 0.2
     temperature: float | None = 0.07
 
 
@@ -60,15 +66,14 @@ class MixtureOfWhitenings(nn.Module):
         return logits.softmax(dim=1)
 
 
-class UniSRec(ItemSequenceModel):
+class UniSRec(TextSequenceModel):
     """Causal Transformer over adapted text vectors, with or without id embeddings."""
 
     config_class = UniSRecConfig
-    reads_texts = True
+    objectives = ("next_item", "pretrain")
 
     def __init__(self, config: UniSRecConfig):
         super().__init__(config)
-        self.register_buffer("text_vectors", torch.zeros(config.num_items, config.text_size))
         self.adaptor = MixtureOfWhitenings(config)
         if config.item_ids:
             self.item_embeddings = nn.Embedding(config.num_items, config.hidden_size)
@@ -79,25 +84,6 @@ class UniSRec(ItemSequenceModel):
         super()._init_weights(module)
         if isinstance(module, MixtureOfWhitenings):
             init.zeros_(module.centres)
-        if module is self:
-            init.zeros_(self.text_vectors)
-
-    @torch.no_grad()
-    def set_text_vectors(self, vectors: Tensor) -> None:
-        """Take the items' text vectors (num_items, text_size), centred and scaled to entries of size about 1.
-
-        What all texts have in common tells no items apart, and is most of what an encoder's vectors hold.
-
-        Raises:
-            ValueError: another shape, or a vector that is not finite.
-        """
-        if vectors.shape != self.text_vectors.shape:
-            raise ValueError(f"text vectors are {tuple(vectors.shape)}, expected {tuple(self.text_vectors.shape)}.")
-        if not vectors.isfinite().all():
-            raise ValueError("text vectors hold NaN or infinity: the encoder that made them is broken.")
-        vectors = F.normalize(vectors, dim=1)
-        vectors = vectors - vectors.mean(dim=0)
-        self.text_vectors.copy_(vectors / vectors.std().clamp_min(1e-6))
 
     def item_vectors(self) -> Tensor:
         vectors = self.adaptor(self.text_vectors)
@@ -106,6 +92,26 @@ class UniSRec(ItemSequenceModel):
     def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
         """(B, L) -> hidden states (B, L, d). Padding comes last, so causal attention never looks at it."""
         return self.body(items[item_ids.clamp_min(0)])
+
+    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+        """The softmax over the catalogue; in pre-training "sequence_item" and "sequence_sequence"."""
+        if self.objective != "pretrain":
+            return super().losses(item_ids)
+        histories, targets = split_last(item_ids)
+        items, tau = self.item_vectors(), self.config.temperature
+        users, others = (
+            last_places(self.read(rows, items), (rows != PADDING).sum(1))
+            for rows in (histories, self.thinned(histories))
+        )
+        parts = contrastive(users, items[targets], targets, tau), contrastive(users, others, targets, tau)
+        return {"sequence_item": parts[0], "sequence_sequence": self.config.sequence_weight * parts[1]}
+
+    def thinned(self, histories: Tensor) -> Tensor:
+        """Histories (B, L), each item left out at `item_drop` but one at least, the others moved up to close gaps."""
+        kept = (torch.rand(histories.shape, device=histories.device) >= self.config.item_drop) & (histories != PADDING)
+        kept[:, 0] |= ~kept.any(dim=1)
+        order = kept.int().argsort(dim=1, descending=True, stable=True)
+        return histories.masked_fill(~kept, PADDING).gather(1, order)
 
 
 UniSRecConfig.register_for_auto_class()

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..baselines import BASELINE_MODELS
 from ..evaluation.audit import KEY_FIGURES, figure_rows, unknown_because
 from ..evaluation.plots import can_plot
 from ..serving.whole_files_seqrec import written_files
@@ -31,6 +32,14 @@ CITATIONS = {
     "GRU4Rec": "B. Hidasi, A. Karatzoglou, L. Baltrunas, D. Tikk: Session-based Recommendations with Recurrent Neural "
     "Networks. ICLR 2016.",
     "UniSRec": "Y. Hou et al.: Towards Universal Sequence Representation Learning for Recommender Systems. KDD 2022.",
+    "eSASRec": "D. Tikhonovich et al.: eSASRec: Enhancing Transformer-based Recommendations in a Modular Fashion. "
+    "RecSys 2025.",
+    "FDSA": "T. Zhang et al.: Feature-level Deeper Self-Attention Network for Sequential Recommendation. IJCAI 2019.",
+    "S3-Rec": "K. Zhou et al.: S3-Rec: Self-Supervised Learning for Sequential Recommendation with Mutual Information "
+    "Maximization. CIKM 2020.",
+    "VQ-Rec": "Y. Hou, Z. He, J. McAuley, W. X. Zhao: Learning Vector-Quantized Item Representation for Transferable "
+    "Sequential Recommenders. WWW 2023.",
+    "ZESRec": "H. Ding, Y. Ma, A. Deoras, Y. Wang, H. Wang: Zero-Shot Recommender Systems. arXiv 2105.08318, 2021.",
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -141,7 +150,9 @@ def is_hub_id(init: str) -> bool:
 def starting_point(recipe: dict) -> str:
     """What a recipe begins with; of a folder only the last part, the rest is somebody's machine."""
     init, baseline = recipe["model"]["init"], recipe["model"].get("baseline")
-    if baseline and baseline != "unisrec":
+    if pretrained := recipe["model"].get("pretrained"):
+        return f"`{pretrained if is_hub_id(pretrained) else Path(pretrained).name}`, trained on other items"
+    if baseline and not getattr(BASELINE_MODELS[baseline], "reads_texts", False):
         return "random weights" if recipe["phases"] else "nothing, by counting"
     if init == "scratch":
         return "random weights and a vocabulary learned from the item texts"

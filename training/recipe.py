@@ -79,11 +79,14 @@ class ModelRecipe:
 
     `baseline` is one of baselines/ instead; `config` is then of its configuration, and `init` only the encoder of
     a baseline's frozen text vectors. Its phases are of the kind that its `trained_by` says, or none: it is counted.
+    `pretrained` is a checkpoint of the same baseline trained on other items: all its weights but those of items, which
+    without phases are measured on these.
     """
 
     baseline: str | None = None
     init: str = "scratch"
     family: Literal["jepa4rec", "st5rec"] = "jepa4rec"
+    pretrained: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -135,11 +138,13 @@ class Recipe:
         """Phases and model belong together, and what only a text encoder has is not asked of a baseline."""
         name, kinds = self.model.baseline, {phase.kind for phase in self.phases}
         if name is None:
+            if self.model.pretrained:
+                raise ValueError("model.pretrained is for model.baseline; a text encoder starts from model.init")
             if "sequence" in kinds:
                 raise ValueError("phases of kind sequence train a model.baseline: name one, or take other phases")
             return
         wanted, reads_texts = BASELINE_MODELS[name].trained_by, getattr(BASELINE_MODELS[name], "reads_texts", False)
-        if wanted and kinds != {wanted}:
+        if wanted and kinds != {wanted} and not (self.model.pretrained and not kinds):
             raise ValueError(f"phases of kind {wanted}, and no others, train the baseline {name}")
         if not wanted and kinds:
             raise ValueError(f"the baseline {name} is counted, not trained: write phases: []")

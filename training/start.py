@@ -54,7 +54,7 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
 
 
 def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrainedModel:
-    """A new baseline for the run's catalogue; UniSRec with the item texts as `model.init` encodes them, a counted one
+    """A new baseline for the run's catalogue; one that reads texts with vectors of them by `model.init`, a counted one
     with all that lies before the targets of a split.
 
     Raises ValueError for a field that the baseline's configuration does not have, or a value that it does not take.
@@ -64,14 +64,31 @@ def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrai
     if model_class.trained_by != "sequence":
         return _counted(recipe, data, split)
     shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
-    if not model_class.reads_texts:
-        return model_class(_config(model_class, shape))
+    with _one_sentence():
+        model = model_class.for_catalogue(shape, data.own.texts, lambda: encode_texts(recipe, data))
+    if recipe.model.pretrained:
+        _take_pretrained(model, recipe.model.pretrained)
+    return model
+
+
+def encode_texts(recipe: Recipe, data: RunData) -> torch.Tensor:
+    """Vectors of the run's item texts by `model.init`, (num_items, d)."""
     text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[])
     encoder, tokenizer = make_starting_checkpoint(text_recipe, data)
-    texts = data.item_vectors(encoder, tokenizer, recipe.evaluation.batch_tokens)
-    model = model_class(_config(model_class, {**shape, "text_size": texts.shape[1]}))
-    model.set_text_vectors(texts)
-    return model
+    return data.item_vectors(encoder, tokenizer, recipe.evaluation.batch_tokens)
+
+
+def _take_pretrained(model: PreTrainedModel, checkpoint: str) -> None:
+    """Start from a baseline of the same kind that was trained on other items."""
+    kind = read_config(checkpoint).get("model_type")
+    if kind != model.config.model_type:
+        raise ValueError(
+            f"model.pretrained: {checkpoint} holds {kind or 'no model'}, but the baseline is {model.config.model_type}"
+        )
+    try:
+        model.take_weights(type(model).from_pretrained(checkpoint))
+    except ValueError as error:
+        raise ValueError(f"model.pretrained: {checkpoint}: {error}") from error
 
 
 def _counted(recipe: Recipe, data: RunData, split: str) -> PreTrainedModel:
@@ -91,11 +108,6 @@ def _counted(recipe: Recipe, data: RunData, split: str) -> PreTrainedModel:
             model = model_class.start(users, items, ratings, **sizes, **settings)
     model.config.catalogue_fingerprint = data.dataset.fingerprint
     return model
-
-
-def _config(model_class: type[PreTrainedModel], shape: dict) -> PretrainedConfig:
-    with _one_sentence():
-        return model_class.config_class(**shape)
 
 
 @contextmanager

@@ -58,7 +58,9 @@ def opened(folder) -> ItemIdPipeline:
 def test_it_ranks_as_the_evaluation_does(tmp_path, name, temperature):
     model = save(tmp_path, name, temperature=temperature)
     with torch.no_grad():
-        if name != "unisrec":  # items of different lengths, which cosine and dot product rank differently
+        if hasattr(
+            model, "item_embeddings"
+        ):  # items of different lengths, which cosine and dot product rank differently
             model.item_embeddings.weight[:12] *= torch.linspace(0.5, 3, 12)[:, None]
     save_item_checkpoint(model, tmp_path)
     scores = SequenceScorer(model).score([np.array(history) for history in HISTORIES])

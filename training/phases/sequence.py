@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from ..batches import Batches, LengthGroupedBatchSampler
 from ..data import Corpus, RunData
 from .phase import Phase, Work
 
+if TYPE_CHECKING:
+    from ..recipe import Recipe
+
 
 @dataclass(kw_only=True)
 class SequencePhase(Phase):
@@ -24,22 +27,32 @@ class SequencePhase(Phase):
 
     An example is a user's sequence up to its target, cut to the newest items the model can read; of it every next item
     is learned (BERT4Rec: masked ones). So one prefix a user is enough: the "last", or a "random" one where sequences
-    are longer than what the model reads.
+    are longer than what the model reads. `objective` is one of the baseline's: most have "next_item" alone.
     """
 
     kind: Literal["sequence"]
     prefixes: Literal["all", "random", "late", "last"] = "last"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    objective: Literal["next_item", "pretrain", "align"] = "next_item"
 
     trains_encoder: ClassVar[bool] = False
     knows_items: ClassVar[bool] = True
+
+    def check(self, recipe: Recipe, index: int) -> None:
+        known = BASELINE_MODELS[recipe.model.baseline].objectives
+        if self.objective not in known:
+            raise ValueError(
+                f"phases.{index}.objective is {self.objective}, but {recipe.model.baseline} has {', '.join(known)}"
+            )
 
     def corpus(self, data: RunData) -> Corpus:
         return data.own
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
-        return open_as_is(source)
+        model = open_as_is(source)
+        model.start_phase(self.objective)
+        return model
 
     def batches(self, work: Work, process: int = 0, processes: int = 1) -> Batches:
         config_class, overrides = BASELINE_MODELS[work.recipe.model.baseline].config_class, work.recipe.model.config
