@@ -65,6 +65,8 @@ class Jepa4RecConfig(SeqRecConfig):
 
     Args (those that `BertConfig` does not have, or that mean more here):
         position_offset: row of the position table that the first token reads: 0 for BERT, 2 for RoBERTa, Longformer.
+        count_pad_tokens: whether a padding token that stands in a text (not behind it) counts among the positions.
+            False as in RoBERTa and Longformer: it reads the row before `position_offset`, as if it were no token.
         type_vocab_size: token types: 0 `[CLS]`, 1 attribute name, 2 attribute value, 3 padding.
         max_item_embeddings: rows of the item-position table; row 0 is `[CLS]`, row k the k-th most recent item.
         attention_window: two-sided window in tokens (64 = 32 to each side). When set, `[CLS]` attends to all tokens
@@ -96,6 +98,7 @@ class Jepa4RecConfig(SeqRecConfig):
     attention_probs_dropout_prob: float | int = 0.1
     max_position_embeddings: int = 512
     position_offset: int = 0
+    count_pad_tokens: bool = True
     type_vocab_size: int = 4
     max_item_embeddings: int = 51
     token_types: bool = True
@@ -133,6 +136,11 @@ class Jepa4RecConfig(SeqRecConfig):
         """`pooler_output` is one of two things."""
         if self.pooling not in ("cls", "mean"):
             raise ValueError(f'pooling must be "cls" or "mean", got "{self.pooling}".')
+
+    def validate_positions(self):
+        """A padding token that does not count has a row of its own."""
+        if not self.count_pad_tokens and (self.position_offset < 1 or self.pad_token_id is None):
+            raise ValueError("count_pad_tokens: false needs a pad_token_id and a position_offset of at least 1.")
 
     def validate_tables(self):
         """The embedding tables have room for what every input holds."""

@@ -71,6 +71,14 @@ def pack_batch(
     return PackedBatch(rows, source, input_ids.flatten()[source], types, items)
 
 
+def _columns_without_pads(batch: PackedBatch, pad_token_id: int) -> Tensor:
+    """Place of each packed token among the others of its row that are no padding token, -1 for one that is, (T,)."""
+    words = batch.input_ids != pad_token_id
+    counts = words.cumsum(0)
+    before = (counts - words.long())[batch.rows.first]
+    return torch.where(words, counts - before[batch.rows.row] - 1, -1)
+
+
 class Jepa4RecEmbeddings(nn.Module):
     """LayerNorm(word + position + token type + item position), dropout after (RecFormer, §2.1)."""
 
@@ -255,7 +263,10 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         return self._pool(self._encode(batch), batch.rows)
 
     def _encode(self, batch: PackedBatch, cls_only: bool = False) -> Tensor:
-        hidden = self.embeddings(batch.input_ids, batch.rows.column, batch.token_types, batch.item_positions)
+        columns = batch.rows.column
+        if not self.config.count_pad_tokens:
+            columns = _columns_without_pads(batch, self.config.pad_token_id)
+        hidden = self.embeddings(batch.input_ids, columns, batch.token_types, batch.item_positions)
         return self.encoder(hidden, plan_attention(batch.rows, self.config.attention_window), cls_only)
 
     def _pool(self, hidden: Tensor, rows: PackedRows) -> Tensor:

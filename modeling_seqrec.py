@@ -234,7 +234,7 @@ class SeqRecLMHead(nn.Module):
     """Token states (T, d) -> vocabulary logits (T, V), as RoBERTa's and RecFormer's."""
 
     def __init__(self, config: SeqRecConfig, words: nn.Embedding):
-        """`words`: the encoder's word embeddings, whose weights the decoder shares."""
+        """`words`: the encoder's word embeddings, whose weights the decoder shares where `tie_word_embeddings`."""
         super().__init__()
         width = words.embedding_dim
         self.dense = nn.Linear(config.hidden_size, width)

@@ -33,7 +33,8 @@ SETTINGS = {
     "max_items": 50,  # most recent items of a history that are read
     "max_tokens": 1024,  # tokens of a history with its CLS; at most model_max_length unless set
     "attribute_names": True,  # False: only the values are written
-    "empty_attributes": False,  # True: the name of an attribute without a value is written
+    "empty_attributes": False,  # True: the name of an attribute without a value is written, even where all lack one
+    "empty_histories": False,  # True: a history without items is its CLS alone; False: it is refused
     "whole_items": False,  # True: leave out an item that does not fit whole; False: cut it at max_tokens
     "pad_item_position": 0,  # item_position_ids of padding
     "sentence": "attributes",  # or ST5's formats, "structured" by tags or "unstructured"; the rest is for those alone
@@ -53,6 +54,7 @@ RECFORMER_SETTINGS = {
     "max_items": 50,
     "max_tokens": 1024,
     "empty_attributes": True,
+    "empty_histories": True,
     "pad_item_position": 50,
 }
 
@@ -72,6 +74,9 @@ class ItemTokens(NamedTuple):
     def lengths(self) -> np.ndarray:
         """Tokens of every item, (n,) int64."""
         return np.diff(self.offsets)
+
+
+NO_ITEMS = ItemTokens(np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64))
 
 
 class ItemSentTokenizer(TokenizersBackend):
@@ -108,6 +113,7 @@ class ItemSentTokenizer(TokenizersBackend):
     max_items = property(lambda self: self._setting("max_items"))
     attribute_names = property(lambda self: self._setting("attribute_names"))
     empty_attributes = property(lambda self: self._setting("empty_attributes"))
+    empty_histories = property(lambda self: self._setting("empty_histories"))
     whole_items = property(lambda self: self._setting("whole_items"))
     pad_item_position = property(lambda self: self._setting("pad_item_position"))
     sentence = property(lambda self: self._setting("sentence"))
@@ -172,7 +178,8 @@ class ItemSentTokenizer(TokenizersBackend):
         _check_every_item_has_text(counts, label)
         ids, starts, lengths = self._encode_strings(strings)
         keep = self._kept_tokens(lengths[refs])
-        _check_every_item_has_text(_sums(lengths[refs[:, 1]], counts), label)
+        written = keep.sum(1) if self.empty_attributes else lengths[refs[:, 1]]
+        _check_every_item_has_text(_sums(written, counts), label)
         return ItemTokens(
             input_ids=ids[_ranges(starts[refs].ravel(), keep.ravel())],
             token_type_ids=np.repeat(np.tile(np.int8([NAME_TYPE, VALUE_TYPE]), len(keep)), keep.ravel()),
@@ -276,7 +283,8 @@ class ItemSentTokenizer(TokenizersBackend):
             return_tensors: "pt", "np" or None for lists (only lists may stay unpadded, `padding=False`).
             max_items, max_tokens: override the settings of the same name.
             padding: True or "longest", or "max_length" for L = max_tokens.
-            allow_empty: an empty history is its CLS alone (in ST5's formats: the marks around a history).
+            allow_empty: an empty history is its CLS alone (in ST5's formats: the marks around a history), whatever the
+                setting `empty_histories` says.
             alone: each history is one item, to be read as an item: ST5's formats then leave a history's tags out.
 
         Raises:
@@ -284,6 +292,7 @@ class ItemSentTokenizer(TokenizersBackend):
         """
         marks = None if self.sentence == "attributes" else self._marks(alone)
         max_items, max_tokens = max_items or self.max_items, max_tokens or self.max_tokens
+        allow_empty = allow_empty or self.empty_histories
         rows, items, positions = _newest_items(histories, max_items, item_tokens.num_items, allow_empty)
         if marks is None:
             starts, keep = self._place_items(item_tokens.lengths[items], rows, positions, max_tokens)
@@ -414,12 +423,13 @@ class ItemSentTokenizer(TokenizersBackend):
         return_tensors: str | None = None,
     ) -> BatchEncoding:
         for row, history in enumerate(histories):
-            if len(history) == 0:
+            if len(history) == 0 and not self.empty_histories:
                 raise ValueError(f"history {row} is empty: give at least one item")
         places = [(row, i) for row, history in enumerate(histories) for i in range(len(history))]
-        item_tokens = self._encode_items(
-            list(chain.from_iterable(histories)), lambda i: "item {1} of history {0}".format(*places[i])
-        )
+        items = list(chain.from_iterable(histories))
+        item_tokens = NO_ITEMS
+        if items:
+            item_tokens = self._encode_items(items, lambda i: "item {1} of history {0}".format(*places[i]))
         ends = np.cumsum([len(history) for history in histories])
         batch = self.batch_histories(
             item_tokens,

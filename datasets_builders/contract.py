@@ -67,12 +67,18 @@ class SeqRecDataset:
 
     @cached_property
     def _item_texts(self) -> list[dict[str, str]]:
-        rows = self.items.select(self.attributes).to_pylist()
-        return [{name: text for name, text in row.items() if text} for row in rows]
+        return [{name: text for name, text in row.items() if text} for row in self._item_rows]
 
-    def item_texts(self) -> list[dict[str, str]]:
-        """The text of every item, by item index: attribute -> value in the fixed order, empty values left out."""
-        return self._item_texts
+    @cached_property
+    def _item_rows(self) -> list[dict[str, str]]:
+        return self.items.select(self.attributes).to_pylist()
+
+    def item_texts(self, empty: bool = False) -> list[dict[str, str]]:
+        """The text of every item, by item index: attribute -> value in the fixed order, empty values left out.
+
+        With `empty` they stay, as "", for a tokenizer that writes the names of attributes without a value.
+        """
+        return self._item_rows if empty else self._item_texts
 
     def histories(self) -> list[np.ndarray]:
         """Item indices (int32) of every user, oldest first, in the order of ``sequences``."""

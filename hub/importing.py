@@ -162,7 +162,7 @@ def read_bert(folder: str, config: PreTrainedConfig) -> Source:
 def read_roberta(folder: str, config: PreTrainedConfig) -> Source:
     """RoBERTa: the first token's position is the padding id + 1."""
     model, has_head = _read_weights(folder, AutoModelForMaskedLM)
-    shape = _shared_shape(folder, config) | {"position_offset": config.pad_token_id + 1}
+    shape = _shared_shape(folder, config) | {"position_offset": config.pad_token_id + 1, "count_pad_tokens": False}
     return Source(shape, _encoder(model) | (_head(model, model.lm_head, ROBERTA_HEAD) if has_head else {}))
 
 
@@ -387,6 +387,7 @@ def _recformer_model(
         model_class, new = Jepa4RecForSequentialRecommendation, ("log_scale",)
         left_out += ["lm_head.* (a fine-tuned model predicts no tokens)"] * bool(weights.head)
     elif weights.head:
+        shape |= {"tie_word_embeddings": "decoder.weight" not in weights.head}
         state |= {f"lm_head.{name}": value for name, value in weights.head.items()}
         model_class, new = Jepa4RecForPreTraining, ("predictor.", "target_encoder.", "lm_head.decoder.")
     model = _new_model(shape, model_class, seed)

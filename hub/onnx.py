@@ -31,6 +31,7 @@ class PaddedEncoder(nn.Module):
         super().__init__()
         self.embeddings, self.layers = model.embeddings, model.encoder.layer
         self.window, self.pooling = model.config.attention_window, model.config.pooling
+        self.uncounted = None if model.config.count_pad_tokens else model.config.pad_token_id
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, item_position_ids: Tensor
@@ -38,7 +39,11 @@ class PaddedEncoder(nn.Module):
         valid = attention_mask > 0
         columns = attention_mask.cumsum(1) - 1  # a token's place among those of its row, wherever padding stands
         first = ((columns == 0) & valid).long().argmax(1)
-        hidden = self.embeddings(input_ids, columns.clamp(min=0), token_type_ids, item_position_ids)
+        places = columns.clamp(min=0)
+        if self.uncounted is not None:
+            words = (input_ids != self.uncounted) & valid
+            places = torch.where(words, words.long().cumsum(1) - 1, -1)
+        hidden = self.embeddings(input_ids, places, token_type_ids, item_position_ids)
         mask = self._mask(columns, valid)
         *most, last = self.layers
         for layer in most:

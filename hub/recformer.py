@@ -25,7 +25,7 @@ class RecFormerWeights(NamedTuple):
     """What is in an official file."""
 
     encoder: dict[str, Tensor]  # in Jepa4RecModel's names, which are RecFormer's
-    head: dict[str, Tensor]  # of Jepa4RecLMHead, without prefix; empty where there is none that fits
+    head: dict[str, Tensor]  # of SeqRecLMHead, without prefix, a decoder of its own included; empty where none fits
     items: Tensor | None  # (num_items, d), the item matrix of a fine-tuned model
     left_out: list[str]  # what has no place here, each with the reason
 
@@ -104,7 +104,7 @@ def _add_word_embeddings(path: Path, encoder: dict[str, Tensor], words: Tensor |
 
 
 def _take_head(rest: dict[str, Tensor], words: Tensor) -> tuple[dict[str, Tensor], list[str]]:
-    """Take `lm_head.*` out of `rest`: a head that decodes through the word embeddings is kept, another left out."""
+    """Take `lm_head.*` out of `rest`: the head, and its decoder where that is not the word embeddings again."""
     names = [key for key in rest if key.startswith("lm_head.")]
     head = {name.removeprefix("lm_head."): rest.pop(name) for name in names}
     if not head:
@@ -113,9 +113,11 @@ def _take_head(rest: dict[str, Tensor], words: Tensor) -> tuple[dict[str, Tensor
     if twin is not None:
         head.setdefault("bias", twin)
     known = {"bias", "dense.weight", "dense.bias", "layer_norm.weight", "layer_norm.bias"}
-    fits = set(head) == known and torch.equal(decoder, words) and (twin is None or torch.equal(twin, head["bias"]))
+    fits = set(head) == known and decoder.shape == words.shape and (twin is None or torch.equal(twin, head["bias"]))
     if not fits:
-        return {}, [f"{', '.join(names)} (a leftover that does not decode through the word embeddings)"]
+        return {}, [f"{', '.join(names)} (a leftover that is no token head of these words)"]
+    if not torch.equal(decoder, words):
+        return head | {"decoder.weight": decoder}, ["lm_head.decoder.bias (lm_head.bias again)"] * (twin is not None)
     doubles = [name for name in names if name.endswith(HEAD_DECODER)]
     return head, [f"{', '.join(doubles)} (the word embeddings and lm_head.bias again)"] * bool(doubles)
 
@@ -158,6 +160,7 @@ def recformer_shape(path: Path, encoder: dict[str, Tensor], overrides: dict) -> 
         "intermediate_size": len(ends),
         "max_position_embeddings": positions,
         "position_offset": 2,
+        "count_pad_tokens": False,
         "type_vocab_size": tables["token_type"][0],
         "max_item_embeddings": tables["item_position"][0],
         "attention_window": LONGFORMER_WINDOW,

@@ -143,7 +143,7 @@ def draw(run: Path, beside: list[Path], dataset: SeqRecDataset, folder: Path, op
     series = {name: ranks} | other_ranks(beside, dataset, record)
     checkpoint = run / "checkpoint"
     model, tokenizer = open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
-    tokens = tokenizer.encode_items(dataset.item_texts())
+    tokens = tokenizer.encode_items(dataset.item_texts(empty=True))
     items = sample(dataset.num_items, options.points, options.seed)
     vectors = encode_items(model, tokenizer, tokens).cpu().numpy()[items]
     draw_map(tsne(vectors, options.seed), labels[items], f"Items by {what}\n{name}", folder / "items.png")

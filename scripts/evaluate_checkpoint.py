@@ -72,7 +72,8 @@ def evaluate(options: Namespace) -> dict:
     tokenizer = load_tokenizer(checkpoint, model, options.max_items)
     if options.split == "validation" and tokenizer is None and model.trained_by is None:
         raise ValueError(f"{checkpoint} was counted for the test split, validation's targets included: rank test.")
-    item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(), dataset.items["item_id"].to_pylist())
+    item_ids = dataset.items["item_id"].to_pylist()
+    item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True), item_ids)
     scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens)
     baselines = rank_baselines(BASELINES, splits, options.split, dataset.num_items, options.exclude_history)
     ranks = rank_split_both_ways(scorer, split, options.exclude_history)

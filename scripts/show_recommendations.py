@@ -39,7 +39,7 @@ def open_scorer(place: str, dataset: SeqRecDataset) -> Scorer:
     checkpoint = find_checkpoint(place)
     model = load_model(checkpoint, dataset.fingerprint)
     tokenizer = load_tokenizer(checkpoint, model)
-    return make_scorer(model, tokenizer, tokenizer and tokenizer.encode_items(dataset.item_texts()))
+    return make_scorer(model, tokenizer, tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True)))
 
 
 def choose_users(split: Split, users: int, seed: int) -> Split:

@@ -47,7 +47,7 @@ def open_trained(trained: Trained) -> tuple:
 def rank_as_texts(study: Study, checkpoint: tuple, texts: list[dict[str, str]] | None = None) -> np.ndarray:
     """Zero-shot ranks (U,): histories and catalogue are read as texts, those of the dataset or the ones given."""
     model, tokenizer = checkpoint
-    item_tokens = tokenizer.encode_items(study.data.dataset.item_texts() if texts is None else texts)
+    item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True) if texts is None else texts)
     scorer = DualEncoderScorer(model, tokenizer, item_tokens, progress=False)
     return rank_split(scorer, study.data.splits.test, progress=False)
 

@@ -98,7 +98,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     for one, seed in zip(trained, study.recipe.seeds, strict=True):
         model = Jepa4RecForPreTraining.from_pretrained(one.checkpoint).eval()
         tokenizer = ItemSentTokenizer.from_pretrained(one.checkpoint)
-        item_tokens = tokenizer.encode_items(study.data.dataset.item_texts())
+        item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True))
         for (way, percent), rows in ranks.items():
             revealed = revealed_tokens(tokenizer, item_tokens, percent / 100, seed)
             rows.append(WAYS[way](model, tokenizer, item_tokens, study.data.splits.test, revealed))

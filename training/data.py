@@ -111,7 +111,7 @@ def _file_stamps(data_files) -> list:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a phase learns from: item texts, and training sequences of indices into them (oldest first)."""
+    """What a phase learns from: item texts ("" where one is missing), and sequences of items, oldest first."""
 
     texts: list[dict[str, str]]
     sequences: list[np.ndarray]
@@ -197,7 +197,7 @@ def load_run_data(recipe: DataRecipe) -> RunData:
             "users need at least three interactions"
         )
     splits = splits._replace(train=splits.train[: recipe.users])
-    own = Corpus(dataset.item_texts(), splits.train)
+    own = Corpus(dataset.item_texts(empty=True), splits.train)
     parts = [_training_part(part, recipe) for part in recipe.pretrain]
     read = _concatenate(parts) if parts else own
     return RunData(dataset, splits, own, read, recipe.split, recipe.users, recipe.cache_dir)
@@ -206,7 +206,7 @@ def load_run_data(recipe: DataRecipe) -> RunData:
 def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
     dataset = open_dataset(recipe, run.cache_dir)
     sequences = dataset.histories() if recipe.part == "all" else PROTOCOLS[run.split](dataset.sequences).train
-    return Corpus(dataset.item_texts(), sequences[: recipe.users])
+    return Corpus(dataset.item_texts(empty=True), sequences[: recipe.users])
 
 
 def _concatenate(corpora: list[Corpus]) -> Corpus:

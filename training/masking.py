@@ -1,5 +1,8 @@
 """Masks for pre-training: which tokens of a batch are hidden, token by token or word by word (section 3.3)."""
 
+import string
+import unicodedata
+
 import numpy as np
 
 from ..tokenization_itemsent import ItemSentTokenizer
@@ -7,10 +10,13 @@ from ..tokenization_itemsent import ItemSentTokenizer
 IGNORED_LABEL = -100
 
 
-def word_starts(tokenizer: ItemSentTokenizer) -> np.ndarray:
+def word_starts(tokenizer: ItemSentTokenizer, punctuation: bool = False) -> np.ndarray:
     """Which ids of the vocabulary begin a word in running text, (V,) bool.
 
     A byte-level or SentencePiece vocabulary marks the space before a word, WordPiece what continues one.
+
+    Args:
+        punctuation: a token that begins with punctuation begins a word too, as in RecFormer's published code.
 
     Raises:
         ValueError: the vocabulary marks neither.
@@ -18,11 +24,40 @@ def word_starts(tokenizer: ItemSentTokenizer) -> np.ndarray:
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     spaced = np.array([token.startswith(("Ġ", "▁")) for token in tokens])
     if spaced.any():
-        return spaced
+        marked = [punctuation and _is_punctuation(token[0]) for token in tokens]
+        return spaced | np.array(marked)
     continued = np.array([token.startswith("##") for token in tokens])
     if not continued.any():
         raise ValueError("the tokenizer does not mark words (Ġ, ▁ or ##): mask_unit must be token")
     return ~continued
+
+
+def _is_punctuation(letter: str) -> bool:
+    """As BERT's tokenizer counts it: what Unicode calls punctuation, and every other ASCII sign."""
+    return letter in string.punctuation or unicodedata.category(letter).startswith("P")
+
+
+def words_to_quota(draw: np.ndarray, firsts: np.ndarray, may: np.ndarray, quotas: np.ndarray) -> np.ndarray:
+    """Whole words in random order, as many as fit into each row's quota of tokens, (B, L) bool.
+
+    RecFormer's published code: a word that would go beyond the quota is passed over, and the next one tried.
+
+    Args:
+        draw: (B, L) uniform numbers; that of a word's first token is its place in the order.
+        firsts: (B, L) from `word_firsts`.
+        may: (B, L) tokens that may be chosen.
+        quotas: (B,) tokens.
+    """
+    chosen = np.zeros_like(may)
+    for row, quota in enumerate(quotas):
+        columns = np.flatnonzero(may[row])
+        begins, words, sizes = np.unique(firsts[row, columns], return_inverse=True, return_counts=True)
+        taken, left = np.zeros(len(begins), bool), quota
+        for word in np.argsort(draw[row, begins], kind="stable"):
+            if sizes[word] <= left:
+                taken[word], left = True, left - sizes[word]
+        chosen[row, columns] = taken[words]
+    return chosen
 
 
 def word_firsts(batch: dict[str, np.ndarray], starts_word: np.ndarray, seams: bool) -> np.ndarray:

@@ -65,7 +65,7 @@ def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrai
         return _counted(recipe, data, split)
     shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
     with _one_sentence():
-        model = model_class.for_catalogue(shape, data.own.texts, lambda: encode_texts(recipe, data))
+        model = model_class.for_catalogue(shape, data.dataset.item_texts(), lambda: encode_texts(recipe, data))
     if recipe.model.pretrained:
         _take_pretrained(model, recipe.model.pretrained)
     return model
@@ -132,7 +132,7 @@ def _from_scratch(recipe: Recipe, data: RunData) -> tuple[SeqRecPreTrainedModel,
     """Random weights and a vocabulary learned from the texts of all the run's items."""
     corpora = [data.read] if data.read is data.own else [data.read, data.own]
     items = [item for corpus in corpora for item in corpus.texts]
-    words = [text for item in items for pair in item.items() for text in pair]
+    words = [text for item in items for pair in item.items() if pair[1] for text in pair]
     if recipe.model.family == "st5rec":
         vocabulary = train_t5_wordpiece([*words, *FIXED_TEXTS], recipe.tokenizer.vocab_size)
         tokenizer = ItemSentTokenizer.wrap(vocabulary, **{**ST5_SETTINGS, **_settings(recipe)})

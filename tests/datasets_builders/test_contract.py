@@ -41,6 +41,7 @@ def test_item_texts_keep_the_attribute_order_and_leave_empty_values_out(dataset)
     texts = dataset.item_texts()
     assert texts == [{"title": "Tea pot", "brand": "Kupfer"}, {"title": "Gruener Tee – 50 g"}, {"title": "Honig"}]
     assert list(texts[0]) == ["title", "brand"]
+    assert dataset.item_texts(empty=True)[2] == {"title": "Honig", "brand": ""}
 
 
 def test_save_and_load_give_the_same_dataset(dataset, tmp_path):

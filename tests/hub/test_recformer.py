@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -13,10 +14,13 @@ from torch.nn import functional as F
 from transformers import LongformerConfig, LongformerForMaskedLM, PreTrainedTokenizerFast
 from transformers.models.longformer.modeling_longformer import LongformerEncoder
 
-from jepa4rec.datasets_builders.contract import save_dataset
+from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
 from jepa4rec.hub.importing import import_checkpoint, import_recformer
 from jepa4rec.hub.opening import load_model
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.data import DataRecipe, load_run_data
+from jepa4rec.training.optimisation import freeze
 from tests.hub.test_import_checkpoint import run_script
 
 HEADS, WINDOW, WIDTH = 4, 64, 32
@@ -189,12 +193,68 @@ def test_every_layout_gives_the_same_encoder(prefix, head, num_items, kind, tmp_
         assert imported.model.scale.item() == pytest.approx(20)
 
 
-def test_a_head_over_other_words_is_left_out_by_name(tmp_path, tokenizer):
+def test_a_padding_token_in_a_text_moves_the_positions_behind_it_as_published(model):
+    batch = random_batch([40, 70])
+    batch["input_ids"][0, [5, 6, 30]] = 1
+    expected = official_states(official_state(), batch)[:, 0]
+    torch.testing.assert_close(model.embed(**batch), expected, rtol=0, atol=1e-5)
+    model.config.count_pad_tokens = True
+    assert not torch.allclose(model.embed(**batch)[0], expected[0], atol=1e-2)
+    torch.testing.assert_close(model.embed(**batch)[1], expected[1], rtol=0, atol=1e-5)
+
+
+def test_a_decoder_of_its_own_is_kept_and_learns_while_the_words_are_frozen(tmp_path, tokenizer):
     state = official_state("longformer.", head=True)
-    state["lm_head.decoder.weight"] += 1
+    state["lm_head.decoder.weight"] += torch.randn_like(state["lm_head.decoder.weight"])
+    imported = import_state(state, tmp_path, tokenizer)
+    assert any("lm_head.decoder.bias" in what for what in imported.left_out)
+    imported.model.save_pretrained(tmp_path / "saved")
+    model = Jepa4RecForPreTraining.from_pretrained(tmp_path / "saved")
+    assert torch.equal(model.lm_head.decoder.weight, state["lm_head.decoder.weight"])
+    freeze(model, word_embeddings=True, layers=0)
+    learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert "lm_head.decoder.weight" in learning and "jepa4rec.embeddings.word_embeddings.weight" not in learning
+    hidden = torch.randn(3, WIDTH)
+    inner = F.gelu(hidden @ state["lm_head.dense.weight"].T + state["lm_head.dense.bias"])
+    norm = [state[f"lm_head.layer_norm.{name}"] for name in ("weight", "bias")]
+    logits = F.layer_norm(inner, (WIDTH,), *norm, 1e-5) @ state["lm_head.decoder.weight"].T + state["lm_head.bias"]
+    torch.testing.assert_close(model.lm_head(hidden), logits)
+
+
+def test_a_head_of_another_vocabulary_is_left_out_by_name(tmp_path, tokenizer):
+    state = official_state("longformer.", head=True)
+    state["lm_head.decoder.weight"] = state["lm_head.decoder.weight"][1:]
     imported = import_state(state, tmp_path, tokenizer)
     assert type(imported.model) is Jepa4RecModel
     assert any("lm_head.decoder.weight" in what and "leftover" in what for what in imported.left_out)
+
+
+def test_what_is_empty_is_read_as_published(tmp_path, tokenizer):
+    reads = import_state(official_state(), tmp_path, tokenizer).tokenizer
+    empty = {"title": "", "brand": "", "category": ""}
+    rows = reads([[], [empty], [{"title": "Tea", "brand": "", "category": "Red"}]])
+    assert rows["input_ids"] == [[0], [0, TITLE, BRAND, CATEGORY], [0, TITLE, TEA, BRAND, CATEGORY, RED]]
+    assert rows["token_type_ids"][2] == [0, 1, 2, 1, 1, 2]
+    assert reads([[]])["input_ids"] == [[0]]
+    strict = ItemSentTokenizer.wrap(reads, empty_attributes=False, empty_histories=False)
+    for refused, said in (([[]], "history 0 is empty"), ([[empty]], "item 0 of history 0 has no text")):
+        with pytest.raises(ValueError, match=said):
+            strict(refused)
+    with pytest.raises(ValueError, match="item 0 of history 0 has no text"):
+        reads([[{}]])
+
+
+def test_a_built_dataset_keeps_empty_attributes_for_who_reads_them(tmp_path, tokenizer):
+    items = pa.table(
+        {"item_id": ["a", "b"], "title": ["Tea", "Red"], "brand": ["", "Red"], "category": ["Red", "Tea"]}
+    )
+    sequences = pa.table({"user_id": ["u"], "items": pa.array([[0, 1, 0]], pa.list_(pa.int32()))})
+    save_dataset(make_dataset(items, sequences, {"name": "tiny", "config": "tiny"}), tmp_path / "built")
+    data = load_run_data(DataRecipe(dir=str(tmp_path / "built")))
+    reads = import_state(official_state(), tmp_path, tokenizer).tokenizer
+    for names, wanted in ((True, [TITLE, TEA, BRAND, CATEGORY, RED]), (False, [TITLE, TEA, CATEGORY, RED])):
+        tokens = data.item_tokens(ItemSentTokenizer.wrap(reads, empty_attributes=names), data.own)
+        assert tokens.input_ids[: tokens.offsets[1]].tolist() == wanted
 
 
 def test_a_lightning_file_half_precision_and_frozen_words(tmp_path, tokenizer):

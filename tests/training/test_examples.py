@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from jepa4rec.serving.encoding_seqrec import HistoryCollator
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.batches import Example, LengthGroupedBatchSampler, PrefixDataset, prefix_examples
-from jepa4rec.training.masking import mask_tokens, sample_masked_item, word_firsts, word_starts
+from jepa4rec.training.masking import mask_tokens, sample_masked_item, word_firsts, word_starts, words_to_quota
 from jepa4rec.training.phases.finetune import FineTuningCollator
 from jepa4rec.training.phases.pretrain import PreTrainingCollator
 from jepa4rec.training.start import train_wordpiece
@@ -278,9 +278,44 @@ def test_words_by_hand():
     }
     assert word_firsts(batch, starts, seams=True).tolist() == [[0, 1, 2, 3, 4, 4, 6, 7]]
     assert word_firsts(batch, starts, seams=False).tolist() == [[0, 1, 1, 3, 4, 4, 4, 4]]
+    FewWords.words = ["title", ",", "Ġtea", "«Red", "s"]
+    assert word_starts(FewWords()).tolist() == [False, False, True, False, False]
+    assert word_starts(FewWords(), punctuation=True).tolist() == [False, True, True, True, False]
     FewWords.words = ["a", "b"]
     with pytest.raises(ValueError, match="does not mark words"):
         word_starts(FewWords())
+
+
+def test_words_are_taken_in_their_order_while_they_fit_a_quota():
+    rng = np.random.default_rng(0)
+    may = np.arange(30) < rng.integers(10, 31, 50)[:, None]
+    may[:, 0] = False
+    firsts = np.maximum.accumulate(np.where(rng.random((50, 30)) < 0.5, np.arange(30), 1), axis=1)
+    draw, quotas = rng.random((50, 30)), rng.integers(1, 8, 50)
+    chosen = words_to_quota(draw, firsts, may, quotas)
+    for row in range(50):
+        words = {}
+        for column in np.flatnonzero(may[row]):
+            words.setdefault(firsts[row, column], []).append(column)
+        taken = []
+        for first in sorted(words, key=lambda first: draw[row, first]):
+            if len(taken) + len(words[first]) <= quotas[row]:
+                taken += words[first]
+        assert np.flatnonzero(chosen[row]).tolist() == sorted(taken)
+
+
+def test_the_published_rule_masks_a_quota_of_every_text(tiny_items):
+    texts = [text for item in tiny_items for text in item.values()]
+    tokenizer = ItemSentTokenizer.wrap(train_wordpiece(texts, vocab_size=110))
+    item_tokens = tokenizer.encode_items(tiny_items)
+    collator = PreTrainingCollator(tokenizer, item_tokens, 0.15, 0.15, mask_unit="spaced_word")
+    history = np.random.default_rng(0).integers(0, 12, 50)
+    batch = collator([Example(history[: 5 + i], 3, i, 0) for i in range(40)])
+    tokens, masked = batch["attention_mask"].sum(1), (batch["labels"] != -100).sum(1)
+    assert (masked <= (0.15 * tokens).round()).all() and (masked >= (0.15 * tokens).round() - 1).all()
+    assert not (batch["labels"] != -100)[:, 0].any()
+    again = collator([Example(history[: 5 + i], 3, i, 0) for i in range(40)])
+    assert torch.equal(batch["input_ids"], again["input_ids"])
 
 
 def test_mask_tokens_by_hand():

@@ -298,5 +298,5 @@ def described_items(texts: Sequence[Mapping[str, str]], names: Sequence[str]) ->
 
 def split_description(item: Mapping[str, str], names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """An item without its description, and the description alone: the attributes `names`, joined."""
-    rest = {name: text for name, text in item.items() if name not in names}
+    rest = {name: text for name, text in item.items() if text and name not in names}
     return rest, {DESCRIPTION: " ".join(item[name] for name in names if item.get(name))}

@@ -16,16 +16,27 @@ from ...losses_seqrec import PreTrainingObjective, ema_momentum
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ..batches import MASK_STREAM, Example
 from ..data import RunData
-from ..masking import IGNORED_LABEL, mask_tokens, maskable, sample_masked_item, word_firsts, word_starts
+from ..masking import (
+    IGNORED_LABEL,
+    mask_tokens,
+    maskable,
+    sample_masked_item,
+    word_firsts,
+    word_starts,
+    words_to_quota,
+)
 from .phase import Phase, Work
+
+MOST_PREDICTIONS = 512  # of a text, in RecFormer's published code
 
 
 @dataclass(kw_only=True)
 class PretrainPhase(Phase):
     """JEPA4Rec pre-training: contrastive + MLM + mapping (paper section 3.3), or RecFormer's, without mapping.
 
-    The mask rates are over tokens, or over words where `mask_unit` is "word"; the words of "spaced_word" are told by
-    spaces alone, as in RecFormer's published code, so that a value's first word is one with its attribute's name.
+    The mask rates are over tokens, or over words where `mask_unit` is "word". "spaced_word" is the rule of RecFormer's
+    published code: words are told by spaces and punctuation alone, so that a value's first word is one with its
+    attribute's name, and each text has the rate's share of its tokens chosen, as nearly as whole words can.
     """
 
     kind: Literal["pretrain"]
@@ -64,7 +75,8 @@ class PreTrainingCollator:
     mask token, 10 % a random token, 10 % stay. At least one token of the next item is always chosen: an untouched
     next item would give away what is to be predicted. The history may stay untouched, for which the model has a
     learnable vector. One of the history items with a chosen token, each equally likely, is the item to reconstruct.
-    With `mask_unit` "word" or "spaced_word", words are chosen whole, at the same rates (see `word_firsts`).
+    With `mask_unit` "word", words are chosen whole, at the same rates (see `word_firsts`); with "spaced_word", to a
+    quota (see `words_to_quota`).
 
     Gives (B = batch, L, Ln, Li = longest history, next item, sampled item):
         input_ids (masked), labels, attention_mask, token_type_ids, item_position_ids (B, L); with `clean_history`
@@ -94,7 +106,7 @@ class PreTrainingCollator:
         self.history_mask_rate, self.next_mask_rate = history_mask_rate, next_mask_rate
         self.seed, self.clean_history = seed, clean_history
         self.mask_unit = mask_unit
-        self.starts_word = None if mask_unit == "token" else word_starts(tokenizer)
+        self.starts_word = None if mask_unit == "token" else word_starts(tokenizer, mask_unit == "spaced_word")
         self.replacements = np.array(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
@@ -130,14 +142,23 @@ class PreTrainingCollator:
         return history_draws, next_draws, item_draws
 
     def _mask(self, batch, draws, rate, at_least_one=False) -> dict[str, np.ndarray]:
-        draw = draws[0] if self.starts_word is None else self._one_draw_a_word(batch, draws[0])
-        chosen = draw < rate
-        if at_least_one:
-            chosen |= ~chosen.any(1, keepdims=True) & (draw == draw.min(1, keepdims=True))
+        if self.mask_unit == "spaced_word":
+            chosen = self._choose_to_quota(batch, draws[0], rate)
+        else:
+            draw = draws[0] if self.starts_word is None else self._one_draw_a_word(batch, draws[0])
+            chosen = draw < rate
+            if at_least_one:
+                chosen |= ~chosen.any(1, keepdims=True) & (draw == draw.min(1, keepdims=True))
         mask_token_id = self.tokenizer.mask_token_id
         return mask_tokens(batch["input_ids"], chosen, draws[1], draws[2], mask_token_id, self.replacements)
 
     def _one_draw_a_word(self, batch: dict[str, np.ndarray], draw: np.ndarray) -> np.ndarray:
         """Every token takes the number drawn for the first token of its word; CLS and padding are never chosen."""
-        firsts = word_firsts(batch, self.starts_word, seams=self.mask_unit == "word")
+        firsts = word_firsts(batch, self.starts_word, seams=True)
         return np.where(maskable(batch), np.take_along_axis(draw, firsts, 1), 1.0)
+
+    def _choose_to_quota(self, batch: dict[str, np.ndarray], draw: np.ndarray, rate: float) -> np.ndarray:
+        """At least one token a text and at most `MOST_PREDICTIONS`; the share is of all its tokens, CLS included."""
+        quotas = np.rint(rate * batch["attention_mask"].sum(1)).astype(np.int64).clip(1, MOST_PREDICTIONS)
+        firsts = word_firsts(batch, self.starts_word, seams=False)
+        return words_to_quota(draw, firsts, maskable(batch), quotas)
