@@ -1,6 +1,8 @@
-"""PMF (Salakhutdinov and Mnih, 2007) with biases: a rating is the dot product of a user's and an item's vector.
+"""PMF (Salakhutdinov and Mnih, 2007): a rating is the dot product of a user's and an item's vector.
 
-The paper's Gaussian priors are the squared lengths of what a rating touches, `l2` times, in the loss.
+With biases, unless the configuration says no `biases`, which is the paper's form and that of the ST5 thesis (section
+5.1.5). The paper's Gaussian priors are the squared lengths of what a rating touches, `l2` times, in the loss; it
+squashes ratings by a sigmoid, where these are kept in the range of the training ratings.
 """
 
 from collections.abc import Sequence
@@ -14,8 +16,8 @@ from transformers.utils import ModelOutput
 
 
 class PmfConfig(PreTrainedConfig):
-    """Sizes of the tables, weight of the priors, the training ratings' mean and range, and the fingerprint of the
-    dataset whose users and items the numbers are.
+    """Sizes of the tables, weight of the priors, whether users and items have biases, the training ratings' mean and
+    range, and the fingerprint of the dataset whose users and items the numbers are.
     """
 
     model_type = "pmf"
@@ -23,6 +25,7 @@ class PmfConfig(PreTrainedConfig):
     num_items: int = 1
     hidden_size: int = 16
     l2: float = 0.02
+    biases: bool = True
     mean: float = 3.0
     lowest: float = 1.0
     highest: float = 5.0
@@ -40,14 +43,17 @@ class PmfOutput(ModelOutput):
 
 
 class Pmf(PreTrainedModel):
-    """rating(u, i) = mean + b_u + b_i + p_u · q_i; a user or item of index -1 is unknown and adds nothing."""
+    """rating(u, i) = mean + b_u + b_i + p_u · q_i; a user or item of index -1 is unknown and adds nothing.
+
+    Without biases, users who are unknown tie all items.
+    """
 
     config_class = PmfConfig
     trained_by, predicts_ratings = "rating", True
 
     def __init__(self, config: PmfConfig):
         super().__init__(config)
-        # One column more than the vectors: the bias.
+        # One column more than the vectors: the bias, which stays 0 where there is none.
         self.users = nn.Embedding(config.num_users, config.hidden_size + 1)
         self.items = nn.Embedding(config.num_items, config.hidden_size + 1)
         self.post_init()
@@ -55,6 +61,8 @@ class Pmf(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding):
             init.normal_(module.weight, std=self.config.initializer_range)
+            if not self.config.biases:
+                init.zeros_(module.weight[:, -1])
 
     def forward(self, user_ids: Tensor, item_ids: Tensor, ratings: Tensor, telemetry: bool = False) -> PmfOutput:
         """Mean squared error of ratings (n,) with the priors on what they touch."""
@@ -79,7 +87,8 @@ class Pmf(PreTrainedModel):
         return self.config.num_items
 
     def _ratings(self, users: Tensor, items: Tensor) -> Tensor:
-        return self.config.mean + users[:, -1] + items[:, -1] + (users[:, :-1] * items[:, :-1]).sum(1)
+        ratings = self.config.mean + (users[:, :-1] * items[:, :-1]).sum(1)
+        return ratings + users[:, -1] + items[:, -1] if self.config.biases else ratings
 
     @classmethod
     def for_ratings(cls, ratings: Tensor, **shape) -> "Pmf":

@@ -1,6 +1,7 @@
 """Mean rating: global mean plus what item and user deviate from it, each shrunk towards nothing to go on.
 
-The least that a model of ratings has to beat. Counted, not trained, but saved and loaded as any model.
+The least that a model of ratings has to beat. Counted, not trained, but saved and loaded as any model. The ST5 thesis'
+"Mean Rating" (section 5.1.5) is the plain mean of each item: `damping` 0 and no `user_biases`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ class RatingMeanConfig(PreTrainedConfig):
 
     Args:
         damping: ratings of deviation 0 that every user and item is given besides its own.
+        user_biases: whether users deviate too.
         catalogue_fingerprint: of the dataset whose users and items the numbers are.
     """
 
@@ -24,6 +26,7 @@ class RatingMeanConfig(PreTrainedConfig):
     lowest: float = 1.0
     highest: float = 5.0
     damping: float = 5.0
+    user_biases: bool = True
     catalogue_fingerprint: str | None = None
 
 
@@ -43,12 +46,19 @@ class RatingMean(PreTrainedModel):
 
     @classmethod
     def fit(
-        cls, users: Tensor, items: Tensor, ratings: Tensor, num_users: int, num_items: int, damping: float = 5.0
+        cls,
+        users: Tensor,
+        items: Tensor,
+        ratings: Tensor,
+        num_users: int,
+        num_items: int,
+        damping: float = 5.0,
+        user_biases: bool = True,
     ) -> "RatingMean":
         """Count the biases of training ratings, each of (n,).
 
         Args:
-            damping: as in `RatingMeanConfig`.
+            damping, user_biases: as in `RatingMeanConfig`.
 
         Raises:
             ValueError: no ratings, or one that is not finite.
@@ -58,12 +68,14 @@ class RatingMean(PreTrainedModel):
             raise ValueError("ratings must be finite numbers, at least one: there is no mean of these.")
         lowest, highest = float(ratings.min()), float(ratings.max())
         sizes = {"num_users": num_users, "num_items": num_items}
-        model = cls(RatingMeanConfig(**sizes, lowest=lowest, highest=highest, damping=damping))
+        settings = {"lowest": lowest, "highest": highest, "damping": damping, "user_biases": user_biases}
+        model = cls(RatingMeanConfig(**sizes, **settings))
         rest = ratings - ratings.mean()
         item_bias = _damped_means(items, rest, num_items, damping)
-        user_bias = _damped_means(users, rest - item_bias[items], num_users, damping)
         model.mean.fill_(ratings.mean())
-        model.item_bias[:-1], model.user_bias[:-1] = item_bias, user_bias
+        model.item_bias[:-1] = item_bias
+        if user_biases:
+            model.user_bias[:-1] = _damped_means(users, rest - item_bias[items], num_users, damping)
         return model
 
     @classmethod

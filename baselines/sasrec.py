@@ -1,7 +1,11 @@
 """SASRec (Kang and McAuley, 2018): causal self-attention over item ids, trained to predict every next item.
 
 Unlike the paper's one sampled negative per position, the loss is the softmax over the whole catalogue, which is what
-makes it a strong baseline.
+makes it a strong baseline. The blocks too are today's, not the paper's: LayerNorm before each half, a GELU network
+that widens, a residual around what is normed, and positions that count from the oldest item read, not the newest.
+
+Figures of RecTools compare only where its NDCG was told `divide_by_achievable=True`: by default it divides DCG by that
+of k relevant items, here by that of the one target.
 """
 
 from huggingface_hub.dataclasses import strict

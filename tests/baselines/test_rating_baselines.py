@@ -51,6 +51,24 @@ def test_the_mean_by_hand():
     )
 
 
+def test_the_thesis_mean_is_each_items_own():
+    users, items, ratings = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 0]), torch.tensor([5.0, 3.0, 2.0])
+    model = RatingMean.fit(users, items, ratings, 2, 3, damping=0.0, user_biases=False)
+    stars = model.predict(torch.tensor([0, 1, 0, 0]), torch.tensor([0, 0, 1, 2]))
+    assert stars.tolist() == pytest.approx([3.5, 3.5, 3, 10 / 3])  # nobody rated item 2
+
+
+def test_pmf_without_biases_is_the_dot_product_alone():
+    users, items, ratings = planted()
+    model = Pmf.fit(users, items, ratings, 60, 50, epochs=2, hidden_size=3, biases=False, batch_size=128)
+    p, q = (table.weight.detach()[:, :-1] for table in (model.users, model.items))
+    by_hand = [model.config.mean + float(p[u] @ q[i]) for u, i in ((3, 4), (7, 0))]
+    wanted = np.clip(by_hand, model.config.lowest, model.config.highest)
+    with torch.no_grad():
+        assert model.predict(torch.tensor([3, 7]), torch.tensor([4, 0])).tolist() == pytest.approx(wanted, abs=1e-5)
+    assert torch.equal(model.score([[0]]), torch.zeros(1, 50))
+
+
 def test_predictions_stay_in_the_range_of_the_ratings():
     users, items, ratings = planted()
     for model in (RatingMean.fit(users, items, ratings, 60, 50), Pmf.fit(users, items, ratings, 60, 50, epochs=2)):
