@@ -6,7 +6,7 @@ end with -1. How a model learns from it (every next item, or masked ones) is the
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,20 @@ class ItemSequenceConfig(PreTrainedConfig):
             raise ValueError(f"temperature must be above 0, or null for dot products, got {self.temperature}.")
 
 
+class Items(NamedTuple):
+    """What there is to know of the items of a catalogue, in the order of the item matrix.
+
+    Attributes:
+        texts: the attributes of each item.
+        encode: gives their frozen text vectors, (num_items, text_size).
+        domains: the domain of each item, where the dataset has several.
+    """
+
+    texts: Sequence[Mapping[str, str]]
+    encode: Callable[[], Tensor]
+    domains: Sequence[str] | None = None
+
+
 @dataclass
 class ItemSequenceOutput(ModelOutput):
     """`loss` to call `backward` on; `loss_parts` by name, detached; `telemetry` is empty."""
@@ -82,16 +96,8 @@ class ItemSequenceModel(PreTrainedModel):
     objective = "next_item"
 
     @classmethod
-    def for_catalogue(
-        cls, shape: dict, texts: Sequence[Mapping[str, str]], encode: Callable[[], Tensor]
-    ) -> "ItemSequenceModel":
-        """An untrained model of a catalogue.
-
-        Args:
-            shape: fields of the configuration.
-            texts: each item's attributes, in the order of the item matrix; a subclass may learn its shape from them.
-            encode: gives frozen text vectors of the items, (num_items, text_size); called where `reads_texts`.
-        """
+    def for_catalogue(cls, shape: dict, items: Items) -> "ItemSequenceModel":
+        """An untrained model of a catalogue; `shape` has fields of the configuration, which a subclass may add to."""
         return cls(cls.config_class(**shape))
 
     @classmethod

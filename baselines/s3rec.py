@@ -13,7 +13,7 @@ negative, and the foreign segment comes from the sequences of the batch.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .item_sequences import PADDING, ItemSequenceConfig, ItemSequenceModel, TransformerBody, last_places
+from .item_sequences import PADDING, Items, ItemSequenceConfig, ItemSequenceModel, TransformerBody, last_places
 
 DRAWS = 5  # of a negative item; the first that the user has not is taken
 TASKS = ("attributes", "masked_attributes", "masked_items", "segments")
@@ -76,8 +76,8 @@ class S3Rec(ItemSequenceModel):
             init.constant_(self.item_attributes, self.config.num_attributes)
 
     @classmethod
-    def for_catalogue(cls, shape: dict, texts: Sequence[Mapping[str, str]], encode: Callable[[], Tensor]) -> "S3Rec":
-        rows, count = number_attributes(texts, shape.get("least_items", S3RecConfig.least_items))
+    def for_catalogue(cls, shape: dict, items: Items) -> "S3Rec":
+        rows, count = number_attributes(items.texts, shape.get("least_items", S3RecConfig.least_items))
         counted = {"num_attributes": max(count, 1), "attributes_per_item": max(1, *map(len, rows))}
         model = cls(cls.config_class(**{**shape, **counted}))
         with torch.no_grad():

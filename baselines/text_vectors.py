@@ -3,15 +3,13 @@
 The vectors are part of the checkpoint, so that nothing else is needed to rank.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .item_sequences import ItemSequenceConfig, ItemSequenceModel
+from .item_sequences import Items, ItemSequenceConfig, ItemSequenceModel
 
 
 @strict
@@ -33,10 +31,8 @@ class TextSequenceModel(ItemSequenceModel):
         self.register_buffer("text_vectors", torch.zeros(config.num_items, config.text_size))
 
     @classmethod
-    def for_catalogue(
-        cls, shape: dict, texts: Sequence[Mapping[str, str]], encode: Callable[[], Tensor]
-    ) -> "TextSequenceModel":
-        vectors = encode()
+    def for_catalogue(cls, shape: dict, items: Items) -> "TextSequenceModel":
+        vectors = items.encode()
         model = cls(cls.config_class(**{**shape, "text_size": vectors.shape[1]}))
         model.set_text_vectors(vectors)
         return model

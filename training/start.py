@@ -11,7 +11,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ..baselines import BASELINE_MODELS, fit_baseline
+from ..baselines.item_sequences import Items
 from ..configuration_jepa4rec import Jepa4RecConfig
+from ..datasets_builders.contract import DOMAIN
 from ..hub.importing import import_checkpoint
 from ..hub.opening import ENCODERS, encoder_class, open_as_is, open_encoder, pretraining_class, read_config
 from ..modeling_jepa4rec import Jepa4RecModel
@@ -65,10 +67,16 @@ def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrai
         return _counted(recipe, data, split)
     shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
     with _one_sentence():
-        model = model_class.for_catalogue(shape, data.dataset.item_texts(), lambda: encode_texts(recipe, data))
+        model = model_class.for_catalogue(shape, _items(recipe, data))
     if recipe.model.pretrained:
         _take_pretrained(model, recipe.model.pretrained)
     return model
+
+
+def _items(recipe: Recipe, data: RunData) -> Items:
+    table = data.dataset.items
+    domains = table[DOMAIN].to_pylist() if DOMAIN in table.column_names else None
+    return Items(data.dataset.item_texts(), lambda: encode_texts(recipe, data), domains)
 
 
 def encode_texts(recipe: Recipe, data: RunData) -> torch.Tensor:

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import train_accelerate
 from jepa4rec.baselines import SEQUENCE_MODELS
-from jepa4rec.baselines.item_sequences import full_softmax, pad_sequences, sampled_softmax
+from jepa4rec.baselines.item_sequences import Items, full_softmax, pad_sequences, sampled_softmax
+from jepa4rec.baselines.recguru import ReversedGradient
 from jepa4rec.baselines.s3rec import draw_segments, number_attributes
 from jepa4rec.baselines.vqrec import means, nearest, product_codes, sinkhorn
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
@@ -55,7 +56,8 @@ def make_model(name, **overrides):
     """A tiny model of twelve items in evaluation mode, with random text vectors where it reads any."""
     torch.manual_seed(0)
     shape = {"num_items": 12, **SHAPE, **OWN_SHAPE.get(name, {}), **overrides}
-    return SEQUENCE_MODELS[name].for_catalogue(shape, TINY_ITEMS, lambda: torch.randn(12, 8)).eval()
+    items = Items(TINY_ITEMS, lambda: torch.randn(12, 8), ["shop"] * 6 + ["market"] * 6)
+    return SEQUENCE_MODELS[name].for_catalogue(shape, items).eval()
 
 
 def slow_transformer(body, vectors, causal=True):
@@ -156,7 +158,7 @@ def test_padding_changes_nothing(name):
     torch.testing.assert_close(alone[0], padded[0])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "bert4rec"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("bert4rec", "recguru")])
 def test_no_place_sees_the_items_after_it(name):
     model = make_model(name)
     with torch.no_grad():
@@ -469,6 +471,53 @@ def test_s3rec_draws_what_the_losses_ask_for():
     assert not inside[ids < 0].any() and inside[:, :2].any(0).all() and (foreign[inside] >= 0).all()
     where = [row.nonzero().flatten().tolist() for row in inside]
     assert all(places == list(range(places[0], places[0] + len(places))) for places in where)
+
+
+def test_recguru_recommends_by_the_history_and_its_user():
+    model = stir(make_model("recguru"))
+    rows = torch.tensor([3, 1, 4])
+    items = model.item_embeddings(rows)
+    user = slow_transformer(model.encoder, items, causal=False)[-1]
+    beside = model.recommender_user.weight @ user + model.recommender_user.bias
+    by_hand = slow_transformer(model.recommender, items + beside)[-1]
+    torch.testing.assert_close(model.user_vectors(rows[None])[0], by_hand)
+    vectors, targets, _ = model.examples(torch.tensor([[3, 1, 4, 7], [5, 9, -1, -1]]))
+    torch.testing.assert_close(vectors[0], by_hand)
+    assert targets.tolist() == [7, 9]
+
+
+def test_recguru_says_sequences_again_and_hides_their_domain():
+    model = stir(make_model("recguru", discriminator_size=6, adversary_weight=0.25))
+    model.start_phase("pretrain")
+    ids = torch.tensor([[3, 1, 4], [9, 11, -1]])
+    parts = model.losses(ids)
+    weight, said, hidden = model.item_embeddings.weight, 0.0, []
+    for rows in ([3, 1, 4], [9, 11]):
+        user = slow_transformer(model.encoder, weight[rows], causal=False)[-1]
+        before = torch.stack([model.start, *weight[rows[:-1]]]) + model.decoder_user(user)
+        states = slow_transformer(model.decoder, before)
+        said -= sum((states[place] @ weight.T).log_softmax(0)[row].item() for place, row in enumerate(rows))
+        hidden.append(user)
+    assert parts["reconstruction"].item() == pytest.approx(said / 5, rel=1e-4)
+    users = torch.stack(hidden).detach().requires_grad_()
+    named = torch.nn.functional.cross_entropy(model.discriminator(users), torch.tensor([0, 1]))
+    assert parts["domain"].item() == pytest.approx(named.item(), rel=1e-4)
+    plain = torch.autograd.grad(named, users, retain_graph=True)[0]
+    asked = ReversedGradient.apply(users, 0.25)
+    turned = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(model.discriminator(asked), torch.tensor([0, 1])), users
+    )
+    torch.testing.assert_close(turned[0], -0.25 * plain)
+    parts["domain"].backward()  # the discriminator itself learns to name
+    sharper = torch.autograd.grad(named, model.discriminator[-1].weight)[0]
+    torch.testing.assert_close(model.discriminator[-1].weight.grad, sharper, rtol=1e-3, atol=1e-5)
+
+
+def test_recguru_has_no_adversary_in_one_domain():
+    items = Items(TINY_ITEMS, lambda: None)
+    model = SEQUENCE_MODELS["recguru"].for_catalogue({"num_items": 12, **SHAPE}, items)
+    model.start_phase("pretrain")
+    assert set(model.losses(torch.tensor([[3, 1, 4]]))) == {"reconstruction"}
 
 
 def test_a_pretrained_baseline_goes_on_with_other_items(train, tmp_path):
