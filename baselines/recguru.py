@@ -2,8 +2,8 @@
 
 An encoder reads a sequence both ways; its last place is the generalised user representation. `objective: pretrain`
 asks a decoder to say the sequence again from that vector alone, and a discriminator to name the user's domain by it,
-while the encoder learns to leave it unable to. `next_item` then learns a recommender, which reads the history from left
-to right with the user's vector beside, and the encoder with it.
+while the encoder learns to leave it unable to. `next_item` then learns a recommender, which reads the history from
+left to right with the user's vector beside, and the encoder with it.
 
 The published code attends to copies of that vector, which gives each place the same linear map of it, as here. Unlike
 there, one item table, decoder and recommender serve all domains; the adversary is a reversed gradient in one optimiser
