@@ -25,7 +25,7 @@ PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help venv venv-dev quickstart dataset demo browser java spark test check format table publish bench clean
+.PHONY: help venv venv-dev quickstart dataset demo browser java spark test test-fast check format table publish bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ spark: $(VENV)/.run java ## what `build_dataset.py --engine spark` needs: pyspar
 
 test: $(VENV)/.dev ## the test suite
 	$(PYTEST)
+
+test-fast: $(VENV)/.dev ## the tests for the inner loop: all but those that are slow for a reason
+	$(PYTEST) -m "not slow"
 
 check: $(VENV)/.dev ## the whole gate: lint, format, tests
 	$(BIN)/ruff check .

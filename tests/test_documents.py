@@ -21,6 +21,8 @@ from jepa4rec.training.recipe import read_recipe
 from tests.datasets_builders.test_builders import write_invoices
 from tests.hub.test_recformer import longformer_config, official_state, save_tokenizer
 
+pytestmark = pytest.mark.slow("runs every command of every page")
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The columns of a document's two csv blocks, by what stands in them.

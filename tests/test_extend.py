@@ -10,6 +10,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.slow("trains in a copy of the checkout")
+
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 LOANS = "reader;day;title;author\n" + "".join(f"r{n % 5};{n};Volume {n % 7};A. Writer\n" for n in range(40))
 

@@ -19,6 +19,8 @@ from jepa4rec.scripts import evaluate_checkpoint, push_to_hub
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import ROOT, TINY_ITEMS
 
+pytestmark = pytest.mark.slow("carries out recipes")
+
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):

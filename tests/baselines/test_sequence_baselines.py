@@ -28,6 +28,8 @@ from jepa4rec.training.phases.sequence import SequenceCollator
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import TINY_ITEMS, WITHOUT_PACKAGE
 
+pytestmark = pytest.mark.slow("trains every baseline through the loop")
+
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "max_length": 5, "dropout": 0.0}
 NAMES = sorted(SEQUENCE_MODELS)

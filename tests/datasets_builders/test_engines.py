@@ -13,6 +13,8 @@ from jepa4rec.benchmarks.engines import DATASETS
 from jepa4rec.datasets_builders import build
 from jepa4rec.datasets_builders.online_retail import COLUMNS
 
+pytestmark = pytest.mark.slow("starts Spark")
+
 # Small and without compilers, which cost more than they save on a few rows; a time zone that may not matter.
 SETTINGS = {
     "spark.master": "local[2]", "spark.ui.enabled": "false", "spark.sql.session.timeZone": "Asia/Tokyo",

@@ -11,6 +11,8 @@ from jepa4rec.evaluation.ratings import rating_tasks
 from jepa4rec.training.phases.rating import HEAD_FILE, RatingModel
 from tests.training.test_train_accelerate import ST5, log_lines, train, weights, write_recipe  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.slow("trains rating heads through the loop")
+
 PHASE = {"kind": "rating", "steps": 60, "batch_size": 32, "lr": 1e-2, "evaluate_every_steps": 20, "hidden_size": 16}
 
 

@@ -20,6 +20,8 @@ from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
+pytestmark = pytest.mark.slow("opens exports in processes of a stranger")
+
 # Items the model was trained on (by id), a stranger with a known text, and one of a single word.
 ITEMS = [{"item_id": f"p{n}", **item} for n, item in enumerate(TINY_ITEMS)]
 ASKED = [ITEMS[3], {**TINY_ITEMS[3], "item_id": "new"}, {"title": "Umbrella, red", "sizes": [38, 39.5], "left": None}]

@@ -33,6 +33,8 @@ from jepa4rec.modeling_textrec import TextRecModel
 from jepa4rec.scripts.import_checkpoint import main
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
+pytestmark = pytest.mark.slow("runs the command in processes")
+
 SOURCES = {
     "bert": (BertConfig, BertModel, BertForMaskedLM),
     "roberta": (RobertaConfig, None, RobertaForMaskedLM),

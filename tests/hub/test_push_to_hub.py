@@ -18,6 +18,8 @@ from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 
+pytestmark = pytest.mark.slow("opens checkpoints in processes of a stranger")
+
 
 @pytest.fixture(scope="module")
 def hub():

@@ -23,6 +23,8 @@ from jepa4rec.training.data import DataRecipe, load_run_data
 from jepa4rec.training.optimisation import freeze
 from tests.hub.test_import_checkpoint import run_script
 
+pytestmark = pytest.mark.slow("runs the command in processes")
+
 HEADS, WINDOW, WIDTH = 4, 64, 32
 # A byte-level BPE as Longformer's: "Ġ" is a space before the word. Ids by place.
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]

@@ -10,6 +10,8 @@ from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.scripts.draw_pictures import few_labels, main, user_labels
 from tests.training.test_train_accelerate import ST5, shop, train, write_recipe  # noqa: F401 (fixtures)
 
+pytestmark = pytest.mark.slow("trains, then maps by t-SNE")
+
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 

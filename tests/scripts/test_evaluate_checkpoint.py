@@ -25,6 +25,8 @@ from jepa4rec.modeling_jepa4rec import (
 )
 from jepa4rec.scripts import evaluate_checkpoint
 
+pytestmark = pytest.mark.slow("runs the command in processes")
+
 SCRIPT = ROOT / "scripts" / "evaluate_checkpoint.py"
 HISTORIES = [[0, 1, 2, 3], [5, 6, 7], [8, 9, 10, 11, 4], [1, 0, 1], [2, 3, 2, 3, 0]]
 

@@ -9,6 +9,8 @@ from jepa4rec.scripts import search_settings
 from jepa4rec.scripts.search_settings import combinations, search
 from tests.baselines.test_sequence_baselines import SHAPE, shop  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.slow("trains every combination")
+
 
 @pytest.fixture
 def recipe(shop, tmp_path):  # noqa: F811

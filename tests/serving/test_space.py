@@ -34,6 +34,8 @@ from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from reading import add_catalogue, open_checkpoint, read_csv, read_dataset
 from recommender import NO_WISH, Recommender, Wish, mixed, ranks, standard
 
+pytestmark = pytest.mark.slow("drives a page in a browser")
+
 APP = ROOT / "serving" / "space"
 CHROMIUM = shutil.which("chromium")
 ITEMS = [{"item_id": f"p{place}", **item} for place, item in enumerate(TINY_ITEMS)]

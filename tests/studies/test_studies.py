@@ -29,6 +29,8 @@ from jepa4rec.training.masking import word_starts
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import ROOT, TINY_ITEMS
 
+pytestmark = pytest.mark.slow("trains what the studies measure")
+
 pytest.importorskip("matplotlib", reason="matplotlib draws the studies' plots")
 SMALL = {
     "low_resource": (low_resource, {"percents": [50, 100], "min_training_users": 3}),

@@ -19,6 +19,8 @@ from jepa4rec.losses_seqrec import (
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation
 from jepa4rec.training.phases.pairs import INPUTS, SentencePairModel
 
+pytestmark = pytest.mark.slow("starts several processes")
+
 ITEMS = 9
 HALVES = [slice(0, 3), slice(3, None)]  # padded to 13 and 16 tokens
 UNEQUAL = [slice(0, 4), slice(4, None)]  # four rows and two

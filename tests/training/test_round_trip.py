@@ -16,6 +16,8 @@ from tiny_batches import pretraining_batch
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 
+pytestmark = pytest.mark.slow("opens checkpoints in processes of a stranger")
+
 STRANGER = (
     WITHOUT_PACKAGE
     + """

@@ -32,6 +32,8 @@ from jepa4rec.training.recipe import read_recipe
 from jepa4rec.training.run_folder import PhaseEnd, RunFolder
 from tests.conftest import TINY_ITEMS
 
+pytestmark = pytest.mark.slow("trains through the loop, is killed and resumed")
+
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAIN = {
     "kind": "pretrain",
