@@ -7,7 +7,6 @@ compared with the whole by a paired bootstrap over users. JEPA4Rec, section 4.4 
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.studies.studying import METRICS, Point, Study, StudyRecipe, stack, study_command
-from jepa4rec.training.recipe import Recipe
 
 BOTH = ("pretrain", "finetune")
 # What the settings of a variant are called in each pretrain phase.
@@ -51,20 +47,20 @@ class AblationRecipe(StudyRecipe):
             raise ValueError("variants: without pre-training needs finetune: true, or nothing would be trained")
 
 
-def variant(study: Study, name: str) -> Callable[[], Recipe]:
-    """The recipe of a variant."""
+def variant(study: Study, name: str) -> tuple[list[str], tuple[str, ...]]:
+    """Settings and kinds of phase of a variant."""
     places = study.phases("pretrain")
     changes = OBJECTIVES.get(name, {})
     settings = [f"phases.{place}.objective.{key}={value}" for place in places for key, value in changes.items()]
     if name in MODELS:
         settings.append(f"model.config.{MODELS[name]}=false")
     kinds = BOTH if study.recipe.finetune else ("pretrain",)
-    return lambda: study.variant(settings, ("finetune",) if name == "without pre-training" else kinds)
+    return settings, ("finetune",) if name == "without pre-training" else kinds
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     names = ["whole", *(name for name in study.recipe.variants if name != "whole")]
-    ranks = {name: stack(study.train_seeds(variant(study, name))) for name in names}
+    ranks = {name: stack(study.train_seeds(*variant(study, name))) for name in names}
     tests = {
         name: {metric: paired_bootstrap(ranks[name], ranks["whole"], metric)._asdict() for metric in METRICS}
         for name in names[1:]

@@ -17,9 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +84,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     places, series = held_out.phases("finetune"), {}
     for way in study.recipe.unseen_items:
         settings = [f"phases.{place}.objective.unseen_items={way}" for place in places]
-        trained = held_out.train_seeds(lambda settings=settings: held_out.variant(settings))
+        trained = held_out.train_seeds(settings)
         series[f"fine-tuned, cold items {NAMES[way]}"] = stack(trained)
     texts = [rank_as_texts(held_out, open_trained(one)) for one in trained]
     series |= {"its text encoder alone": np.stack(texts), **baseline_ranks(held_out)}

@@ -14,9 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 import numpy as np
 
@@ -35,7 +33,7 @@ class HistoryLengthRecipe(StudyRecipe):
 def measure(study: Study) -> tuple[list[Point], dict]:
     lengths = np.array([len(history) for history in study.data.splits.test.histories])
     groups = length_groups(lengths, study.recipe.edges)
-    ranks = stack(study.train_seeds(study.variant))
+    ranks = stack(study.train_seeds())
     return group_points(study, {"this recipe": ranks, **baseline_ranks(study)}, groups), {}
 
 

@@ -19,9 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 import numpy as np
 
@@ -77,7 +75,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     comparisons = []
     for percent, users in counts.items():
         ranks = {
-            name: stack(study.train_seeds(lambda users=users, own=own: with_users(study, users, own)))
+            name: stack(study.train(with_users(study, users, own), seed) for seed in study.recipe.seeds)
             for name, own in study.recipe.systems.items()
         }
         points += [Point(name, percent, values) for name, values in ranks.items()]

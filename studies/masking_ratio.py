@@ -15,9 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
 
@@ -35,7 +33,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     kinds = ("pretrain", "finetune") if study.recipe.finetune else ("pretrain",)
     for percent in study.recipe.percents:
         settings = [f"phases.{place}.next_mask_rate={percent / 100}" for place in places]
-        trained = study.train_seeds(lambda settings=settings: study.variant(settings, kinds))
+        trained = study.train_seeds(settings, kinds)
         points.append(Point("fine-tuned" if study.recipe.finetune else "zero-shot", percent, stack(trained)))
     return points, {}
 

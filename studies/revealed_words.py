@@ -16,9 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 import numpy as np
 import torch
@@ -93,7 +91,7 @@ WAYS = {"JEPA predictor": rank_by_predictor, "words as the newest item": rank_as
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     study.phases("pretrain")
-    trained = study.train_seeds(lambda: study.variant(["evaluation.zero_shot=false"], ("pretrain",)))
+    trained = study.train_seeds(["evaluation.zero_shot=false"], ("pretrain",))
     ranks = {(way, percent): [] for way in WAYS for percent in study.recipe.percents}
     for one, seed in zip(trained, study.recipe.seeds, strict=True):
         model = Jepa4RecForPreTraining.from_pretrained(one.checkpoint).eval()

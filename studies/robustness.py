@@ -17,9 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 import numpy as np
 
@@ -79,7 +77,7 @@ def changes(recipe: RobustnessRecipe) -> dict[str, Change]:
 def measure(study: Study) -> tuple[list[Point], dict]:
     if study.recipe.pretrain:
         study.phases("pretrain")
-        trained = study.train_seeds(lambda: study.variant(["evaluation.zero_shot=false"], ("pretrain",)))
+        trained = study.train_seeds(["evaluation.zero_shot=false"], ("pretrain",))
         checkpoints = [open_trained(one) for one in trained]
     else:
         checkpoints = [start_checkpoint(study)]

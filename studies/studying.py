@@ -110,8 +110,9 @@ class Study:
         ranks = pq.read_table(folder.ranks, columns=["rank"])["rank"].to_numpy()
         return Trained(record, ranks, folder.checkpoint)
 
-    def train_seeds(self, make: Callable[[], Recipe]) -> list[Trained]:
-        return [self.train(make(), seed) for seed in self.recipe.seeds]
+    def train_seeds(self, settings: Sequence[str] = (), kinds: Sequence[str] = TEXT_KINDS) -> list[Trained]:
+        """A variant once a seed."""
+        return [self.train(self.variant(settings, kinds), seed) for seed in self.recipe.seeds]
 
     def require_users(self, users: int, what: str) -> None:
         """Raises ValueError when a figure would rest on too few users."""

@@ -14,9 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 from jepa4rec.studies.measuring import baseline_points
 from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
@@ -36,7 +34,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     points = []
     for title, values in FORMATS.items():
         settings = [f"tokenizer.{name}={value}" for name, value in zip(NAMES, values, strict=True)]
-        trained = study.train_seeds(lambda settings=settings: study.variant(settings))
+        trained = study.train_seeds(settings)
         points.append(Point("this recipe", title, stack(trained)))
     return points + baseline_points(study, "(reads no text)"), {"formats": list(FORMATS)}
 

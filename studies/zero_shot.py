@@ -14,9 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
-PARSER = study_parser(__file__, __doc__)
-if __name__ == "__main__":
-    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+PARSER = study_parser(__name__, __file__, __doc__)
 
 from jepa4rec.studies.measuring import baseline_points, rank_as_texts, start_checkpoint
 from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
@@ -24,7 +22,7 @@ from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_co
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     study.phases("pretrain")
-    trained = study.train_seeds(lambda: study.variant(["evaluation.zero_shot=false"], kinds=("pretrain",)))
+    trained = study.train_seeds(["evaluation.zero_shot=false"], ("pretrain",))
     before = rank_as_texts(study, start_checkpoint(study))
     points = baseline_points(study, x="baselines")
     points.append(Point("before pre-training", "text alone", before))
