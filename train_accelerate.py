@@ -303,14 +303,14 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def choose_precision(wanted: str) -> str:
+def choose_precision(wanted: str | None) -> str:
     """The precision to train in: "no", "bf16" or "fp16".
 
     Raises:
         ValueError: bf16 was asked for where the processor has no instructions for it and would only be slower.
     """
     has_bf16 = computes_in_bf16()
-    if wanted == "auto":
+    if wanted in ("auto", None):  # null in recipes of earlier versions
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         return launched if launched in ("bf16", "fp16") else "bf16" if has_bf16 else "no"
     if wanted == "bf16" and not has_bf16:

@@ -20,6 +20,12 @@ from .typed_yaml import nearest, read_typed_yaml
 PACKAGE = Path(__file__).resolve().parents[1]
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 - made of what phases/ holds
 
+# Recipes that had the name of a paper's method and were not it.
+RENAMED = {
+    "jepa4rec_online_retail.yaml": "hybrid_online_retail.yaml",
+    "jepa4rec_scientific.yaml": "hybrid_scientific.yaml",
+}
+
 # ------------------------------------------------------------------------------------------------ sections
 
 
@@ -40,7 +46,7 @@ class RunRecipe:
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = "auto"
     activation_checkpointing: bool = False
     tracker: Literal["none", "tensorboard", "trackio"] = "none"
     log_every: int = 20
@@ -168,7 +174,9 @@ def read_recipe(path: str | Path, settings: list[str] = (), kind: type = Recipe)
     """
     found = next((place for place in (Path(path), PACKAGE / path) if place.is_file()), None)
     if found is None:
-        raise FileNotFoundError(f"recipe {path} does not exist; recipes/ holds ready ones")
+        now = RENAMED.get(Path(path).name)
+        hint = f"it is called {now} now" if now else "recipes/ holds ready ones"
+        raise FileNotFoundError(f"recipe {path} does not exist; {hint}")
     return read_typed_yaml(found, settings, kind)
 
 
