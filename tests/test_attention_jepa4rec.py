@@ -97,3 +97,30 @@ def test_dropout_drops_attention_weights_bias_included():
     out = cls_attention(query, hidden, nn.Linear(width, width), value, None, dropout=0.5)
     assert set(out.unique().tolist()) == {0.0, 1.0, 2.0}, "each of two weights 1/2 is dropped or doubled"
     assert out.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_bfloat16_on_a_cpu_attends_as_float32_does(tiny_config, window):
+    """Plain products instead of the fused kernel: values and gradients within what eight bits hold."""
+    from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+
+    torch.manual_seed(0)
+    tiny_config.attention_window = window
+    tiny_config.hidden_dropout_prob = tiny_config.attention_probs_dropout_prob = 0.0
+    model = Jepa4RecModel(tiny_config)
+    ids = torch.randint(5, 100, (3, 17))
+    mask = torch.ones_like(ids)
+    mask[0, 6:] = mask[1, 12:] = 0
+    direction = torch.randn(3, 17, 32)
+    found = {}
+    for low in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            vectors = model(ids, mask).last_hidden_state.float()
+        (vectors * mask[..., None] * direction).sum().backward()
+        weights = model.encoder.layer[0].attention.self.key.weight
+        found[low] = (vectors.detach() * mask[..., None], weights.grad.clone())
+    assert torch.allclose(found[True][0], found[False][0], atol=0.06)
+    assert torch.isfinite(found[True][1]).all()
+    cosine = torch.nn.functional.cosine_similarity(found[True][1].flatten(), found[False][1].flatten(), dim=0)
+    assert cosine > 0.95
