@@ -9,7 +9,7 @@ divided by the global number of predicted tokens.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -103,27 +103,22 @@ class FineTuningObjective:
         unseen_items: what items are in the softmax that nobody bought in training: "negatives" as all others, which
             drives them away from every user; "fixed" keeps them where their text put them; "left_out" takes them out
             of the softmax, so that users do not learn to avoid them either.
-        user_dropout: dropout on the user vector.
-        chunk_items: items per step of the chunked softmax; null chooses by the size of the catalogue.
     """
 
     temperature: float = 0.05
     learn_temperature: bool = True
     item_matrix: str = "learnable"
     unseen_items: str = "negatives"
-    user_dropout: float = 0.0
-    chunk_items: int | None = None
+    REMOVED: ClassVar = {
+        "user_dropout": (0.0, "it helped no recipe"),
+        "chunk_items": (None, "the catalogue's size decides"),
+    }
 
     def __post_init__(self):
         _check_range(self, "temperature", 0, above=True)
         _check_flag(self, "learn_temperature")
         _check_choice(self, "item_matrix", ("learnable", "frozen"))
         _check_choice(self, "unseen_items", ("negatives", "fixed", "left_out"))
-        _check_range(self, "user_dropout", 0, 0.999)
-        if self.chunk_items is not None:
-            _check_range(self, "chunk_items", 1)
-            if not isinstance(self.chunk_items, int):
-                raise ValueError(f"objective.chunk_items is {self.chunk_items!r}: it must be a whole number or null.")
 
 
 @dataclass(frozen=True)

@@ -606,9 +606,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             raise ValueError("The loss needs target_item_ids (batch,); to rank, use user_vectors and item_vectors.")
         texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
         users = self.user_vectors(*texts, history_item_ids, text_rows)
-        users = nn.functional.dropout(users, self.objective.user_dropout, self.training)
         items, targets = self._softmax_items(target_item_ids)
-        parts = {"softmax": full_softmax_loss(users, items, targets, self.scale, self.objective.chunk_items)}
+        parts = {"softmax": full_softmax_loss(users, items, targets, self.scale)}
         loss, reported = weighted_total(parts, {})
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=self._telemetry() if telemetry else {})
 

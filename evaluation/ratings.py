@@ -92,7 +92,6 @@ class RatingVectors:
     model: nn.Module
     tokenizer: object
     item_tokens: object
-    batch_tokens: int | None
     _made: dict = field(default_factory=dict)
 
     def part(self, name: str) -> RatingBatch:
@@ -101,8 +100,8 @@ class RatingVectors:
             tasks = _with_history(self.tasks[name])
             options = (self.model, self.tokenizer, self.item_tokens)
             if "items" not in self._made:
-                self._made["items"] = encode_items(*options, self.batch_tokens, progress=None)
-            users = encode_histories(*options, tasks.histories, self.batch_tokens, progress=None)
+                self._made["items"] = encode_items(*options, progress=None)
+            users = encode_histories(*options, tasks.histories, progress=None)
             items = self._made["items"][torch.from_numpy(tasks.items).to(users.device)]
             self._made[name] = RatingBatch(users, items, torch.from_numpy(tasks.ratings).to(users.device))
         return self._made[name]

@@ -238,9 +238,6 @@ def test_a_pre_training_objective_refuses_nonsense(settings, message):
         ({"temperature": -0.1}, "above 0"),
         ({"learn_temperature": "yes"}, "true or false"),
         ({"item_matrix": "fixed"}, "choose one of learnable, frozen"),
-        ({"user_dropout": 1.0}, "objective.user_dropout is 1.0"),
-        ({"chunk_items": 0}, "objective.chunk_items is 0"),
-        ({"chunk_items": 2.5}, "whole number"),
     ],
 )
 def test_a_fine_tuning_objective_refuses_nonsense(settings, message):

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import datasets as hf_datasets
 import numpy as np
@@ -58,16 +58,15 @@ class DataRecipe(DatasetRecipe):
     """The dataset the run is measured on, and how it is split.
 
     `pretrain` lists the datasets that phases of pretrain, item_description, sequence_sequence and sequence_item read;
-    without any they read this one's training part. Built datasets are kept in `cache_dir` (None: beside the Hub's
-    caches).
+    without any they read this one's training part. Built datasets are kept beside the Hub's caches (HF_HOME).
     """
 
     split: Literal["leave_one_out", "absolute_timestamp"] = "leave_one_out"
     pretrain: list[DatasetRecipe] = field(default_factory=list)
-    cache_dir: str | None = None
+    REMOVED: ClassVar = {"cache_dir": (None, "the environment's HF_HOME says where caches are")}
 
 
-def open_dataset(recipe: DatasetRecipe, cache_dir: str | None) -> SeqRecDataset:
+def open_dataset(recipe: DatasetRecipe) -> SeqRecDataset:
     """The built dataset a recipe names: read from `dir`, or built by `name` once and then read from the cache.
 
     The cache is keyed by everything the result depends on: builder, config, options, the files' paths, sizes and
@@ -75,15 +74,15 @@ def open_dataset(recipe: DatasetRecipe, cache_dir: str | None) -> SeqRecDataset:
     """
     if recipe.dir is not None:
         return load_dataset_dir(recipe.dir)
-    folder = _cache(cache_dir, "jepa4rec_datasets") / f"{recipe.name}-{_cache_key(recipe)}"
+    folder = _cache("jepa4rec_datasets") / f"{recipe.name}-{_cache_key(recipe)}"
     if not folder.exists():
         built = datasets_builders.build(recipe.name, recipe.config, recipe.data_files, **recipe.options)
         save_dataset(built, folder)
     return load_dataset_dir(folder)
 
 
-def _cache(cache_dir: str | None, name: str) -> Path:
-    return Path(cache_dir or Path(hf_datasets.config.HF_CACHE_HOME) / name)
+def _cache(name: str) -> Path:
+    return Path(hf_datasets.config.HF_CACHE_HOME) / name
 
 
 def _cache_key(recipe: DatasetRecipe) -> str:
@@ -127,7 +126,6 @@ class RunData:
     read: Corpus  # what pre-training learns from: the datasets of `data.pretrain`, else the run's own
     protocol: str = "leave_one_out"
     train_users: int | None = None
-    cache_dir: str | None = None
     _item_tokens: dict = field(default_factory=dict)
 
     @property
@@ -154,17 +152,17 @@ class RunData:
             self._item_tokens[key] = tokenizer.encode_items(texts)
         return self._item_tokens[key]
 
-    def item_vectors(self, model: nn.Module, tokenizer: ItemSentTokenizer, batch_tokens: int | None) -> torch.Tensor:
+    def item_vectors(self, model: nn.Module, tokenizer: ItemSentTokenizer) -> torch.Tensor:
         """The catalogue by a model's encoder, float32 (N, d), kept on disk for the next run that starts from it.
 
         A second seed, or the zero-shot row of a table, asks for the same vectors again: minutes on a CPU. The name of
         the file is a hash of everything they depend on, so a stale one is never read; the folder may be deleted.
         """
         tokens = self.item_tokens(tokenizer, self.own)
-        path = _cache(self.cache_dir, "jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens)}.safetensors"
+        path = _cache("jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens)}.safetensors"
         if path.is_file():
             return load_file(path)["vectors"].to(model.device)
-        vectors = encode_items(model, tokenizer, tokens, batch_tokens)
+        vectors = encode_items(model, tokenizer, tokens)
         with written_files(path) as (fresh,):
             save_file({"vectors": vectors.cpu()}, fresh)
         return vectors
@@ -189,7 +187,7 @@ def load_run_data(recipe: DataRecipe) -> RunData:
     Raises:
         ValueError: no user is left to test on.
     """
-    dataset = open_dataset(recipe, recipe.cache_dir)
+    dataset = open_dataset(recipe)
     splits = PROTOCOLS[recipe.split](dataset.sequences)
     if not len(splits.test.targets) or not len(splits.validation.targets):
         raise ValueError(
@@ -200,11 +198,11 @@ def load_run_data(recipe: DataRecipe) -> RunData:
     own = Corpus(dataset.item_texts(empty=True), splits.train)
     parts = [_training_part(part, recipe) for part in recipe.pretrain]
     read = _concatenate(parts) if parts else own
-    return RunData(dataset, splits, own, read, recipe.split, recipe.users, recipe.cache_dir)
+    return RunData(dataset, splits, own, read, recipe.split, recipe.users)
 
 
 def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
-    dataset = open_dataset(recipe, run.cache_dir)
+    dataset = open_dataset(recipe)
     sequences = dataset.histories() if recipe.part == "all" else PROTOCOLS[run.split](dataset.sequences).train
     return Corpus(dataset.item_texts(empty=True), sequences[: recipe.users])
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> dict[str, float]:
     """Metrics on the validation split, or on the recipe's fixed sample of its users."""
     split = sample_users(data.splits.validation, recipe.evaluation.validation_users, recipe.run.seed)
-    scorer = _scorer(accelerator, model, tokenizer, data, recipe.evaluation)
+    scorer = _scorer(accelerator, model, tokenizer, data)
     return ranking_metrics(_rank_together(accelerator, scorer, split, recipe.evaluation).by(recipe.evaluation.ties))
 
 
@@ -32,23 +32,16 @@ def rank_test_split(
     accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe, kept: bool = False
 ) -> Ranks:
     """Ranks of all test users; `kept`: item vectors by these weights are worth keeping, other runs start from them."""
-    scorer = _scorer(accelerator, model, tokenizer, data, recipe.evaluation, kept)
+    scorer = _scorer(accelerator, model, tokenizer, data, kept)
     return _rank_together(accelerator, scorer, data.splits.test, recipe.evaluation)
 
 
-def _scorer(
-    accelerator: Accelerator,
-    model: nn.Module,
-    tokenizer,
-    data: RunData,
-    settings: EvaluationRecipe,
-    kept: bool = False,
-) -> Scorer:
+def _scorer(accelerator: Accelerator, model: nn.Module, tokenizer, data: RunData, kept: bool = False) -> Scorer:
     item_tokens = None if tokenizer is None else data.item_tokens(tokenizer, data.own)
     if kept and tokenizer is not None:
-        vectors = data.item_vectors(model, tokenizer, settings.batch_tokens)
-        return DualEncoderScorer(model, tokenizer, item_tokens, vectors, settings.batch_tokens, _bar(accelerator))
-    return make_scorer(model, tokenizer, item_tokens, settings.batch_tokens, _bar(accelerator))
+        vectors = data.item_vectors(model, tokenizer)
+        return DualEncoderScorer(model, tokenizer, item_tokens, vectors, progress=_bar(accelerator))
+    return make_scorer(model, tokenizer, item_tokens, progress=_bar(accelerator))
 
 
 def _bar(accelerator: Accelerator) -> bool | None:

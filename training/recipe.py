@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, ClassVar, Literal, Union
 
 import yaml
 
@@ -103,8 +103,7 @@ class ModelRecipe:
 @dataclass(kw_only=True)
 class EvaluationRecipe:
     """Full ranking after training, and what stands beside it. `validation_users`: a fixed sample for evaluations
-    *during* training; `batch_tokens`: tokens encoded at a time (None: what suits the device); `ties` "official":
-    optimistic, as RecFormer's."""
+    *during* training; `ties` "official": optimistic, as RecFormer's."""
 
     exclude_history: bool = False
     ties: Literal["mean", "official"] = "mean"
@@ -113,7 +112,8 @@ class EvaluationRecipe:
     baselines: list[Literal["popularity", "item_transition", "item_transition_decayed"]] = field(
         default_factory=lambda: ["popularity", "item_transition"]
     )
-    batch_tokens: int | None = None
+
+    REMOVED: ClassVar = {"batch_tokens": (16384, "the device decides")}
 
     def __post_init__(self):
         missing = [name for name in ("popularity", "item_transition") if name not in self.baselines]

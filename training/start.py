@@ -83,7 +83,7 @@ def encode_texts(recipe: Recipe, data: RunData) -> torch.Tensor:
     """Vectors of the run's item texts by `model.init`, (num_items, d)."""
     text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[])
     encoder, tokenizer = make_starting_checkpoint(text_recipe, data)
-    return data.item_vectors(encoder, tokenizer, recipe.evaluation.batch_tokens)
+    return data.item_vectors(encoder, tokenizer)
 
 
 def _take_pretrained(model: PreTrainedModel, checkpoint: str) -> None:

@@ -95,7 +95,12 @@ class _Reader:
             raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
         types_of = get_type_hints(cls)
         known = {f.name: f for f in fields(cls) if f.init}
+        gone = getattr(cls, "REMOVED", {})
+        # What a setting that is gone stood at by default changes nothing: recipes that runs wrote hold all defaults.
+        value = {key: v for key, v in value.items() if key not in gone or v != gone[key][0]}
         for key in value:
+            if key in gone:
+                raise self.error(_join(where, key), f"is no longer a setting: {gone[key][1]}")
             if key not in known:
                 raise self.error(_join(where, key), f"unknown key{nearest(str(key), known)}")
         for name, f in known.items():

@@ -79,7 +79,6 @@ CASES = {
     "ST5's pairs, cached gradients": (_pairs, _pair_batch, UNEQUAL),
     "ST5's pairs, duplicates kept": (lambda: _pairs(mask_duplicates=False), _pair_batch, HALVES),
     "fine-tuning": (_fine_tuning, _fine_tuning_batch, UNEQUAL),
-    "fine-tuning, chunked softmax": (lambda: _fine_tuning(chunk_items=4), _fine_tuning_batch, HALVES),
 }
 
 

@@ -129,3 +129,24 @@ def test_a_missing_file_is_named(tmp_path):
 def test_shipped_recipes_are_valid(path):
     recipe = read_recipe(path)
     assert recipe.run.output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluation.batch_tokens=512", "evaluation.batch_tokens: is no longer a setting: the device decides"),
+        ("data.cache_dir=caches", "data.cache_dir: is no longer a setting: the environment's HF_HOME"),
+        ("phases.1.objective.user_dropout=0.2", "objective.user_dropout: is no longer a setting"),
+    ],
+)
+def test_a_setting_that_is_gone_says_so_and_its_old_default_is_read(setting, message):
+    path = ROOT / "recipes" / "quickstart.yaml"
+    with pytest.raises(ValueError, match=message):
+        read_recipe(path, [setting])
+    defaults = ["evaluation.batch_tokens=16384", "data.cache_dir=null", "phases.1.objective.chunk_items=null"]
+    assert read_recipe(path, [*defaults, "run.mixed_precision=null"]).evaluation == read_recipe(path).evaluation
+
+
+def test_a_recipe_that_was_renamed_is_named():
+    with pytest.raises(FileNotFoundError, match="it is called hybrid_scientific.yaml now"):
+        read_recipe(ROOT / "recipes" / "jepa4rec_scientific.yaml")

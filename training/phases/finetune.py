@@ -98,7 +98,7 @@ class FinetunePhase(Phase):
 
     def begin(self, model: nn.Module, work: Work) -> dict:
         if not self.keeps_weights:
-            model.initialise_items(work.data.item_vectors(model, work.tokenizer, work.recipe.evaluation.batch_tokens))
+            model.initialise_items(work.data.item_vectors(model, work.tokenizer))
         return {"encoded_at": 0}
 
     @property
@@ -110,8 +110,7 @@ class FinetunePhase(Phase):
         """With `item_vectors: epoch`, encode the item matrix anew, unless that was done at this very step."""
         if self.item_vectors == "epoch" and work.made["encoded_at"] != step:
             item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
-            batch_tokens = work.recipe.evaluation.batch_tokens
-            model.initialise_items(encode_items(model, work.tokenizer, item_tokens, batch_tokens))
+            model.initialise_items(encode_items(model, work.tokenizer, item_tokens))
             work.made["encoded_at"] = step
 
     def before_validation(self, model: nn.Module, work: Work, step: int) -> None:

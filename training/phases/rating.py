@@ -84,7 +84,7 @@ def rated(model: nn.Module, work: Work) -> RatingVectors | RatedIds:
     if work.recipe.model.baseline:
         return RatedIds(work.data.ratings)
     item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
-    return RatingVectors(work.data.ratings, model, work.tokenizer, item_tokens, work.recipe.evaluation.batch_tokens)
+    return RatingVectors(work.data.ratings, model, work.tokenizer, item_tokens)
 
 
 def rating_results(model: nn.Module, work: Work) -> dict:
