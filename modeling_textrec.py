@@ -67,6 +67,7 @@ class TextRecConfig(SeqRecConfig):
     def __post_init__(self, **kwargs):
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = AutoConfig.for_model(**{"model_type": "modernbert", **(self.text_config or {})})
+        self.text_config.name_or_path = ""  # where it was read from is no part of the shape
         if hasattr(self.text_config, "use_cache"):
             self.text_config.use_cache = False
         super().__post_init__(**kwargs)

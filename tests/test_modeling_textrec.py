@@ -300,12 +300,13 @@ def test_a_stranger_opens_it_everywhere(imported, tmp_path):
     assert [a["item_id"] for a in pipe({"history": ["0", "1"]}, top_k=2)] == [a["item_id"] for a in said["answer"]]
 
 
-def test_saved_and_opened_by_the_package_the_configuration_is_the_same(imported, tmp_path):
+def test_saved_and_opened_by_the_package_the_configuration_is_the_same(source, imported, tmp_path):
     model, tokenizer = imported
     save_checkpoint_files(model, tokenizer, tmp_path)
     config = AutoConfig.from_pretrained(tmp_path)
     assert type(config) is TextRecConfig and type(config.text_config) is type(model.config.text_config)
     assert config.text_config.to_dict() == model.config.text_config.to_dict()
+    assert str(source[1]) not in (tmp_path / "config.json").read_text(encoding="utf-8"), "no path of this machine"
     again = ItemSentTokenizer.from_pretrained(tmp_path)
     assert again.cls_last == tokenizer.cls_last
     assert again(HISTORIES[0])["input_ids"] == tokenizer(HISTORIES[0])["input_ids"]
