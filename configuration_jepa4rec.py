@@ -1,10 +1,22 @@
 """Every number that shapes the JEPA4Rec encoder, and nothing about a training run; what all families' shapes share."""
 
+import json
+import shutil
+import sys
 from functools import wraps
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.dynamic_module_utils import get_relative_imports
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
+
+TASK = "sequential-recommendation"
+PIPELINE = "pipeline_seqrec.SequentialRecommendationPipeline"
+EMBEDDING = "embedding_seqrec.ItemSentEmbedding"  # what sentence-transformers loads
 
 
 def with_plain_errors(config_class: type) -> type:
@@ -20,6 +32,31 @@ def with_plain_errors(config_class: type) -> type:
 
     config_class.__init__ = __init__
     return config_class
+
+
+def copy_code(config: PreTrainedConfig, modules: list[str], folder: str | Path) -> None:
+    """Copy modules, and those that they import from beside them, into a folder.
+
+    The code is that of the configuration's own class: of the package it belongs to, or of the checkpoint it came from.
+
+    Raises OSError where a file is in neither.
+    """
+    here = Path(sys.modules[type(config).__module__].__file__).parent
+    waiting, done = list(modules), set()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    while waiting:
+        name = waiting.pop()
+        if name in done:
+            continue
+        done.add(name)
+        path = here / "serving" / f"{name}.py"
+        if not path.is_file():
+            commit = getattr(config, "_commit_hash", None)
+            path = Path(cached_file(config.name_or_path, f"{name}.py", revision=commit))
+        target = Path(folder) / f"{name}.py"
+        if not target.exists() or not path.samefile(target):
+            shutil.copyfile(path, target)
+        waiting += get_relative_imports(path)
 
 
 class SeqRecConfig(PreTrainedConfig):
@@ -42,6 +79,23 @@ class SeqRecConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         kwargs["auto_map"] = {**self.code, **(kwargs.get("auto_map") or {})}
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, and the code that config.json (for `pipeline`) and modules.json (for
+        `SentenceTransformer`) name lies beside them, however a model was saved."""
+        names = [PIPELINE.partition(".")[0], EMBEDDING.partition(".")[0]]
+        try:
+            copy_code(self, names, save_directory)
+            self.custom_pipelines = {TASK: {"impl": PIPELINE, "pt": ["AutoModel"]}}
+            modules = [{"idx": 0, "name": "0", "path": "", "type": EMBEDDING}]
+            (Path(save_directory) / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            logger.warning(
+                f"{save_directory} is saved without the code of its pipeline, which was not found: {reason}"
+            )
+            self.custom_pipelines = {}
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def vector_size(self) -> int:

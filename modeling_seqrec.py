@@ -16,8 +16,11 @@ and a head finds it as `base_model`, under the name `base_model_prefix`. Nothing
 Sizes: B rows of L slots, T predicted tokens, vectors of width d, catalogue of N items, vocabulary of V tokens.
 """
 
+import importlib
 import math
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +28,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 
-from .configuration_jepa4rec import SeqRecConfig
+from .configuration_jepa4rec import PIPELINE, TASK, SeqRecConfig
 from .losses_seqrec import (
     FineTuningObjective,
     PreTrainingObjective,
@@ -628,3 +633,24 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             gauges["text_gate"] = self.text_gate
             gauges |= {f"recency_{k}": weight for k, weight in enumerate(self.recency, start=1)}
         return gauges
+
+
+class PipelineOfModel:
+    """What `pipeline(TASK, model=object)` makes: the pipeline that lies beside the code of that object's class."""
+
+    _load_tokenizer = _load_processor = _load_image_processor = _load_feature_extractor = _load_video_processor = False
+
+    def __new__(cls, model: PreTrainedModel, *args, **kwargs):
+        package = type(model).__module__.rpartition(".")[0]
+        module, name = PIPELINE.split(".")
+        if (Path(sys.modules[type(model).__module__].__file__).parent / "serving" / f"{module}.py").is_file():
+            pipeline_class = getattr(importlib.import_module(f"{package}.serving.{module}"), name)
+        else:  # code of a checkpoint, and as trusted as the model's, which runs already
+            options = {key: value for key, value in getattr(model, "hub_options", {}).items() if key in HUB_OPTIONS}
+            options["revision"] = getattr(model.config, "_commit_hash", None) or options.get("revision")
+            pipeline_class = get_class_from_dynamic_module(PIPELINE, model.config.name_or_path, **options)
+        return pipeline_class(model, *args, **kwargs)
+
+
+if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
+    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=PipelineOfModel)

@@ -14,7 +14,9 @@ A catalogue is encoded once into flat arrays (`ItemTokens`); batches are cut out
 
 import difflib
 import json
+import os
 import string
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -42,6 +44,9 @@ SETTINGS = {
     "title_attributes": None,  # names of the attributes that make the title; None = title, or the first one
     "description": False,  # True: the description follows the title
 }
+# Padding and truncation are settings of the shared backend, so one call at a time sets and uses them. A process forked
+# meanwhile begins with a lock that nobody holds.
+_BACKEND = threading.RLock()
 CHOICES = {"sentence": ("attributes", *SENTENCES)}
 
 # The format of the ST5 thesis; max_attributes and max_attribute_tokens mean nothing in it.
@@ -444,6 +449,10 @@ class ItemSentTokenizer(TokenizersBackend):
         flat = single and return_tensors is None
         return BatchEncoding({name: rows[0] for name, rows in batch.items()}) if flat else batch
 
+    def _encode_plus(self, *args, **kwargs) -> BatchEncoding:
+        with _BACKEND:
+            return super()._encode_plus(*args, **kwargs)
+
     def _pad(self, encoded_inputs, *args, padding_side=None, **kwargs) -> dict:
         before = len(encoded_inputs["input_ids"])
         padded = super()._pad(encoded_inputs, *args, padding_side=padding_side, **kwargs)
@@ -456,6 +465,15 @@ class ItemSentTokenizer(TokenizersBackend):
 
 
 ItemSentTokenizer.register_for_auto_class()
+
+
+def _renew_lock() -> None:
+    global _BACKEND
+    _BACKEND = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _check_setting(name: str, value: Any) -> None:

@@ -182,6 +182,17 @@ class CataloguePipeline(Pipeline):
         """Read what `save_catalogue` wrote; vectors of other weights are refused."""
         self._catalogue = Catalogue.load(folder, self.weights_hash, **self._settings)
 
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        """Write the checkpoint this pipeline works with: it opens as the one that it came from. The catalogue has a
+        folder of its own (`save_catalogue`)."""
+        self.model.save_pretrained(save_directory)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)
+        if self._known:
+            save_item_ids(save_directory, list(self._known["rows"]), self._known["popularity"])
+        if kwargs.pop("push_to_hub", False):
+            self.push_to_hub(kwargs.pop("repo_id", Path(save_directory).name), **kwargs)
+
     # ---- vectors
 
     def item_vectors(self, items: Sequence[Mapping]) -> Tensor:

@@ -10,8 +10,6 @@ weights): where the catalogue uses the same ids these have their learned vectors
 or in a history, takes its text vector in their place, which is what learned vectors began as.
 """
 
-import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,17 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModel
-from transformers.dynamic_module_utils import custom_object_save
-from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import logging
 
 from .encoding_seqrec import encode_histories, encode_items
-from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, hub_options, read_item_ids
+from .pipeline_catalogue import IDS_FILE, CataloguePipeline, hub_options, read_item_ids
 
 logger = logging.get_logger(__name__)
-
-EMBEDDING_CLASS = "embedding_seqrec.ItemSentEmbedding"  # for sentence-transformers
 
 
 class SequentialRecommendationPipeline(CataloguePipeline):
@@ -38,6 +31,11 @@ class SequentialRecommendationPipeline(CataloguePipeline):
     _load_tokenizer = True
 
     def __init__(self, model, tokenizer=None, *args, **kwargs):
+        if tokenizer is None:
+            raise ValueError(
+                f"{type(model).__name__} reads texts: give its tokenizer too, "
+                "tokenizer=AutoTokenizer.from_pretrained(...)."
+            )
         super().__init__(_whole_model(model), tokenizer, *args, **kwargs)
 
     @property
@@ -111,14 +109,17 @@ class SequentialRecommendationPipeline(CataloguePipeline):
 def _whole_model(model) -> torch.nn.Module:
     """The fine-tuned model around an encoder that was loaded from its checkpoint, else the model itself.
 
-    Its class lies in the encoder's own module, wherever that came from: the package or the checkpoint.
+    What is in memory stays as it is: the encoder becomes part of the whole, only the heads are read from the
+    checkpoint. Their class lies in the encoder's own module, wherever that came from: the package or the checkpoint.
     """
     saved_as = (getattr(model.config, "architectures", None) or [None])[0]
     whole_class = getattr(sys.modules[type(model).__module__], saved_as or "", type(model))
-    if isinstance(model, whole_class) or not hasattr(whole_class, "item_vectors"):
+    if isinstance(model, whole_class) or not hasattr(whole_class, "item_vectors") or not model.config.name_or_path:
         return model
-    whole = whole_class.from_pretrained(model.config.name_or_path, **hub_options(model))
-    return whole.to(model.device, model.dtype)
+    whole = whole_class.from_pretrained(model.config.name_or_path, **hub_options(model)).to(model.device, model.dtype)
+    setattr(whole, whole.base_model_prefix, model)
+    whole.config = model.config
+    return whole
 
 
 def _known_items(model) -> dict | None:
@@ -137,16 +138,5 @@ def _known_items(model) -> dict | None:
 def save_checkpoint_files(model, tokenizer, folder: str | Path) -> None:
     """Weights, configuration, tokenizer and all code: `AutoModel`, `AutoTokenizer`, `pipeline` and
     `SentenceTransformer` open it."""
-    implementation = f"{Path(__file__).stem}.{SequentialRecommendationPipeline.__name__}"
-    model.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    custom_object_save(SequentialRecommendationPipeline, folder)
-    # Copied and not imported: it needs sentence-transformers, which only its own users have.
-    shutil.copy(Path(__file__).with_name(f"{EMBEDDING_CLASS.partition('.')[0]}.py"), folder)
-    modules = [{"idx": 0, "name": "0", "path": "", "type": EMBEDDING_CLASS}]
-    (Path(folder) / "modules.json").write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-
-
-if TASK not in PIPELINE_REGISTRY.get_supported_tasks():
-    PIPELINE_REGISTRY.register_pipeline(TASK, pipeline_class=SequentialRecommendationPipeline, pt_model=AutoModel)

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -398,3 +399,19 @@ class TestBadInput:
     def test_slow_tokenizer(self):
         with pytest.raises(ValueError, match="not a fast tokenizer"):
             ItemSentTokenizer.wrap(object())
+
+
+def test_threads_share_a_tokenizer(tiny_tokenizer):
+    """Items that name added tokens go through the backend, whose padding and truncation other calls set."""
+    items = [{"title": f"Green tea [SEP] loose [MASK] leaf number {row}"} for row in range(20)]
+    texts = [f"Ceramic teapot number {row} " * 9 for row in range(20)]
+
+    def ask(seed):
+        own = tiny_tokenizer.encode_items(items).input_ids.tolist()
+        plain = tiny_tokenizer(texts, truncation=True, max_length=4 + seed, padding="max_length")["input_ids"]
+        return own, plain, tiny_tokenizer(texts[:2])["input_ids"]
+
+    alone = [ask(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(15):
+            assert list(threads.map(ask, range(8))) == alone

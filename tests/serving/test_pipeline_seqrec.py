@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_ITEMS, WITHOUT_PACKAGE
+from transformers import pipeline
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.evaluation.ranking import top_k
@@ -389,14 +390,64 @@ def test_an_empty_catalogue_says_what_to_do(tiny_backend, tiny_tokenizer, tmp_pa
         made.save_catalogue(tmp_path / "c")
 
 
+def test_a_model_in_memory_is_used_as_it_is(fine_tuned, tiny_tokenizer):
+    """Its heads are those of the checkpoint, its encoder is the very one that was given."""
+    encoder = Jepa4RecModel.from_pretrained(fine_tuned)
+    with torch.no_grad():
+        encoder.embeddings.word_embeddings.weight.mul_(-1)
+    made = pipeline(TASK, model=encoder, tokenizer=tiny_tokenizer)
+    assert made.model.base_model is encoder
+    disk = Jepa4RecForSequentialRecommendation.from_pretrained(fine_tuned)
+    assert torch.equal(made.model.item_matrix.weight, disk.item_matrix.weight)
+    unchanged = SequentialRecommendationPipeline(disk, tiny_tokenizer, task=TASK)
+    items = [{"title": "Umbrella, red"}]
+    assert not torch.allclose(made.item_vectors(items), unchanged.item_vectors(items), atol=1e-2)
+    with torch.no_grad():
+        disk.base_model.load_state_dict(encoder.state_dict())
+    assert torch.allclose(made.item_vectors(items), unchanged.item_vectors(items), atol=1e-6)
+    assert made.weights_hash == SequentialRecommendationPipeline(disk, tiny_tokenizer, task=TASK).weights_hash
+
+
+def test_a_model_without_its_tokenizer_is_one_sentence(tiny_backend):
+    with pytest.raises(ValueError, match="Jepa4RecModel reads texts: give its tokenizer too"):
+        pipeline(TASK, model=make_model(tiny_backend))
+
+
+CODE = ("pipeline_seqrec", "pipeline_catalogue", "catalogue_seqrec", "encoding_seqrec", "whole_files_seqrec",
+        "embedding_seqrec", "modeling_jepa4rec", "modeling_seqrec", "configuration_jepa4rec")  # fmt: skip
+
+
+def test_every_way_to_save_brings_the_code_that_is_named(fine_tuned, tiny_tokenizer, tmp_path):
+    made = pipeline(TASK, model=str(fine_tuned), trust_remote_code=True)
+    made.add_items(ITEMS)
+    made.save_pretrained(tmp_path / "pipe")
+    Jepa4RecModel.from_pretrained(fine_tuned).save_pretrained(tmp_path / "model")
+    for name in ("pipe", "model"):
+        tiny_tokenizer.save_pretrained(tmp_path / name)
+        assert {path.stem for path in (tmp_path / name).glob("*.py")} >= set(CODE), name
+        assert json.loads((tmp_path / name / "modules.json").read_text())[0]["type"].startswith("embedding_seqrec.")
+        again = pipeline(TASK, model=str(tmp_path / name), trust_remote_code=True)
+        again.add_items(ITEMS)
+        assert len(again({"history": ["p0"]}, top_k=3)) == 3
+    whole = pipeline(TASK, model=str(tmp_path / "pipe"), trust_remote_code=True)
+    assert whole.weights_hash == made.weights_hash and whole.known_items == made.known_items
+
+
 STRANGER = (
     WITHOUT_PACKAGE
     + """
-import json
-from transformers import pipeline
+import json, shutil
+from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments, pipeline
 
 items, answers = json.load(open("items.json")), {}
-for name in ("encoder", "fine-tuned"):
+model = AutoModel.from_pretrained("encoder", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("encoder", trust_remote_code=True)
+given = pipeline("sequential-recommendation", model=model, tokenizer=tokenizer)  # the first in this process
+given.add_items(items)
+answers["given"] = given({"history": ["p0", {"title": "Tent"}]}, top_k=3)
+trainer = Trainer(model, TrainingArguments("trained", report_to=[], use_cpu=True), processing_class=tokenizer)
+trainer.save_model("trained/checkpoint-1")
+for name in ("encoder", "trained/checkpoint-1", "fine-tuned"):
     pipe = pipeline("sequential-recommendation", model=name, trust_remote_code=True)
     pipe.add_items(items)
     pipe.save_catalogue(name + "-catalogue")
@@ -408,6 +459,9 @@ try:
     again.load_catalogue("encoder-catalogue")
 except ValueError as error:
     answers["refused"] = str(error)
+shutil.rmtree("encoder")
+model.save_pretrained("alone")
+answers["named"] = json.load(open("alone/config.json")).get("custom_pipelines")
 json.dump(answers, open("answers.json", "w"))
 """
 )
@@ -431,7 +485,8 @@ def test_a_stranger_recommends_from_a_folder(tmp_path, fine_tuned, tiny_backend,
     ours.add_items(ITEMS)
     expected = ours({"history": ["p0", {"title": "Tent"}]}, top_k=3)
     assert ids(answers["encoder"][0]) == ids(expected)
-    assert answers["encoder"][0] == answers["encoder"][1]
+    assert answers["encoder"][0] == answers["encoder"][1] == answers["given"] == answers["trained/checkpoint-1"][0]
     assert answers["fine-tuned"][0] == answers["fine-tuned"][1]
     assert answers["fine-tuned"][2] == "Jepa4RecForSequentialRecommendation"
     assert "vectors of other weights" in answers["refused"]
+    assert not answers["named"] and not list((tmp_path / "alone").glob("pipeline_*"))  # its code was gone
