@@ -3,7 +3,7 @@
 An encoder reads a sequence both ways; its last place is the generalised user representation. `objective: pretrain`
 asks a decoder to say the sequence again from that vector alone, and a discriminator to name the user's domain by it,
 while the encoder learns to leave it unable to. `next_item` then learns a recommender, which reads the history from
-left to right with the user's vector beside, and the encoder with it.
+left to right with the user's vector beside, and the encoder with it unless `fixed_encoder`.
 
 The published code attends to copies of that vector, which gives each place the same linear map of it, as here. Unlike
 there, one item table, decoder and recommender serve all domains; the adversary is a reversed gradient in one optimiser
@@ -38,12 +38,14 @@ class RecGuruConfig(ItemSequenceConfig):
         num_domains: counted from the items.
         discriminator_size: width of the discriminator's hidden layers.
         adversary_weight: of what it holds against the encoder.
+        fixed_encoder: the recommender learns nothing of the encoder, as in the published runs.
     """
 
     model_type = "recguru"
     num_domains: int = 1
     discriminator_size: int = 640
     adversary_weight: float | int = 0.1
+    fixed_encoder: bool = False
 
 
 class RecGuru(ItemSequenceModel):
@@ -88,6 +90,7 @@ class RecGuru(ItemSequenceModel):
         idle = [self.recommender, self.recommender_user]
         if objective == "next_item":
             idle = [self.decoder, self.decoder_user, *([self.discriminator] if self.config.num_domains > 1 else [])]
+            idle += [self.encoder] if self.config.fixed_encoder else []
         for module in idle:
             module.requires_grad_(False)
         self.start.requires_grad_(objective == "pretrain")
@@ -99,8 +102,9 @@ class RecGuru(ItemSequenceModel):
         return last_places(hidden, known.sum(1))
 
     def user_vectors(self, histories: Tensor) -> Tensor:
-        items = self.item_vectors()[histories.clamp_min(0)]
-        hidden = self.recommender(items + self.recommender_user(self.represent(histories))[:, None])
+        items, users = self.item_vectors()[histories.clamp_min(0)], self.represent(histories)
+        users = users.detach() if self.config.fixed_encoder else users
+        hidden = self.recommender(items + self.recommender_user(users)[:, None])
         return last_places(hidden, (histories != PADDING).sum(1))
 
     def examples(self, item_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:

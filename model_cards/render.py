@@ -39,6 +39,9 @@ CITATIONS = {
     "Maximization. CIKM 2020.",
     "VQ-Rec": "Y. Hou, Z. He, J. McAuley, W. X. Zhao: Learning Vector-Quantized Item Representation for Transferable "
     "Sequential Recommenders. WWW 2023.",
+    "LRURec": "Z. Yue et al.: Linear Recurrent Units for Sequential Recommendation. WSDM 2024.",
+    "LlamaRec": "Z. Yue et al.: LlamaRec: Two-Stage Recommendation using Large Language Models for Ranking. "
+    "arXiv 2311.02089, 2023.",
     "RecGURU": "C. Li et al.: RecGURU: Adversarial Learning of Generalized User Representations for Cross-Domain "
     "Recommendation. WSDM 2022.",
     "ZESRec": "H. Ding, Y. Ma, A. Deoras, Y. Wang, H. Wang: Zero-Shot Recommender Systems. arXiv 2105.08318, 2021.",

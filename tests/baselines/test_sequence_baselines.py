@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import train_accelerate
 from jepa4rec.baselines import SEQUENCE_MODELS
 from jepa4rec.baselines.item_sequences import Items, full_softmax, pad_sequences, sampled_softmax
+from jepa4rec.baselines.lrurec import LruRec, LruRecConfig
 from jepa4rec.baselines.recguru import ReversedGradient
 from jepa4rec.baselines.s3rec import draw_segments, number_attributes
 from jepa4rec.baselines.vqrec import means, nearest, product_codes, sinkhorn
@@ -247,6 +248,30 @@ def test_zesrec_is_a_gru_over_mapped_texts_and_offsets_with_a_prior():
     parts = model.losses(torch.tensor([[3, 1, 4]]))
     lengths = [model.item_offsets.weight[n].norm().item() ** 2 for n in range(12)]
     assert parts["offsets"].item() == pytest.approx(0.5 * sum(lengths) / 12, rel=1e-5)
+
+
+def test_lrurec_recurs_a_step_at_a_time():
+    model = stir(make_model("lrurec", num_hidden_layers=2))
+    rows = [3, 1, 4, 1, 5, 9, 2]
+    hidden = model.norm(model.item_embeddings.weight[rows])
+    for block in model.blocks:
+        unit, state, out = block.recurrence, torch.zeros(32, dtype=torch.cfloat), []
+        factor = torch.polar((-unit.log_decay.exp()).exp(), unit.log_angle.exp())
+        weights = torch.complex(unit.grow.weight[:32], unit.grow.weight[32:])
+        bias = torch.complex(unit.grow.bias[:32], unit.grow.bias[32:])
+        back = torch.complex(unit.shrink.weight[:, :32], -unit.shrink.weight[:, 32:])
+        for vector in hidden:
+            state = factor * state + unit.log_gain.exp() * (weights @ vector.cfloat() + bias)
+            out.append((back @ state).real + unit.shrink.bias)
+        hidden = block.first_norm(hidden + torch.stack(out))
+        hidden = block.last_norm(hidden + block.shrink(torch.nn.functional.gelu(block.grow(hidden))))
+    torch.testing.assert_close(model.read(torch.tensor([rows]), model.item_vectors())[0], hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_lrurec_begins_with_long_memories():
+    torch.manual_seed(0)
+    sizes = LruRec(LruRecConfig(num_items=3, hidden_size=64)).blocks[0].recurrence.factor().abs()
+    assert 0.8 <= sizes.min() and sizes.max() <= 0.99 and sizes.std() > 0.03
 
 
 def test_unisrec_gives_items_of_equal_text_equal_vectors_unless_ids_tell_them_apart():
