@@ -129,6 +129,8 @@ class Jepa4RecConfig(SeqRecConfig):
         token_types, item_positions: whether tokens are told apart by type and by item; without, all take the `[CLS]`
             row of that table (an ablation).
         pooling: `"cls"` (the hidden state of `[CLS]`) or `"mean"` (over all tokens), what `pooler_output` holds.
+        projection: whether a linear layer (d to d) stands behind the pooling, and reads its vector made one long. It
+            can hold a whitening of the vectors (`Jepa4RecModel.whiten`).
         num_items, history_items, history_text, catalogue_fingerprint: as in `SeqRecConfig`.
 
     Raises:
@@ -159,6 +161,7 @@ class Jepa4RecConfig(SeqRecConfig):
     item_positions: bool = True
     attention_window: int | None = None
     pooling: str = "cls"
+    projection: bool = False
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int | None = 0

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -24,6 +25,7 @@ from .attention_jepa4rec import (
     scatter_tokens,
 )
 from .configuration_jepa4rec import Jepa4RecConfig
+from .losses_seqrec import normalise
 from .modeling_seqrec import (
     CLS_TYPE,
     HEAD_WEIGHTS,
@@ -34,6 +36,9 @@ from .modeling_seqrec import (
     SeqRecTrainingOutput,
     check_batch,
 )
+
+# Added to a variance before it is a divisor: vectors one long have some 1/d in each direction.
+VARIANCE_FLOOR = 1e-5
 
 
 class PackedBatch(NamedTuple):
@@ -178,6 +183,13 @@ class Jepa4RecEncoder(nn.Module):
         return hidden
 
 
+class Jepa4RecProjection(nn.Linear):
+    """What stands behind the pooling, d to d; the identity at first."""
+
+    def __init__(self, config: Jepa4RecConfig):
+        super().__init__(config.hidden_size, config.hidden_size)
+
+
 class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
     """What the encoder and the models around it share."""
 
@@ -186,7 +198,13 @@ class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Jepa4RecEmbeddings", "Jepa4RecLayer"]
     _supports_sdpa = True
-    _encoder_weights = ("embeddings.", "encoder.")
+    _encoder_weights = ("embeddings.", "encoder.", "projection.")
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, Jepa4RecProjection):
+            return super()._init_weights(module)
+        init.eye_(module.weight)
+        init.zeros_(module.bias)
 
 
 class Jepa4RecModel(Jepa4RecPreTrainedModel):
@@ -198,6 +216,7 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         super().__init__(config)
         self.embeddings = Jepa4RecEmbeddings(config)
         self.encoder = Jepa4RecEncoder(config)
+        self.projection = Jepa4RecProjection(config) if config.projection else None
         self.post_init()
 
     def stages(self) -> list[nn.Module]:
@@ -235,7 +254,7 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
 
         Returns:
             `last_hidden_state` (B, L, d), zeros at padding, and `pooler_output` (B, d): the hidden state of `[CLS]`,
-            or the mean over the row's tokens (`config.pooling`).
+            or the mean over the row's tokens (`config.pooling`), behind the projection where there is one.
 
         Raises:
             ValueError: an empty or too long row, an id outside its table, or outputs that are never kept.
@@ -259,8 +278,31 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         """`forward(...).pooler_output` (B, d), not normalised, without the work that only other tokens need."""
         batch = pack_batch(self.config, input_ids, attention_mask, token_type_ids, item_position_ids)
         if self.config.pooling == "cls":
-            return self._encode(batch, cls_only=True)
+            return self._project(self._encode(batch, cls_only=True))
         return self._pool(self._encode(batch), batch.rows)
+
+    @torch.no_grad()
+    def whiten(self, vectors: Tensor, power: float) -> None:
+        """Set the projection to a whitening of the vectors it reads, so that no few directions rule the cosines.
+
+        Args:
+            vectors: (n, d) of many texts, from this encoder before the projection; n should be many times d.
+            power: 1 makes all directions equally strong, 0 only centres; between them strong ones stay stronger.
+
+        Whitened text vectors rank items better than plain ones (Zhang et al., Are ID Embeddings Necessary?, 2024).
+
+        Raises:
+            ValueError: the model has no projection.
+        """
+        if self.projection is None:
+            raise ValueError("whitening is held by the projection, which this model lacks: set projection to true.")
+        vectors = normalise(vectors)
+        variances, directions = torch.linalg.eigh(torch.cov(vectors.T))
+        scales = (variances.clamp(min=0) + VARIANCE_FLOOR) ** (-power / 2)
+        scales /= (variances * scales.square()).sum().sqrt()  # the mean squared length is one
+        matrix = directions @ torch.diag(scales) @ directions.T
+        self.projection.weight.copy_(matrix)
+        self.projection.bias.copy_(-(matrix @ vectors.mean(0)))
 
     def _encode(self, batch: PackedBatch, cls_only: bool = False) -> Tensor:
         columns = batch.rows.column
@@ -271,9 +313,13 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
 
     def _pool(self, hidden: Tensor, rows: PackedRows) -> Tensor:
         if self.config.pooling == "cls":
-            return hidden[rows.first]
+            return self._project(hidden[rows.first])
         grid = (len(rows.sizes), rows.longest)
-        return scatter_tokens(hidden, rows.slots, grid).sum(1) / rows.lengths[:, None].to(hidden.dtype)
+        pooled = scatter_tokens(hidden, rows.slots, grid).sum(1) / rows.lengths[:, None].to(hidden.dtype)
+        return self._project(pooled)
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        return pooled if self.projection is None else self.projection(normalise(pooled).to(pooled.dtype))
 
 
 Jepa4RecModel.register_for_auto_class("AutoModel")

@@ -1,6 +1,7 @@
 """Whoever can be ranked: text encoders and baselines, trained or counted; and what a record says of their ranks."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -8,21 +9,34 @@ from torch import Tensor, nn
 
 from ..baselines import fit_baseline
 from ..baselines.item_sequences import ItemSequenceModel
+from ..losses_seqrec import normalise
+from ..modeling_seqrec import RECENCY_DECAY
 from ..serving.encoding_seqrec import Histories, check_histories, encode_histories, encode_items
 from .metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
 from .ranking import ItemIndex, Ranks, Scorer, Ties, rank_split_both_ways
+
+History = Literal["text", "items"]  # one sentence of all its items, or the mean of their vectors
 
 BATCH_HISTORIES = 512
 
 
 def make_scorer(
-    model: nn.Module, tokenizer, item_tokens, batch_tokens: int | None = None, progress: bool | None = None
+    model: nn.Module,
+    tokenizer,
+    item_tokens,
+    batch_tokens: int | None = None,
+    progress: bool | None = None,
+    history: History = "text",
 ) -> Scorer:
     """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
-    texts (zero-shot). Without a tokenizer the model is a baseline."""
+    texts (zero-shot). Without a tokenizer the model is a baseline. `history` "items" reads no history as a text, but
+    takes the recency-weighted mean of its items' vectors."""
     if tokenizer is None:
         return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
     matrix = model.item_matrix.weight if hasattr(model, "item_matrix") else None
+    if history == "items":
+        vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress) if matrix is None else matrix
+        return ItemMeanScorer(vectors)
     return DualEncoderScorer(model, tokenizer, item_tokens, matrix, batch_tokens, progress)
 
 
@@ -62,6 +76,34 @@ class DualEncoderScorer:
         """B histories -> (B, num_items) cosines, float32."""
         users = encode_histories(
             self._model, self._tokenizer, self._item_tokens, histories, self._batch_tokens, progress=False
+        )
+        return self.index.scores(users)
+
+
+class ItemMeanScorer:
+    """Cosine of a history's recency-weighted mean item vector with all item vectors.
+
+    The newest item has weight 1, each older one `RECENCY_DECAY` times that of the next newer. The user's vector costs
+    no run of the encoder, and no fine-tuning is needed: with a text encoder this is zero-shot.
+    """
+
+    def __init__(self, item_vectors: Tensor):
+        """Take (N, d) vectors of any length."""
+        self.index = ItemIndex(item_vectors)
+        self.num_items = self.index.num_items
+        self._directions = normalise(item_vectors.detach())
+
+    def score(self, histories: Histories) -> Tensor:
+        """B histories -> (B, num_items) cosines, float32. Raises ValueError for an empty history or unknown item."""
+        check_histories(histories, self.num_items)
+        lengths = [len(history) for history in histories]
+        ages = np.concatenate([np.arange(length)[::-1] for length in lengths])
+        users = nn.functional.embedding_bag(
+            torch.from_numpy(np.concatenate(histories).astype(np.int64)).to(self._directions.device),
+            self._directions,
+            torch.from_numpy(np.cumsum([0, *lengths[:-1]])).to(self._directions.device),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(RECENCY_DECAY ** ages.astype(np.float32)).to(self._directions),
         )
         return self.index.scores(users)
 

@@ -442,7 +442,8 @@ def _fill(source: str, model: Jepa4RecModel | Jepa4RecForPreTraining, weights: d
         outcome = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit its own config: {str(error).splitlines()[1].strip()}") from error
-    ours = ("jepa4rec.embeddings.item_position", "predictor.", "target_encoder.", "lm_head.decoder.")
+    new = ("jepa4rec.embeddings.item_position", "jepa4rec.projection.")
+    ours = (*new, "predictor.", "target_encoder.", "lm_head.decoder.")
     lost = [key for key in outcome.missing_keys if not f"jepa4rec.{key}".startswith(ours) and not key.startswith(ours)]
     if lost or outcome.unexpected_keys:
         raise ValueError(f"{source}: no way to place {', '.join([*lost, *outcome.unexpected_keys][:3])}.")

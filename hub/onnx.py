@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_jepa4rec import Jepa4RecSelfAttention, cls_attention
+from ..losses_seqrec import normalise
 from ..modeling_jepa4rec import Jepa4RecLayer, Jepa4RecModel
 
 GRAPH_FILE = "encoder.onnx"
@@ -32,6 +33,7 @@ class PaddedEncoder(nn.Module):
         self.embeddings, self.layers = model.embeddings, model.encoder.layer
         self.window, self.pooling = model.config.attention_window, model.config.pooling
         self.uncounted = None if model.config.count_pad_tokens else model.config.pad_token_id
+        self.projection = model.projection
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, item_position_ids: Tensor
@@ -50,10 +52,13 @@ class PaddedEncoder(nn.Module):
             hidden = self._layer(layer, hidden, mask, valid, first)
         if self.pooling == "cls":
             rows = _take(hidden, first)
-            return _finish(last, _cls_row(last.attention.self, hidden, valid, first), rows)
+            return self._project(_finish(last, _cls_row(last.attention.self, hidden, valid, first), rows))
         hidden = self._layer(last, hidden, mask, valid, first)
         kept = valid[..., None].to(hidden.dtype)
-        return (hidden * kept).sum(1) / kept.sum(1)
+        return self._project((hidden * kept).sum(1) / kept.sum(1))
+
+    def _project(self, pooled: Tensor) -> Tensor:
+        return pooled if self.projection is None else self.projection(normalise(pooled))
 
     def _mask(self, columns: Tensor, valid: Tensor) -> Tensor:
         """What is added to the scores, (B, 1, 1 or L, L): 0 where a query sees a key."""

@@ -6,6 +6,8 @@
 Zero-shot: items and histories are read as texts, so any checkpoint ranks any catalogue. Only a checkpoint that was
 fine-tuned on this very dataset (same fingerprint) ranks with its own item matrix. A baseline (SASRec, …) knows item
 ids alone and ranks only the dataset it was trained on. Popularity and item-transition stand beside it.
+
+`--history items` reads no history: it takes the recency-weighted mean of the items' vectors, which costs nothing.
 """
 
 import json
@@ -27,6 +29,12 @@ PARSER.add_argument("--ties", choices=["mean", "official"], default="mean", help
 PARSER.add_argument("--cutoffs", type=int, nargs="+", default=[10, 50], metavar="K", help="default: 10 50")
 PARSER.add_argument("--max_items", type=int, help="newest items of a history to read (default: the tokenizer's)")
 PARSER.add_argument("--batch_tokens", type=int, help="tokens encoded at a time (default: by the device)")
+PARSER.add_argument(
+    "--history",
+    choices=["text", "items"],
+    default="text",
+    help="read it as one text, or as the recency-weighted mean of its items' vectors (default: text)",
+)
 PARSER.add_argument("--device", help="default: cuda where there is one, else cpu")
 PARSER.add_argument("--name", help="what tables call it (default: the checkpoint's path)")
 PARSER.add_argument("--system", default="JEPA4Rec", help="the method that made the checkpoint (default: JEPA4Rec)")
@@ -74,12 +82,13 @@ def evaluate(options: Namespace) -> dict:
         raise ValueError(f"{checkpoint} was counted for the test split, validation's targets included: rank test.")
     item_ids = dataset.items["item_id"].to_pylist()
     item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True), item_ids)
-    scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens)
+    scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens, history=options.history)
     baselines = rank_baselines(BASELINES, splits, options.split, dataset.num_items, options.exclude_history)
     ranks = rank_split_both_ways(scorer, split, options.exclude_history)
     record = {
         **describe_evaluation(checkpoint, dataset, options),
         "item_vectors": "matrix" if is_fine_tuned(model) or tokenizer is None else "text",
+        "history": "ids" if tokenizer is None else options.history,
         "tokenizer": tokenizer and tokenizer.settings,
         "users": len(split.targets),
         "items": dataset.num_items,

@@ -106,7 +106,7 @@ class Desk:
             if isinstance(phase, SequencePhase):
                 size["batch_size"] = 8
             elif isinstance(phase, PretrainPhase):
-                size["evaluate_every_steps"] = "null"
+                size |= {"evaluate_every_steps": "null", "freeze_layers": 0}
             else:
                 size["freeze_layers"] = 0
             settings += [f"phases.{place}.{name}={value}" for name, value in size.items()]

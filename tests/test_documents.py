@@ -84,7 +84,8 @@ def things(tmp_path_factory):
     write_csv(folder / "orders.csv", "user_id,item_id,timestamp,stars", purchases())
     write_csv(folder / "products.csv", "item_id,title,brand", ITEMS)
     shop = build("table", data_files=[folder / "orders.csv", folder / "products.csv"])
-    for name in ("scientific", "online_retail", "beauty", "gift_cards", "walks"):
+    shops = ("scientific", "online_retail", "office", "beauty", "gift_cards", "walks")
+    for name in (*shops, "clothing", "health", "books", "shops"):
         save_dataset(shop, folder / "data" / name)
     transformers_logging.set_verbosity_error()
     settings = [f"model.config.{name}={value}" for name, value in TINY.items()]

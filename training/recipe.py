@@ -81,7 +81,9 @@ class ModelRecipe:
 
     `init`: a checkpoint of ours, or any BERT, RoBERTa, Longformer or Sentence-T5 (folder, Hub id, or `package:NAME` of
     an installed package), or "scratch": random weights of `family` and a WordPiece vocabulary learned from the run's
-    own item texts. `config` overrides fields of Jepa4RecConfig, or St5RecConfig.
+    own item texts. `config` overrides fields of Jepa4RecConfig, or St5RecConfig. `whitening` sets the projection of an
+    encoder that has one (`config.projection`) to a whitening of this power, learned from the item texts that
+    pre-training reads.
 
     `baseline` is one of baselines/ instead; `config` is then of its configuration, and `init` only the encoder of
     a baseline's frozen text vectors. Its phases are of the kind that its `trained_by` says, or none: it is counted.
@@ -94,8 +96,11 @@ class ModelRecipe:
     family: Literal["jepa4rec", "st5rec"] = "jepa4rec"
     pretrained: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    whitening: float | None = None
 
     def __post_init__(self):
+        if self.whitening is not None and not (0 <= self.whitening <= 1 and self.config.get("projection")):
+            raise ValueError("whitening is a power between 0 and 1, and needs config.projection: true to be kept in")
         if self.baseline is not None and self.baseline not in BASELINE_MODELS:
             raise ValueError(f"baseline {self.baseline} is unknown{nearest(self.baseline, BASELINE_MODELS)}")
 

@@ -52,7 +52,17 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
     if recipe.model.init == "scratch":
         check_config_overrides(recipe.model.config, ENCODERS[recipe.model.family].config_class)
         return _from_scratch(recipe, data)
-    return _from_checkpoint(recipe)
+    model, tokenizer = _from_checkpoint(recipe)
+    if recipe.model.whitening is not None:
+        _whiten(model, tokenizer, recipe, data)
+    return model, tokenizer
+
+
+def _whiten(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, recipe: Recipe, data: RunData) -> None:
+    """Set the projection, the identity until now, to a whitening of the items that pre-training reads."""
+    item_tokens = data.item_tokens(tokenizer, data.read)
+    vectors = encode_items(model, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
+    model.base_model.whiten(vectors, recipe.model.whitening)
 
 
 def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrainedModel:
