@@ -201,7 +201,7 @@ def keep_if_best(training: Training) -> None:
     """Evaluate on the validation split; better weights than before are written down, stale ones counted."""
     progress, phase, accelerator = training.progress, training.phase, training.accelerator
     phase.before_validation(training.bare_model, training.work, progress.step)
-    model = whole_model(accelerator, training.model)
+    model = phase.result(whole_model(accelerator, training.model))
     metrics = phase.validate(accelerator, model, training.work)
     place = {"phase": training.index, "kind": phase.kind, "step": progress.step}
     training.log.write({**place, **{f"validation_{name}": value for name, value in metrics.items()}}, progress.step)
@@ -374,7 +374,8 @@ def set_up(
     freeze(model, phase.freeze_word_embeddings, phase.freeze_layers)
     if recipe.run.activation_checkpointing:
         model.base_model.activation_checkpointing_enable()
-    optimizer = make_optimizer(model, phase.lr, phase.lr_items or phase.lr, phase.weight_decay, phase.betas)
+    rates = (phase.lr, phase.lr_items or phase.lr, phase.weight_decay, phase.betas, phase.lr_heads)
+    optimizer = make_optimizer(model, *rates)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = phase.batches(work, accelerator.process_index, accelerator.num_processes)
     progress = Progress(processes=accelerator.num_processes, log_bytes=log.length())

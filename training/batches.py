@@ -144,6 +144,8 @@ class LengthGroupedBatchSampler:
 
     Args:
         pool_batches: batches in a pool; more means less padding and less mixing.
+        domains: (sequences,) int, where a batch is to hold examples of one domain only: its items are then harder
+            negatives than those of another shop. None mixes.
 
     Raises:
         ValueError: the examples do not fill one batch.
@@ -158,20 +160,26 @@ class LengthGroupedBatchSampler:
         max_tokens: int = 1024,
         pool_batches: int = 64,
         seed: int = 0,
+        domains: np.ndarray | None = None,
     ):
         self.dataset, self.item_tokens = dataset, item_tokens
+        sequences = dataset.examples[0]
+        self.domains = np.zeros(len(sequences), np.int64) if domains is None else domains[sequences]
         self.max_items, self.max_tokens = max_items, max_tokens
         self.batch_size, self.pool_batches, self.seed = batch_size, pool_batches, seed
-        if len(dataset) < batch_size:
+        if not len(self):
             raise ValueError(f"{len(dataset)} examples do not fill one batch of {batch_size}: use a smaller batch")
 
     def __len__(self) -> int:
-        return len(self.dataset) // self.batch_size
+        return int((np.bincount(self.domains) // self.batch_size).sum())
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((SHUFFLE_STREAM, self.seed, self.dataset.epoch))
-        order = rng.permutation(len(self.dataset))[: len(self) * self.batch_size]
-        for batch in rng.permutation(self._grouped(order)):
+        order, batches = rng.permutation(len(self.dataset)), []
+        for domain in np.unique(self.domains):
+            own = order[self.domains[order] == domain]
+            batches.append(self._grouped(own[: len(own) // self.batch_size * self.batch_size]))
+        for batch in rng.permutation(np.concatenate(batches)):
             yield batch.tolist()
 
     def _grouped(self, order: np.ndarray) -> np.ndarray:

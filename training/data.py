@@ -110,10 +110,14 @@ def _file_stamps(data_files) -> list:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a phase learns from: item texts ("" where one is missing), and sequences of items, oldest first."""
+    """What a phase learns from: item texts ("" where one is missing), and sequences of items, oldest first.
+
+    `domains` (sequences,) numbers the dataset of each sequence, where there are several.
+    """
 
     texts: list[dict[str, str]]
     sequences: list[np.ndarray]
+    domains: np.ndarray | None = None
 
 
 @dataclass
@@ -213,7 +217,8 @@ def _concatenate(corpora: list[Corpus]) -> Corpus:
     for corpus in corpora:
         sequences += [sequence + len(texts) for sequence in corpus.sequences]
         texts += corpus.texts
-    return Corpus(texts, sequences)
+    domains = np.repeat(np.arange(len(corpora)), [len(corpus.sequences) for corpus in corpora])
+    return Corpus(texts, sequences, domains)
 
 
 def sample_users(split: Split, users: int | None, seed: int) -> Split:

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import nn
 
-# Parameters of a fine-tuned model that belong to the catalogue or to the score, not to the text encoder.
+# What stands around the text encoder and may learn at a rate of its own: the heads of pre-training, and what of a
+# fine-tuned model belongs to the catalogue or to the score.
+HEAD_PARAMETERS = ("predictor", "lm_head")
 ITEM_PARAMETERS = ("item_matrix", "history_item_vectors", "log_recency", "log_text_gate", "log_scale")
 
 
@@ -58,16 +60,21 @@ def freeze(model: nn.Module, word_embeddings: bool, layers: int) -> None:
             module.requires_grad_(False)
 
 
-def parameter_groups(model: nn.Module, lr: float, lr_items: float, weight_decay: float) -> list[dict]:
-    """AdamW groups by (encoder or item parameters) × (decayed or not), frozen parameters left out.
+def parameter_groups(
+    model: nn.Module, lr: float, lr_items: float, weight_decay: float, lr_heads: float | None = None
+) -> list[dict]:
+    """AdamW groups by (encoder, heads or item parameters) × (decayed or not), frozen parameters left out.
 
     LayerNorm weights, biases and scalars are not decayed: these are the parameters of fewer than two dimensions.
-    Each group's `kind` is "lr" or "lr_items".
+    Each group's `kind` is "lr", "lr_items" or, where `lr_heads` is given, "lr_heads".
     """
-    rates, groups = {"lr": lr, "lr_items": lr_items}, {}
+    rates, groups = {"lr": lr, "lr_items": lr_items, "lr_heads": lr_heads}, {}
+    own_rate = dict.fromkeys(ITEM_PARAMETERS, "lr_items")
+    if lr_heads is not None:
+        own_rate |= dict.fromkeys(HEAD_PARAMETERS, "lr_heads")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            kind = "lr_items" if name.split(".")[0] in ITEM_PARAMETERS else "lr"
+            kind = own_rate.get(name.split(".")[0], "lr")
             groups.setdefault((kind, weight_decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
     return [
         {"params": parameters, "kind": kind, "lr": rates[kind], "peak_lr": rates[kind], "weight_decay": decay}
@@ -75,9 +82,16 @@ def parameter_groups(model: nn.Module, lr: float, lr_items: float, weight_decay:
     ]
 
 
-def make_optimizer(model: nn.Module, lr: float, lr_items: float, weight_decay: float, betas: list[float]):
+def make_optimizer(
+    model: nn.Module,
+    lr: float,
+    lr_items: float,
+    weight_decay: float,
+    betas: list[float],
+    lr_heads: float | None = None,
+):
     """AdamW in its fused form: one pass over memory a step instead of six, which shows on CPUs too."""
-    groups = parameter_groups(model, lr, lr_items, weight_decay)
+    groups = parameter_groups(model, lr, lr_items, weight_decay, lr_heads)
     if not groups:
         raise ValueError("every parameter is frozen: lower freeze_layers")
     return torch.optim.AdamW(groups, betas=tuple(betas), fused=True)

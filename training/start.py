@@ -19,6 +19,7 @@ from ..hub.opening import ENCODERS, encoder_class, open_as_is, open_encoder, pre
 from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecConfig, St5RecModel
+from ..serving.encoding_seqrec import encode_items
 from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from ..tokenization_st5rec import FIXED_TEXTS, TAGS
 from .data import RunData
@@ -34,6 +35,8 @@ TOKENIZER_SETTINGS = (
 SCRATCH_SPECIAL_TOKENS = {
     "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
 }  # fmt: skip
+# Items, evenly spaced, that a whitening is learned from: some twenty for each direction of MiniLM's vectors.
+WHITENING_ITEMS = 8192
 T5_SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -60,8 +63,8 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
 
 def _whiten(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, recipe: Recipe, data: RunData) -> None:
     """Set the projection, the identity until now, to a whitening of the items that pre-training reads."""
-    item_tokens = data.item_tokens(tokenizer, data.read)
-    vectors = encode_items(model, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
+    texts = data.read.texts[:: max(1, len(data.read.texts) // WHITENING_ITEMS)]
+    vectors = encode_items(model, tokenizer, tokenizer.encode_items(texts), recipe.evaluation.batch_tokens)
     model.base_model.whiten(vectors, recipe.model.whitening)
 
 

@@ -70,7 +70,9 @@ class Phase:
     trains_encoder: ClassVar[bool] = True  # else a baseline, or a head on vectors
     knows_items: ClassVar[bool] = False  # whether the trained model has learned vectors of the catalogue's items
     lr_items = None  # what some kinds set; see FinetunePhase
+    lr_heads = None  # see PretrainPhase
     history_items = 0
+    same_domain = False
     continue_schedule = False
 
     def __post_init__(self):
@@ -118,6 +120,7 @@ class Phase:
             max_items=tokenizer.max_items,
             max_tokens=tokenizer.max_tokens,
             seed=work.recipe.run.seed,
+            domains=self.corpus(work.data).domains if self.same_domain else None,
         )
         return Batches(sampler, self.collator(work), self.gradient_accumulation, process, processes)
 
@@ -137,6 +140,10 @@ class Phase:
 
     def after_step(self, model: nn.Module, step: int, total: int) -> None:
         pass
+
+    def result(self, model: nn.Module) -> nn.Module:
+        """The model that is validated, and written down where it is the best so far."""
+        return model
 
     def validate(self, accelerator, model: nn.Module, work: Work) -> dict[str, float]:
         """Metrics on the validation split."""

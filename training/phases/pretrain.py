@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,12 +38,20 @@ class PretrainPhase(Phase):
     The mask rates are over tokens, or over words where `mask_unit` is "word". "spaced_word" is the rule of RecFormer's
     published code: words are told by spaces and punctuation alone, so that a value's first word is one with its
     attribute's name, and each text has the rate's share of its tokens chosen, as nearly as whole words can.
+
+    `same_domain` makes each batch of users of one of the datasets, whose items are harder negatives for each other.
+    `lr_heads` is the learning rate of predictor and token head, which begin anew (None: that of the encoder).
+    `result_encoder` is what the phase leaves: "context", the encoder that learns, or "target", its running average,
+    which stays nearer to the start and forgets less (I-JEPA evaluates its target encoder, too).
     """
 
     kind: Literal["pretrain"]
     history_mask_rate: float = 0.15
     next_mask_rate: float = 0.5
     mask_unit: Literal["token", "word", "spaced_word"] = "token"
+    same_domain: bool = False
+    lr_heads: float | None = None
+    result_encoder: Literal["context", "target"] = "context"
     objective: PreTrainingObjective = field(default_factory=PreTrainingObjective)
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
@@ -62,6 +71,13 @@ class PretrainPhase(Phase):
             clean_history=self.objective.contrastive_history == "clean",
             mask_unit=self.mask_unit,
         )
+
+    def result(self, model: nn.Module) -> nn.Module:
+        if self.result_encoder == "context":
+            return model
+        model = copy.deepcopy(model)
+        model.base_model.load_state_dict(model.target_encoder.state_dict())
+        return model
 
     def after_step(self, model: nn.Module, step: int, total: int) -> None:
         """The target encoder follows the context encoder."""
