@@ -328,3 +328,38 @@ def test_another_dtype_can_be_asked_for(tmp_path):
     shutil.copytree(tmp_path, copy)
     loaded = AutoModel.from_pretrained(copy, trust_remote_code=True)
     assert type(loaded).__name__ == "Jepa4RecModel" and loaded.dtype == torch.float32
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_projection_begins_as_the_identity_and_reads_vectors_one_long(pooling, tmp_path):
+    torch.manual_seed(0)
+    plain, projected = new_model(pooling=pooling).eval(), new_model(pooling=pooling, projection=True).eval()
+    projected.load_state_dict(plain.state_dict() | {k: v for k, v in projected.state_dict().items() if "proj" in k})
+    ids = torch.randint(5, VOCABULARY, (3, 7)).index_fill(1, torch.tensor([0]), CLS)
+    wanted = torch.nn.functional.normalize(plain(ids).pooler_output, dim=1)
+    torch.testing.assert_close(projected(ids).pooler_output, wanted)
+    torch.testing.assert_close(projected.embed(ids), wanted)
+    projected.whiten(torch.randn(100, 24), 1.0)
+    projected.save_pretrained(tmp_path)
+    again = Jepa4RecModel.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again.embed(ids), projected.embed(ids))
+    assert (again.embed(ids) - wanted).abs().max() > 0.1
+
+
+def test_whitening_makes_directions_equally_strong_by_its_power():
+    """Vectors one long whose variances differ a thousandfold; what is left of that in the whitened ones."""
+    torch.manual_seed(0)
+    vectors = torch.randn(4000, 24) * torch.logspace(0, -1.5, 24) + torch.linspace(1, 0, 24)
+    model, spread = new_model(projection=True), []
+    for power in (0.0, 0.5, 1.0):
+        model.whiten(vectors, power)
+        whitened = model._project(vectors).detach()
+        variances = torch.linalg.eigvalsh(torch.cov(whitened.T))
+        spread.append((variances[-1] / variances[0]).item())
+        assert whitened.mean(0).abs().max() < 1e-5 and whitened.square().sum(1).mean() == pytest.approx(1, abs=1e-3)
+    assert spread[0] > 100 and spread[1] == pytest.approx(spread[0] ** 0.5, rel=0.1) and spread[2] < 1.2
+
+
+def test_whitening_needs_a_projection():
+    with pytest.raises(ValueError, match="set projection to true"):
+        new_model().whiten(torch.randn(50, 24), 1.0)

@@ -123,12 +123,12 @@ class RunFolder:
             )
         shutil.rmtree(self.state, ignore_errors=True)
         self.log.unlink(missing_ok=True)
-        write_json(self.state / "recipe.json", _lasting_part(recipe))
+        write_json(self.state / "recipe.json", lasting_part(recipe_to_dict(recipe)))
         self.log.touch()  # a run without phases writes nothing into it
 
     def _check_same_recipe(self, recipe: Recipe) -> None:
         started = json.loads((self.state / "recipe.json").read_text(encoding="utf-8"))
-        changed = _differences(started, json.loads(json.dumps(_lasting_part(recipe))))
+        changed = differences(started, json.loads(json.dumps(lasting_part(recipe_to_dict(recipe)))))
         if changed:
             raise ValueError(
                 f"{self.root} was started with another recipe ({', '.join(changed)} differ): resume with the same "
@@ -170,20 +170,18 @@ class RunFolder:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _lasting_part(recipe: Recipe) -> dict:
-    tree = recipe_to_dict(recipe)
-    for key in FREE_TO_CHANGE:
-        tree["run"].pop(key)
-    return tree
+def lasting_part(tree: dict) -> dict:
+    """A resolved recipe without what may change while a run goes on."""
+    return {**tree, "run": {key: value for key, value in tree["run"].items() if key not in FREE_TO_CHANGE}}
 
 
-def _differences(old: object, new: object, where: str = "") -> list[str]:
+def differences(old: object, new: object, where: str = "") -> list[str]:
     """Dotted keys at which two trees differ."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else str(k))]
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{where}.{k}" if where else str(k))]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in _differences(*pair, f"{where}.{i}")]
+        return [d for i, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{where}.{i}")]
     return [] if old == new else [where]
 
 

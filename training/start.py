@@ -35,8 +35,6 @@ TOKENIZER_SETTINGS = (
 SCRATCH_SPECIAL_TOKENS = {
     "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
 }  # fmt: skip
-# Items, evenly spaced, that a whitening is learned from: some twenty for each direction of MiniLM's vectors.
-WHITENING_ITEMS = 8192
 T5_SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
@@ -63,8 +61,8 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
 
 def _whiten(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, recipe: Recipe, data: RunData) -> None:
     """Set the projection, the identity until now, to a whitening of the items that pre-training reads."""
-    texts = data.read.texts[:: max(1, len(data.read.texts) // WHITENING_ITEMS)]
-    vectors = encode_items(model, tokenizer, tokenizer.encode_items(texts), recipe.evaluation.batch_tokens)
+    item_tokens = data.item_tokens(tokenizer, data.read)
+    vectors = encode_items(model, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
     model.base_model.whiten(vectors, recipe.model.whitening)
 
 

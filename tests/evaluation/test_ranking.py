@@ -18,7 +18,7 @@ from jepa4rec.evaluation.ranking import (
     rank_targets,
     top_k,
 )
-from jepa4rec.evaluation.scorers import DualEncoderScorer
+from jepa4rec.evaluation.scorers import DualEncoderScorer, ItemMeanScorer
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items, token_budget_batches
 
 INF = float("inf")
@@ -367,3 +367,15 @@ def test_length_groups_part_the_users():
     assert list(groups) == ["1-2 items", "3-5 items", "6-30 items"]
     assert list(length_groups(lengths)) == ["1-2 items", "3-4 items", "5-8 items", "9-30 items"]  # quartiles
     assert sum(members.sum() for members in groups.values()) == len(lengths)
+def test_a_history_read_as_items_is_their_recency_weighted_mean():
+    vectors = torch.tensor([[2.0, 0.0], [0.0, 5.0], [1.0, 1.0], [-1.0, 0.0]])
+    scorer = ItemMeanScorer(vectors)
+    users = torch.tensor(
+        [[0.5, 1.0], [1.0, 0.0], [1.0 - 0.25, 0.5]]
+    )  # lengths do not count, the newest item does most
+    directions = torch.nn.functional.normalize(vectors, dim=1)
+    wanted = torch.nn.functional.normalize(users, dim=1) @ directions.T
+    histories = [np.array([0, 1]), np.array([0]), np.array([3, 1, 0])]
+    torch.testing.assert_close(scorer.score(histories), wanted)
+    with pytest.raises(ValueError, match="empty"):
+        scorer.score([np.array([], np.int64)])

@@ -99,6 +99,16 @@ class TestPrefixes:
 
 
 class TestLengthGroupedBatchSampler:
+    def test_a_batch_may_be_kept_to_one_domain(self, item_tokens):
+        dataset, domains = random_dataset(60), np.arange(60) % 3
+        sampler = LengthGroupedBatchSampler(dataset, item_tokens, batch_size=8, domains=domains)
+        batches = list(sampler)
+        of = domains[dataset.examples[0]]
+        assert len(batches) == len(sampler) and all(len(set(of[batch])) == 1 for batch in batches)
+        assert {int(of[batch[0]]) for batch in batches} == {0, 1, 2}
+        seen = [example for batch in batches for example in batch]
+        assert len(seen) == len(set(seen)) >= len(dataset) - 3 * 7
+
     def test_every_example_once_in_another_order_each_epoch(self, item_tokens):
         dataset = random_dataset()
         sampler = LengthGroupedBatchSampler(dataset, item_tokens, batch_size=8)

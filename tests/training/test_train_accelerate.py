@@ -17,11 +17,12 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 import train_accelerate
 from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, save_dataset
 from jepa4rec.losses_seqrec import normalise
-from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation
+from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.serving.encoding_seqrec import encode_items
 from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -30,6 +31,7 @@ from jepa4rec.training.measure import evaluate_validation
 from jepa4rec.training.optimisation import freeze, learning_rate_factor, parameter_groups
 from jepa4rec.training.recipe import read_recipe
 from jepa4rec.training.run_folder import PhaseEnd, RunFolder
+from jepa4rec.training.start import train_wordpiece
 from tests.conftest import TINY_ITEMS
 
 pytestmark = pytest.mark.slow("trains through the loop, is killed and resumed")
@@ -209,6 +211,37 @@ def test_recformer_runs_through_the_same_loop(write_recipe, tmp_path):
     assert (record["system"], record["ties"]) == ("RecFormer", "official")
     steps = [line for line in log_lines(tmp_path / "run") if line["kind"] == "pretrain" and "loss" in line]
     assert steps and all({"contrastive", "mlm"} <= line.keys() and "map" not in line for line in steps)
+
+
+def test_pretraining_may_leave_its_target_encoder(write_recipe, tmp_path):
+    """With a momentum of 1 the target encoder never moves: what is left is the start."""
+    path = write_recipe([{**PRETRAIN, "result_encoder": "target", "objective": {"ema_start": 1.0, "ema_end": 1.0}}])
+    train(path)
+    left = weights(tmp_path / "run")
+    train(path, "phases=[]", f"run.output_dir={tmp_path / 'start'}")
+    start = weights(tmp_path / "start")
+    encoder = {name: value for name, value in left.items() if name.startswith("jepa4rec.")}
+    assert_same_weights({name.removeprefix("jepa4rec."): value for name, value in encoder.items()}, start)
+    train(path, "phases.0.result_encoder=context", "run.overwrite=true")
+    name = "jepa4rec.encoder.layer.0.intermediate.dense.weight"
+    assert not torch.equal(weights(tmp_path / "run")[name], left[name])
+
+
+def test_a_start_may_be_whitened_by_the_items_that_pretraining_reads(write_recipe, tmp_path):
+    shape = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    words = [text for item in TINY_ITEMS for text in item.values()]
+    BertModel(BertConfig(vocab_size=200, **shape)).save_pretrained(tmp_path / "bert")
+    train_wordpiece(words, 200).save_pretrained(tmp_path / "bert")
+    settings = [f"model.init={tmp_path / 'bert'}", "model.whitening=1.0", "model.config={projection: true}"]
+    train(write_recipe([]), *settings)
+    model, tokenizer = (
+        kind.from_pretrained(tmp_path / "run" / "checkpoint") for kind in (Jepa4RecModel, ItemSentTokenizer)
+    )
+    vectors = encode_items(model, tokenizer, tokenizer.encode_items(TINY_ITEMS))
+    variances = torch.linalg.eigvalsh(torch.cov(vectors.T))
+    assert vectors.mean(0).abs().max() < 1e-4 and variances[-1] < 4 * variances[0]
+    with pytest.raises(ValueError, match="whitening is a power between 0 and 1, and needs config.projection"):
+        read_recipe(write_recipe([]), [*settings, "model.config={}"])
 
 
 def test_official_ties_are_optimistic(write_recipe):
@@ -454,6 +487,15 @@ def test_items_have_a_rate_of_their_own_and_norms_and_biases_do_not_decay(fine_t
     assert seen["jepa4rec.encoder.layer.0.intermediate.dense.weight"] == (1.0, 0.1)
     assert seen["jepa4rec.encoder.layer.0.intermediate.dense.bias"] == (1.0, 0.0)
     assert seen["jepa4rec.embeddings.LayerNorm.weight"] == (1.0, 0.0)
+
+
+def test_heads_that_begin_anew_may_have_a_rate_of_their_own(tiny_config):
+    model = Jepa4RecForPreTraining(tiny_config)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, lr=1.0, lr_items=2.0, weight_decay=0.1, lr_heads=3.0)
+    seen = {names[p]: group["peak_lr"] for group in groups for p in group["params"]}
+    assert seen["predictor.next.0.weight"] == seen["lm_head.dense.weight"] == 3.0
+    assert seen["jepa4rec.embeddings.word_embeddings.weight"] == 1.0  # the token head decodes through them
 
 
 def test_frozen_layers_are_not_recorded_for_the_backward_pass(fine_tuned):

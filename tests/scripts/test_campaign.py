@@ -1,0 +1,113 @@
+"""A campaign runs what is missing, goes on past failures, publishes what is finished, refuses what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jepa4rec.datasets_builders import build, save_dataset
+from jepa4rec.scripts import campaign
+from jepa4rec.training.recipe import read_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a shop and two recipes: pre-training, and fine-tuning from where it ends."""
+    monkeypatch.chdir(tmp_path)
+    save_dataset(build("toy_shop"), tmp_path / "data" / "toy")
+    shared = {"data": {"dir": "data/toy"}, "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 300}}
+    shared["evaluation"] = {"zero_shot": False, "validation_users": 20}
+    steps = {"steps": 2, "batch_size": 16, "max_items": 2}
+    first = {"run": {"output_dir": "unused"}, "model": {"config": TINY}, "phases": [{"kind": "pretrain", **steps}]}
+    second = {"run": {"output_dir": "unused"}, "model": {"init": "runs/first/checkpoint"}}
+    second["phases"] = [{"kind": "finetune", "history_items": 0, **steps}]
+    for name, own in {"first": first, "second": second}.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**shared, **own}))
+    return tmp_path
+
+
+def write(place, *runs, **more) -> Path:
+    path = place / "campaign.yaml"
+    path.write_text(yaml.safe_dump({"runs": list(runs), **more}))
+    return path
+
+
+def plan(path, *settings):
+    return campaign.plan(read_recipe(path, kind=campaign.Campaign), path.parent, list(settings))
+
+
+FIRST = {"name": "first", "recipe": "first.yaml"}
+SECOND = {"name": "second", "recipe": "second.yaml", "after": ["first"], "publish": True}
+
+
+def test_one_command_carries_a_campaign_out_and_a_second_one_starts_nothing(place, capfd):
+    path = write(place, FIRST, SECOND)
+    with pytest.raises(SystemExit) as end:
+        campaign.main([str(path)])
+    assert end.value.code == 0 and "2 of 2 done" in capfd.readouterr().out
+    record = json.loads((place / "results" / "second.json").read_text())
+    assert record["recipe"]["model"]["init"] == "runs/first/checkpoint" and record["metrics"]["ndcg@10"] >= 0
+    assert (place / "results" / "ranks" / "second.parquet").is_file()
+    assert not (place / "results" / "first.json").exists()
+    assert campaign.carry_out(plan(path), launch=lambda _: pytest.fail("nothing is left to run"))
+    campaign.main([str(path), "--status"])
+    assert "done     0 min" in capfd.readouterr().out
+    with pytest.raises(ValueError, match=r"second.json was made by another recipe \(phases.0.lr differ\)"):
+        plan(write(place, FIRST, {**SECOND, "set": ["phases.0.lr=1.0e-2"]}))
+
+
+def test_a_killed_campaign_goes_on(place):
+    path = write(place, {**FIRST, "set": ["phases.0.steps=4000", "run.save_every=1", "run.log_every=1"]})
+    command = [sys.executable, str(ROOT / "scripts" / "campaign.py"), str(path)]
+    process = subprocess.Popen(command, cwd=place, start_new_session=True)
+    deadline = time.time() + 240
+    while not list((place / "runs" / "first" / "state").glob("phase-0-step-*")) and time.time() < deadline:
+        time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    planned = plan(path)
+    assert "at step" in campaign.status(planned) and not planned[0].finished
+    resumed = []
+    campaign.carry_out(planned, launch=lambda one: resumed.append(one.settings) or 1)
+    assert "run.resume=true" in resumed[0]
+
+
+def test_a_failed_run_does_not_stop_the_others(place):
+    other = {**FIRST, "name": "other"}
+    broken = {**FIRST, "set": ["model.init=nowhere"]}
+    planned = plan(write(place, broken, SECOND, other))
+    assert not campaign.carry_out(planned, campaign.launch)
+    told = campaign.status(planned)
+    assert "failed (exit 1)" in told and "waits for first" in told and "1 of 3 done" in told
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([SECOND], "second comes after first, which is no run before it"),
+        ([FIRST, FIRST], "two runs are called first"),
+        ([FIRST, {**SECOND, "after": []}], "second starts from runs/first/checkpoint: write first under its `after`"),
+        ([FIRST, {**SECOND, "set": ["data.dir=data/none"]}], "second reads data/none, which is not there"),
+        ([{**FIRST, "set": ["phases.0.septs=1"]}], "did you mean steps"),
+        ([{**FIRST, "recipe": "no.yaml"}], "no.yaml does not exist"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_first_run(place, runs, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        plan(write(place, *runs))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "campaigns").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_campaigns_are_valid(path):
+    shipped = read_recipe(path, kind=campaign.Campaign)
+    for run in shipped.runs:
+        assert read_recipe(path.parent / run.recipe, [*shipped.set, *run.set])
