@@ -135,8 +135,8 @@ def _check_record(one: Planned) -> None:
         changed = differences(lasting_part(found), wanted)
         if changed:
             raise ValueError(
-                f"{path} was made by another recipe ({', '.join(changed)} differ): give the run {one.run.name} another "
-                "name, or move the old result away"
+                f"{path} was made by another recipe ({', '.join(changed)} differ): give the run {one.run.name} "
+                "another name, or move the old result away"
             )
 
 
