@@ -27,17 +27,19 @@ def make_scorer(
     batch_tokens: int | None = None,
     progress: bool | None = None,
     history: History = "text",
+    item_vectors: Tensor | None = None,
 ) -> Scorer:
     """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
     texts (zero-shot). Without a tokenizer the model is a baseline. `history` "items" reads no history as a text, but
-    takes the recency-weighted mean of its items' vectors."""
+    takes the recency-weighted mean of its items' vectors; `item_vectors` are those of the texts, where known."""
     if tokenizer is None:
         return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
-    matrix = model.item_matrix.weight if hasattr(model, "item_matrix") else None
+    vectors = model.item_matrix.weight if hasattr(model, "item_matrix") else item_vectors
+    if vectors is None:
+        vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
     if history == "items":
-        vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress) if matrix is None else matrix
         return ItemMeanScorer(vectors)
-    return DualEncoderScorer(model, tokenizer, item_tokens, matrix, batch_tokens, progress)
+    return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens, progress)
 
 
 class DualEncoderScorer:

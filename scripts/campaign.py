@@ -8,19 +8,28 @@ resumed from its last saved state. A run that fails or diverges does not stop th
 finished run's record goes to results/NAME.json and its ranks to results/ranks/NAME.parquet, where `publish` says so.
 """
 
-import argparse
 import json
 import os
 import shlex
 import statistics
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("campaign", type=Path, help="YAML file with the list of runs")
+PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+PARSER.add_argument("--status", action="store_true", help="check and tell how far it is, start nothing")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 from jepa4rec.serving.whole_files_seqrec import written_files
 from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
@@ -224,23 +233,15 @@ def _minutes(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds / 60:.0f} min"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("campaign", type=Path, help="YAML file with the list of runs")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
-    parser.add_argument("--status", action="store_true", help="check and tell how far it is, start nothing")
-    options = parser.parse_args(arguments)
-    try:
-        planned = plan(read_recipe(options.campaign, kind=Campaign), options.campaign.parent, options.settings)
-    except (ValueError, OSError) as error:
-        sys.exit(f"campaign: {' '.join(str(error).split())}")
+@command(PARSER, interrupted="interrupted; the same command goes on from here")
+def main(options: Namespace) -> None:
+    campaign = read_recipe(options.campaign, kind=Campaign)
+    planned = plan(campaign, options.campaign.parent, options.settings)
     if options.status:
         print(status(planned))
         return
-    try:
-        sys.exit(not carry_out(planned, launch))
-    except KeyboardInterrupt:
-        sys.exit("campaign: interrupted; the same command goes on from here")
+    if not carry_out(planned, launch):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ from jepa4rec.evaluation.records import describe_run, portable_path, write_evalu
 from jepa4rec.evaluation.scorers import make_scorer, measure, rank_baselines
 from jepa4rec.hub.opening import find_checkpoint, is_fine_tuned, load_model, load_tokenizer
 from jepa4rec.serving.encoding_seqrec import check_histories
+from jepa4rec.training.data import kept_vectors
 
 
 def choose_split(dataset: SeqRecDataset, options: Namespace) -> tuple[Splits, Split]:
@@ -82,7 +83,11 @@ def evaluate(options: Namespace) -> dict:
         raise ValueError(f"{checkpoint} was counted for the test split, validation's targets included: rank test.")
     item_ids = dataset.items["item_id"].to_pylist()
     item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True), item_ids)
-    scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens, history=options.history)
+    vectors = None
+    if tokenizer is not None and not is_fine_tuned(model):
+        vectors = kept_vectors(model, tokenizer, item_tokens, options.batch_tokens)
+    reading = {"history": options.history, "item_vectors": vectors}
+    scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens, **reading)
     baselines = rank_baselines(BASELINES, splits, options.split, dataset.num_items, options.exclude_history)
     ranks = rank_split_both_ways(scorer, split, options.exclude_history)
     record = {

@@ -157,19 +157,25 @@ class RunData:
         return self._item_tokens[key]
 
     def item_vectors(self, model: nn.Module, tokenizer: ItemSentTokenizer) -> torch.Tensor:
-        """The catalogue by a model's encoder, float32 (N, d), kept on disk for the next run that starts from it.
+        """The catalogue by a model's encoder, float32 (N, d), kept on disk for the next run that starts from it."""
+        return kept_vectors(model, tokenizer, self.item_tokens(tokenizer, self.own))
 
-        A second seed, or the zero-shot row of a table, asks for the same vectors again: minutes on a CPU. The name of
-        the file is a hash of everything they depend on, so a stale one is never read; the folder may be deleted.
-        """
-        tokens = self.item_tokens(tokenizer, self.own)
-        path = _cache("jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens)}.safetensors"
-        if path.is_file():
-            return load_file(path)["vectors"].to(model.device)
-        vectors = encode_items(model, tokenizer, tokens)
-        with written_files(path) as (fresh,):
-            save_file({"vectors": vectors.cpu()}, fresh)
-        return vectors
+
+def kept_vectors(
+    model: nn.Module, tokenizer: ItemSentTokenizer, tokens: ItemTokens, batch_tokens: int | None = None
+) -> torch.Tensor:
+    """A catalogue by a model's encoder, float32 (N, d), read from disk where it was encoded before.
+
+    A second seed, or the zero-shot row of a table, asks for the same vectors again: minutes on a CPU. The name of
+    the file is a hash of everything they depend on, so a stale one is never read; the folder may be deleted.
+    """
+    path = _cache("jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens)}.safetensors"
+    if path.is_file():
+        return load_file(path)["vectors"].to(model.device)
+    vectors = encode_items(model, tokenizer, tokens, batch_tokens)
+    with written_files(path) as (fresh,):
+        save_file({"vectors": vectors.cpu()}, fresh)
+    return vectors
 
 
 def _vectors_key(model: nn.Module, tokenizer: ItemSentTokenizer, tokens: ItemTokens) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 from ..evaluation.audit import audit, summarise
 from ..evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from ..evaluation.ranking import Ranks, Scorer, rank_split_both_ways
-from ..evaluation.scorers import DualEncoderScorer, make_scorer
+from ..evaluation.scorers import make_scorer
 from .data import RunData, sample_users, take_rows
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ def rank_test_split(
 
 def _scorer(accelerator: Accelerator, model: nn.Module, tokenizer, data: RunData, kept: bool = False) -> Scorer:
     item_tokens = None if tokenizer is None else data.item_tokens(tokenizer, data.own)
-    if kept and tokenizer is not None:
-        vectors = data.item_vectors(model, tokenizer)
-        return DualEncoderScorer(model, tokenizer, item_tokens, vectors, progress=_bar(accelerator))
-    return make_scorer(model, tokenizer, item_tokens, progress=_bar(accelerator))
+    vectors = data.item_vectors(model, tokenizer) if kept and tokenizer is not None else None
+    return make_scorer(model, tokenizer, item_tokens, progress=_bar(accelerator), item_vectors=vectors)
 
 
 def _bar(accelerator: Accelerator) -> bool | None:

@@ -367,6 +367,8 @@ def test_length_groups_part_the_users():
     assert list(groups) == ["1-2 items", "3-5 items", "6-30 items"]
     assert list(length_groups(lengths)) == ["1-2 items", "3-4 items", "5-8 items", "9-30 items"]  # quartiles
     assert sum(members.sum() for members in groups.values()) == len(lengths)
+
+
 def test_a_history_read_as_items_is_their_recency_weighted_mean():
     vectors = torch.tensor([[2.0, 0.0], [0.0, 5.0], [1.0, 1.0], [-1.0, 0.0]])
     scorer = ItemMeanScorer(vectors)

@@ -51,9 +51,8 @@ SECOND = {"name": "second", "recipe": "second.yaml", "after": ["first"], "publis
 
 def test_one_command_carries_a_campaign_out_and_a_second_one_starts_nothing(place, capfd):
     path = write(place, FIRST, SECOND)
-    with pytest.raises(SystemExit) as end:
-        campaign.main([str(path)])
-    assert end.value.code == 0 and "2 of 2 done" in capfd.readouterr().out
+    campaign.main([str(path)])
+    assert "2 of 2 done" in capfd.readouterr().out
     record = json.loads((place / "results" / "second.json").read_text())
     assert record["recipe"]["model"]["init"] == "runs/first/checkpoint" and record["metrics"]["ndcg@10"] >= 0
     assert (place / "results" / "ranks" / "second.parquet").is_file()
