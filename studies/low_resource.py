@@ -32,7 +32,7 @@ from jepa4rec.training.recipe import Recipe
 @dataclass(kw_only=True)
 class LowResourceRecipe(StudyRecipe):
     """`percents` of the training users; `min_training_users`: a percent that leaves fewer is an error; `systems`: the
-    settings of each system to train, by its name; they may replace model and phases by those of a baseline."""
+    settings of each system to train, by its name; they may replace model, tokenizer and phases by a baseline's."""
 
     percents: list[float] = field(default_factory=lambda: [1.0, 5.0, 10.0, 50.0, 100.0])
     min_training_users: int = 5

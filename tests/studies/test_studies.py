@@ -135,7 +135,8 @@ def test_finished_runs_are_found_again(studio, capsys):
 
 
 def test_systems_are_trained_side_by_side_and_compared_user_by_user(studio):
-    no_text = ["model={baseline: gru4rec, config: {hidden_size: 8}}", "phases=[{kind: sequence, steps: 2}]"]
+    no_text = ["tokenizer={}", "model={baseline: gru4rec, config: {hidden_size: 8}}"]
+    no_text.append("phases=[{kind: sequence, steps: 2}]")
     systems = {"as it is": [], "less pre-trained": ["phases.0.steps=1"], "no text": no_text}
     result = studio("low_resource", percents=[100], systems=systems)
     trained = {row["series"]: row for row in result["figures"] if row["series"] in systems}
