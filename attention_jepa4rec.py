@@ -86,6 +86,8 @@ def plan_attention(rows: PackedRows, attention_window: int | None) -> AttentionP
     """Choose the blocks: one a row, or local blocks for long rows under an `attention_window` (two-sided, tokens)."""
     if attention_window is not None and rows.longest > ONE_BLOCK_WINDOWS * attention_window:
         return _local_plan(rows, attention_window)
+    # Short rows stay whole under a mask: cutting them costs more than the products it saves. Longer ones are cut, so
+    # that work grows with length times window and not with its square.
     valid, slots = rows.valid, rows.slots
     mask = None if valid is None else valid[:, None, None, :]
     if attention_window is not None and rows.longest - 1 > attention_window // 2:
@@ -214,6 +216,8 @@ class Jepa4RecSelfAttention(nn.Module):
         """Packed tokens (T, d) -> (T, d)."""
         query, key, value = (self._heads(project(hidden)) for project in (self.query, self.key, self.value))
         out = block_attention(query, key, value, plan, self._dropout).flatten(1)
+        # Longformer's global token has projections of its own. Only the row of [CLS] reads them, so one query a row is
+        # worked out and put in the place of what the local projections said there.
         if self.is_local:
             out = out.index_copy(0, plan.rows.first, self.cls_row(hidden, plan).to(out.dtype))
         return out

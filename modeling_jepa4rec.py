@@ -143,6 +143,7 @@ class Jepa4RecAttention(nn.Module):
         self.output = Jepa4RecResidual(config.hidden_size, config)
 
     def forward(self, hidden: Tensor, plan: AttentionPlan, cls_only: bool) -> Tensor:
+        # Behind the last layer only [CLS] is read, and its row needs no projected tokens: see `cls_attention`.
         if cls_only:
             return self.output(self.self.cls_row(hidden, plan), hidden[plan.rows.first])
         return self.output(self.self(hidden, plan), hidden)
@@ -165,6 +166,8 @@ class Jepa4RecLayer(GradientCheckpointingLayer):
 
     def _touch_idle(self, hidden: Tensor) -> Tensor:
         """Add nothing, but give every parameter a gradient (zero): distributed training waits for all of them."""
+        # For [CLS] alone the local projections are never asked. Were they left out of the graph, the processes would
+        # wait for their gradients and stop at the next step; zero times their sum costs next to nothing.
         idle = self.attention.self.idle_in_cls_row()
         return hidden + 0.0 * sum(parameter.sum() for linear in idle for parameter in linear.parameters())
 

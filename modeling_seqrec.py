@@ -152,6 +152,7 @@ def check_batch(
             raise ValueError(f"input_ids are {tuple(input_ids.shape)}, but another input is {tuple(other.shape)}.")
     lengths = valid.sum(1)
     extremes = [end for ids, _ in given.values() for end in torch.where(valid, ids, 0).aminmax()]
+    # All numbers in one copy: each one asked for by itself would stop the device once more, every step.
     sizes = torch.cat([lengths, torch.stack(extremes)]).tolist()
     sizes, extremes = sizes[: len(lengths)], sizes[len(lengths) :]
     if min(sizes) == 0:
@@ -275,6 +276,7 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
         words = self.base_model.get_input_embeddings()
         self.lm_head = SeqRecLMHead(config, words)
         self.target_encoder = self.encoder_class(config)
+        # Each family calls its word embeddings by another name, so the decoder's twin is looked up, not written down.
         name = next(name for name, module in self.named_modules() if module is words)
         self._tied_weights_keys = {"lm_head.decoder.weight": f"{name}.weight"}
         self.post_init()

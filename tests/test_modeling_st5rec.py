@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY_ITEMS
@@ -16,11 +17,13 @@ from transformers import T5Config, T5EncoderModel
 from jepa4rec.hub.importing import import_checkpoint
 from jepa4rec.hub.sentence_t5 import write_sentence_t5
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
-from jepa4rec.modeling_st5rec import St5RecConfig, St5RecModel
+from jepa4rec.modeling_st5rec import St5RecConfig, St5RecForPreTraining, St5RecModel
 from jepa4rec.scripts import export_checkpoint
 from jepa4rec.scripts.import_checkpoint import main
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
+from jepa4rec.training.batches import Example
+from jepa4rec.training.phases.pretrain import PreTrainingCollator
 from jepa4rec.training.start import train_t5_wordpiece
 from tests.training.test_round_trip import STRANGER
 
@@ -212,3 +215,21 @@ def test_checkpoints_of_the_other_family_and_lost_weights_are_named(vocabulary, 
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="lacks 1 weights of the encoder, the first of them projection.weight"):
         St5RecModel.from_pretrained(tmp_path)
+
+
+def test_t5s_own_sentinel_is_the_mask_of_jepa_pre_training(vocabulary, tmp_path):
+    tokenizer = ItemSentTokenizer.wrap(vocabulary, **ST5_SETTINGS)
+    tokenizer.add_tokens(["<extra_id_4>"], special_tokens=True)
+    encoder = St5RecModel(St5RecConfig(**tiny_shape(tokenizer), projection_size=12)).eval()
+    write_sentence_t5(encoder, tokenizer, tmp_path / "folder")
+    encoder, tokenizer = import_checkpoint(str(tmp_path / "folder"))
+    assert tokenizer.mask_token == "<extra_id_4>" and tokenizer.mask_token_id == len(tokenizer) - 1
+    encoder.save_pretrained(tmp_path / "encoder")
+    model = St5RecForPreTraining.from_encoder(tmp_path / "encoder").train()
+    collate = PreTrainingCollator(tokenizer, tokenizer.encode_items(TINY_ITEMS))
+    batch = collate([Example(np.array([0, 3]), 4, 0, 0), Example(np.array([7]), 9, 1, 0)])
+    assert (batch["next_input_ids"] == tokenizer.mask_token_id).any()
+    out = model(**batch)
+    assert list(out.loss_parts) == ["contrastive", "mlm", "map"]
+    out.loss.backward()
+    assert all(p.grad is not None for n, p in model.named_parameters() if not n.startswith("target_encoder."))
