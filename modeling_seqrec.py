@@ -57,6 +57,8 @@ HEAD_WEIGHTS = [
 ]
 # Weight of a history item beside the next newer one, before training.
 RECENCY_DECAY = 0.5
+# Spread of new layers beside an encoder whose configuration names none.
+INITIALIZER_RANGE = 0.02
 # Rows of the predictor's own table of item positions; older items share the last one.
 PREDICTED_POSITIONS = 51
 
@@ -301,6 +303,11 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        # T5's configuration has no initializer_range; transformers then draws new layers by its factor, N(0, 1).
+        if isinstance(module, nn.Linear | nn.Embedding) and not hasattr(
+            self.config.get_text_config(), "initializer_range"
+        ):
+            init.normal_(module.weight, std=INITIALIZER_RANGE)
         if isinstance(module, SeqRecPredictor):
             init.zeros_(module.unmasked_item)
         elif isinstance(module, SeqRecLMHead):

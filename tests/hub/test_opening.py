@@ -102,6 +102,12 @@ def test_jepa_pre_training_moves_every_part_but_the_target_encoder(family):
     assert model.lm_head.decoder.weight is model.base_model.get_input_embeddings().weight
 
 
+def test_new_layers_begin_small(family):
+    model = new_model(family, "pretraining")
+    layers = [model.predictor.history[0], model.predictor.next[2], model.lm_head.dense]
+    assert all(0.01 < layer.weight.std() < 0.03 for layer in layers)
+
+
 def test_jepa_pre_training_learns(family):
     model = new_model(family, "pretraining")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
