@@ -33,7 +33,6 @@ from .modeling_seqrec import (
     SeqRecForPreTraining,
     SeqRecForSequentialRecommendation,
     SeqRecPreTrainedModel,
-    SeqRecTrainingOutput,
     check_batch,
 )
 
@@ -340,6 +339,5 @@ class Jepa4RecForSequentialRecommendation(Jepa4RecPreTrainedModel, SeqRecForSequ
     encoder_class = Jepa4RecModel
 
 
-Jepa4RecTrainingOutput = SeqRecTrainingOutput  # its earlier name
 Jepa4RecModel.pretraining_class = Jepa4RecForPreTraining
 Jepa4RecModel.recommendation_class = Jepa4RecForSequentialRecommendation
