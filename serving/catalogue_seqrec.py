@@ -344,6 +344,8 @@ class Catalogue:
         catalogue = cls(weights_hash, vectors.shape[1], index or kept, rescore or about["rescore"])
         popularity = [row.get("popularity", np.nan) for row in rows]
         catalogue._append([row[ITEM_ID] for row in rows], [row["item"] for row in rows], vectors, popularity)
+        if catalogue._now._index is not None and len(catalogue):
+            catalogue._now._index.of(catalogue.vectors)  # now, and not while the first to ask is waiting
         return catalogue
 
 
@@ -444,7 +446,21 @@ def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str
         if item_id is None or (isinstance(item_id, str) and not item_id):
             raise ValueError(f'Item {row} has no {ITEM_ID}: give {{"{ITEM_ID}": "...", "title": "...", ...}}.')
         ids.append(item_id_of(item_id))
-    return ids, [{name: text for name, text in item.items() if name != ITEM_ID} for item in items]
+    return ids, [attributes_of(item) for item in items]
+
+
+def attributes_of(item: Mapping) -> dict:
+    """An item's texts; NaN, a data frame's mark for a missing one, is left out, as JSON has none.
+
+    Raises ValueError for what is no attribute dict.
+    """
+    if not isinstance(item, Mapping):
+        raise ValueError(f"An item is {{attribute: text}}, not {_short(item)}.")
+    return {name: text for name, text in item.items() if name != ITEM_ID and not _is_nan(text)}
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float | np.floating) and bool(np.isnan(value))
 
 
 def item_id_of(value: Any) -> str:

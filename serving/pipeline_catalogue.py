@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import Pipeline, PreTrainedConfig
 from transformers.utils import cached_file
 
-from .catalogue_seqrec import ITEM_ID, Catalogue, Snapshot, item_id_of, popularity_counts, split_items
+from .catalogue_seqrec import ITEM_ID, Catalogue, Snapshot, attributes_of, item_id_of, popularity_counts, split_items
 
 TASK = "sequential-recommendation"
 IDS_FILE = "item_ids.json"
@@ -524,13 +524,6 @@ def _boost(item_id: str | int, value: Any) -> float:
 
 def _kind_of(value: Any) -> str:
     return "of None" if value is None else f"of type {type(value).__name__}"
-
-
-def attributes_of(item: Mapping) -> dict:
-    """An item's texts. Raises ValueError for what is no attribute dict."""
-    if not isinstance(item, Mapping):
-        raise ValueError(f"An item is {{attribute: text}}, not one {_kind_of(item)}.")
-    return {name: text for name, text in item.items() if name != ITEM_ID}
 
 
 def hub_options(model) -> dict:
