@@ -8,6 +8,8 @@ item plus half as much noise. One query is asked at a time, on one thread, as a 
 building. Every size and index has a process of its own: `serving_gib` is what that process holds, more than before,
 when the last query is answered (all keep the float32 vectors, for the exact scores of the answers), `peak_gib`
 the most it ever held, making the vectors included.
+Exact search is also timed in turns with FAISS's own exact index (IndexFlatIP) over the same vectors, for one query and
+for several at once: CPU time on one thread, the median.
 Prints one JSON object, and writes it to `--out` where given, with a page to read (.md) beside it.
 """
 
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,8 @@ from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue
 SIZES = (10_000, 100_000, 1_000_000)
 ITEMS_A_CENTRE = 50
 K = 10
+AT_ONCE = (1, 64, 512)  # queries, beside FAISS's exact index
+FLAT = "flat"
 NEW_ITEMS = 1000
 HASH = "synthetic"
 
@@ -76,6 +81,33 @@ def measure_index(size: int, index: str, rescore: int, queries: int) -> dict:
         "serving_gib": round(serving / 2**30, 2),
         "peak_gib": round(peak, 2),
     }
+
+
+def beside_flat(size: int) -> list[dict]:
+    """Exact search and FAISS's IndexFlatIP in turns over the same vectors: CPU milliseconds a call, medians."""
+    import faiss
+
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(clustered_vectors(size, generator), dim=1)
+    flat = faiss.IndexFlatIP(WIDTH)
+    flat.add(vectors.numpy())
+    catalogue = Catalogue(HASH, WIDTH)
+    catalogue.add([f"i{row}" for row in range(size)], [{}] * size, vectors, None)
+    set_threads(1)
+    measured = []
+    for at_once in AT_ONCE:
+        asked = torch.nn.functional.normalize(random_vectors(at_once, generator), dim=1)
+        turns = max(3, min(50, 2 * 10**7 // (size * at_once)))
+        ways = {"exact_ms": lambda: catalogue.search(asked, K), "flat_ms": lambda: flat.search(asked.numpy(), K)}  # noqa: B023
+        seconds = {name: [] for name in ways}
+        for _ in range(turns):
+            for name, way in ways.items():
+                started = time.process_time()
+                way()
+                seconds[name].append(time.process_time() - started)
+        own = {name: round(1000 * float(np.median(values)), 2) for name, values in seconds.items()}
+        measured.append({"items": size, "at_once": at_once, "turns": turns, **own})
+    return measured
 
 
 def add_new(catalogue: Catalogue, query: Tensor, generator: torch.Generator) -> None:
@@ -134,19 +166,26 @@ def page(result: dict) -> str:
         "# Searching a catalogue",
         "",
         f"One query at a time on one thread, {result['queries']} of them, vectors of {result['width']} numbers. The "
-        "answers of faiss, int8 and binary are re-ranked exactly. Recall is the share of the exact ten best that was "
+        "answers of faiss and binary are re-ranked exactly. Recall is the share of the exact ten best that was "
         f"found; building, on {result['threads']} threads, is the first search; the last column adds 1,000 vectors "
         "and searches. Written by `benchmarks/catalogue.py`, which says what the vectors are.",
         "",
         *(f"| {' | '.join(row)} |" for row in table),
     ]
+    if result.get("beside_faiss_flat"):
+        lines += ["", "Exact search in turns with FAISS's IndexFlatIP, CPU time of a call on one thread:", ""]
+        lines += ["| items | queries at once | exact, ms | FAISS Flat, ms |", "| ---: | ---: | ---: | ---: |"]
+        lines += [
+            f"| {own['items']:,} | {own['at_once']} | {own['exact_ms']:.1f} | {own['flat_ms']:.1f} |"
+            for own in result["beside_faiss_flat"]
+        ]
     for own in result.get("new_items_by_text", []):
         added = f"{own['new_items']:,} new items by their texts to {own['items']:,}"
         lines += ["", f"Adding {added}, the first answer included: {own['seconds']:.1f} s."]
     return "\n".join(lines) + "\n"
 
 
-def in_own_process(options: argparse.Namespace, size: int, index: str) -> dict:
+def in_own_process(options: argparse.Namespace, size: int, index: str) -> dict | list[dict]:
     command = [sys.executable, __file__, "--one", index, "--sizes", str(size), "--queries", str(options.queries)]
     command += ["--rescore", str(options.rescore), "--threads", str(options.threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -173,18 +212,23 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="that build an index (default: 2); one searches")
     parser.add_argument("--checkpoint", help="also time 1,000 new items by text, in a catalogue of each size")
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--one", choices=INDEXES, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=(*INDEXES, FLAT), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     options = parse_arguments()
     set_threads(options.threads)
+    if options.one == FLAT:
+        print(json.dumps(beside_flat(options.sizes[0])))
+        return
     if options.one:
         print(json.dumps(measure_index(options.sizes[0], options.one, options.rescore, options.queries)))
         return
     result = {**describe_run(), "width": WIDTH, "threads": options.threads, "queries": options.queries}
     result["searches"] = [in_own_process(options, size, index) for size in options.sizes for index in options.indexes]
+    if find_spec("faiss"):
+        result["beside_faiss_flat"] = [own for size in options.sizes for own in in_own_process(options, size, FLAT)]
     if options.checkpoint:
         result["new_items_by_text"] = [add_by_text(options.checkpoint, size) for size in options.sizes]
     print(json.dumps(result))
