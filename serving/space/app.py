@@ -7,8 +7,10 @@ SEQREC_CATALOGUE. Of the project this folder needs nothing but a checkpoint, whi
 """
 
 import argparse
+import math
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +25,13 @@ from reading import read_csv
 from recommender import NO_WISH, Explanation, Recommendation, Recommender, Reveal, Wish
 
 MOST_ITEMS = 20  # of a history on this page
+MOST_LETTERS = 500  # of a wish or a search
+ACTIONS = ("why", "aim", "add", "remove", "earlier", "later")
+LEFT_FILES = (600, 3600)  # every ten minutes, what was uploaded an hour ago and never read
 STYLE = Path(__file__).with_name("style.css")
 CSV_HELP = """<p>A table of your items: a column <b>item_id</b> and one or more columns of text, the most important one
 first. A column <b>popularity</b> (a number) is used while a history is empty. Nothing is trained: the model reads your
-texts as they are. The file stays in this session.</p>
+texts as they are. The file is deleted as soon as it is read; its items are forgotten with this session.</p>
 <pre>item_id,title,brand
 a1,Two-person tent,Northpath
 a2,Camping stove,Lumo</pre>"""
@@ -79,6 +84,9 @@ class Visit:
 
 def click(visit: Visit, action: str, item_id: str) -> Visit:
     """What a button of the lists does. Raises ValueError where it cannot, in a sentence."""
+    if action not in ACTIONS or not isinstance(item_id, str):
+        raise ValueError("This button is not one of this page: reload it.")
+    visit.shop.catalogue.rows([item_id])  # one that is not there is an error here, and not when it is drawn
     if action == "why":
         return replace(visit, opened=None if visit.opened == item_id else item_id)
     if action == "aim":
@@ -95,6 +103,8 @@ def change_history(history: tuple[str, ...], action: str, item_id: str) -> tuple
         if len(items) == MOST_ITEMS:
             raise ValueError(f"A history on this page has at most {MOST_ITEMS} items: remove one first.")
         return (*items, item_id)
+    if item_id not in items:
+        raise ValueError("This item is not in your history.")
     place = items.index(item_id)
     items.pop(place)
     if action != "remove":
@@ -111,14 +121,42 @@ def show_example(visit: Visit) -> Visit:
 
 
 def upload(visit: Visit, path: str) -> tuple[Visit, str]:
-    """The visit with a catalogue of its own, and what was read. Raises ValueError for a file that cannot be."""
+    """The visit with a catalogue of its own, and what was read; the file is deleted in any case.
+
+    Raises ValueError for a file that cannot be.
+    """
+    if not isinstance(path, str):
+        raise ValueError("No file came: upload it again.")
     name = Path(path).name
-    found = read_csv(Path(path).read_bytes(), name)
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{name} is gone: upload it again.") from error
+    finally:
+        Path(path).unlink(missing_ok=True)
+    found = read_csv(content, name)
     shop = visit.shop.with_items(found.items, name, found.popularity)
     said = f"{name}: {len(found.items):,} items, read as {found.encoding}."
     if found.encoding == "Windows-1252":
         said += " If letters look wrong, save the file as UTF-8 and upload it again."
     return first_visit(shop), said
+
+
+def told(visit: Visit, wish, weight, only, top_k, exclude) -> Visit:
+    """The visit with what the page's fields say; whatever they hold. Raises ValueError for what is no number."""
+    if not _is_number(weight) or not _is_number(top_k):
+        raise ValueError("How many recommendations, and how much the wish counts, are numbers.")
+    wished = Wish(_words(wish), min(max(weight, 0), 100) / 100, bool(only))
+    return replace(visit, wish=wished, top_k=int(top_k), exclude=bool(exclude))
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _words(text) -> str:
+    """What was typed, no more of it than anybody types."""
+    return text[:MOST_LETTERS] if isinstance(text, str) else ""
 
 
 def first_visit(shop: Recommender) -> Visit:
@@ -192,7 +230,7 @@ class Page:
 
     def __init__(self, shop: Recommender):
         self.start = first_visit(shop)
-        with gr.Blocks(title=drawing.TITLE, analytics_enabled=False) as self.blocks:
+        with gr.Blocks(title=drawing.TITLE, analytics_enabled=False, delete_cache=LEFT_FILES) as self.blocks:
             self.visit = gr.State(None, time_to_live=3600)
             self.header = gr.HTML(drawing.header(shop), elem_id="header")
             with gr.Row():
@@ -271,22 +309,24 @@ class Page:
         )
         whole = [*shown, self.header, self.catalogue, self.top_k, self.percent, self.only]
         whole += [self.search, self.results, self.wish, self.aim, self.aims, self.file]
-        self.file.upload(self._upload, [self.visit, self.file], whole, **change)
+        # Encoding a catalogue takes a while: it waits in a line of its own, and nobody's click behind it.
+        encoding = {**change, "concurrency_id": "upload"}
+        self.file.upload(self._upload, [self.visit, self.file], whole, **encoding)
         self.back.click(self._back, None, whole, **quiet)
 
     # ---- events; the visit is None until something was said, and again when it was forgotten
 
     def _search(self, visit: Visit | None, words: str) -> str:
-        return search_panel(visit or self.start, words, "add")
+        return search_panel(visit or self.start, _words(words), "add")
 
     def _search_target(self, visit: Visit | None, words: str) -> str:
-        return search_panel(visit or self.start, words, "aim")
+        return search_panel(visit or self.start, _words(words), "aim")
 
     def _click(self, visit: Visit | None, event: gr.EventData):
-        return self._next(visit, lambda own: click(own, event.action, event.id))
+        return self._next(visit, lambda own: click(own, *_said(event)))
 
     def _aim(self, visit: Visit | None, event: gr.EventData):
-        return *self._next(visit, lambda own: click(own, event.action, event.id)), "", ""
+        return *self._click(visit, event), "", ""
 
     def _example(self, visit: Visit | None):
         return self._next(visit, show_example)
@@ -297,17 +337,16 @@ class Page:
     def _settings(
         self, visit: Visit | None, wish: str, weight: float, only: bool, top_k: float | None, exclude: bool
     ):  # fmt: skip
-        said = {"wish": Wish(wish, weight / 100, only), "top_k": int(top_k or 0), "exclude": exclude}
-        return self._next(visit, lambda own: replace(own, **said))
+        return self._next(visit, lambda own: told(own, wish, weight, only, top_k, exclude))
 
     def _reveal(self, visit: Visit | None, percent: float):
-        visit = replace(visit or self.start, percent=percent)
+        visit = replace(visit or self.start, percent=percent if _is_number(percent) else 0.0)
         return visit, reveal_panel(visit)
 
     def _upload(self, visit: Visit | None, path: str):
         try:
             return self._whole(*upload(visit or self.start, path))
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             kept = [gr.skip()] * len(self._whole(self.start))
             kept[5], kept[-1] = problem(error), None  # the catalogue's panel says it, the file's place is free again
             return kept
@@ -327,6 +366,12 @@ class Page:
         except ValueError as error:
             gr.Info(sentence(error))
         return panels(visit)
+
+
+def _said(event: gr.EventData) -> tuple:
+    """Which button was clicked, and of which item; whatever came, for anybody can send an event."""
+    data = event._data if isinstance(event._data, Mapping) else {}
+    return data.get("action"), data.get("id")
 
 
 def clickable(name: str, value: str = "") -> gr.HTML:

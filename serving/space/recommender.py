@@ -111,6 +111,7 @@ class Recommender:
     ) -> "Recommender":
         """The same model over other items; this one stays as it is."""
         pipe = type(self.pipe)(self.pipe.model, self.pipe.tokenizer, task=TASK)
+        pipe._weights_hash = self.pipe.weights_hash  # of the same weights, which take seconds to read
         pipe.add_items(items, popularity)
         return Recommender(pipe, name)
 

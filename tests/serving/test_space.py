@@ -324,6 +324,70 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
+# ---- what a page may be sent
+
+
+@pytest.fixture(scope="module")
+def page(shop):
+    return pytest.importorskip("app", reason="gradio is missing: pip install -e '.[demo]'").Page(shop)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [None, "add", 5, [], {}, {"action": "add"}, {"action": "fly", "id": "p1"}, {"action": "add", "id": "nothing"},
+     {"action": "remove", "id": "p1"}, {"action": "earlier", "id": "p1"}, {"action": ["add"], "id": "p1"},
+     {"action": "why", "id": {}}, {"action": "aim", "id": None}, {"action": "aim", "id": "<b>"}],
+)  # fmt: skip
+def test_a_forged_click_is_answered_by_a_sentence(page, data, monkeypatch):
+    import gradio
+
+    said = []
+    monkeypatch.setattr(gradio, "Info", said.append)
+    visit, *_ = page._click(None, gradio.EventData(None, data))
+    assert visit == page.start and len(said) == 1
+    assert said[0][0].isupper() and "Error" not in said[0]
+
+
+@pytest.mark.parametrize(
+    "fields, fine",
+    [
+        ((None, 50, False, 3, True), True),
+        (("x" * 10**6, 50, "yes", 3, None), True),
+        (("tent", 5000, True, 3, True), True),
+        (("tent", None, True, 3, True), False),
+        (("tent", "50", True, 3, True), False),
+        (("tent", 50, True, float("nan"), True), False),
+        (("tent", 50, True, None, True), False),
+        (("tent", float("inf"), True, 3, True), False),
+    ],
+)
+def test_forged_fields_are_answered_by_a_sentence(page, fields, fine, monkeypatch):
+    import gradio
+
+    said = []
+    monkeypatch.setattr(gradio, "Info", said.append)
+    visit, *_ = page._settings(None, *fields)
+    assert bool(said) != fine and len(visit.wish.text) <= 500 and 0 <= visit.wish.weight <= 1
+    assert page._reveal(None, fields[1])[0].percent == (fields[1] if fields[1] in (50, 5000) else 0)
+    assert page._search(None, None) == ""
+
+
+def test_an_uploaded_file_is_deleted_as_soon_as_it_is_read(page, tmp_path):
+    for content in (GOOD, "no table"):
+        (tmp_path / "own.csv").write_text(content)
+        page._upload(None, str(tmp_path / "own.csv"))
+        assert not (tmp_path / "own.csv").exists()
+    for path in (str(tmp_path / "own.csv"), None, 5):
+        assert "upload it again" in page._upload(None, path)[5]
+    assert page.blocks.delete_cache == (600, 3600)
+
+
+def test_an_upload_waits_in_a_line_of_its_own(page):
+    lines = {own.fn.__name__: own.concurrency_id for own in page.blocks.fns.values()}
+    clicks = {line for name, line in lines.items() if name != "_upload"}
+    assert lines["_upload"] == "upload" and "upload" not in clicks and lines["_click"] == "visit"
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory, checkpoint, dataset_dir):
     """Where the Space is served, as on the Hub: its folder alone, told by the environment what to show."""
@@ -476,6 +540,35 @@ def test_own_catalogues_on_a_phone(open_page, tmp_path):
     page.locator("#top_k input").fill("2")
     page.locator("#found li", has_text="Green tea").wait_for()
     assert width_beyond(page) <= 0
+
+
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_buttons_fit_on_a_phone(open_page, width):
+    page = open_page(width)
+    page.get_by_role("button", name="Show me an example").click()
+    page.locator("#history li").first.wait_for()
+    page.locator("#found button[data-action=why]").first.click()
+    page.locator("#found .why").wait_for()
+    assert width_beyond(page) <= 0
+    beyond = page.evaluate(
+        """[...document.querySelectorAll('button')].filter((button) => {
+          if (button.offsetParent === null) return false;
+          const box = button.getBoundingClientRect();
+          return button.scrollWidth > button.clientWidth + 1 || box.left < 0 || box.right > window.innerWidth;
+        }).map((button) => button.outerHTML.slice(0, 120))"""
+    )
+    assert not beyond
+
+
+def test_nobody_waits_for_another_visitors_upload(open_page, tmp_path):
+    uploading, clicking = open_page(1200), open_page(1200)
+    rows = [f"a{row},Two-person tent for camping no. {row}" for row in range(15_000)]
+    uploading.get_by_role("tab", name="Your catalogue").click()
+    upload(uploading, tmp_path, "\n".join(["item_id,title", *rows]).encode())
+    clicking.get_by_role("button", name="Show me an example").click()
+    clicking.locator("#history li").first.wait_for()
+    assert "15,000 items, read as" not in uploading.locator("#catalogue").inner_text()
+    uploading.locator("#catalogue", has_text="own.csv: 15,000 items").wait_for()
 
 
 def upload(page, folder, content: bytes) -> None:
