@@ -64,11 +64,13 @@ class Items(NamedTuple):
         texts: the attributes of each item.
         encode: gives their frozen text vectors, (num_items, text_size).
         domains: the domain of each item, where the dataset has several.
+        init: `model.init` of the recipe.
     """
 
     texts: Sequence[Mapping[str, str]]
     encode: Callable[[], Tensor]
     domains: Sequence[str] | None = None
+    init: str = "scratch"
 
 
 @dataclass
@@ -139,6 +141,10 @@ class ItemSequenceModel(PreTrainedModel):
     def encode_histories(self, histories: Sequence) -> Tensor:
         """Histories as arrays of rows of the item matrix, oldest first, none empty -> (B, d)."""
         return self.user_vectors(pad_sequences(histories, self.config.max_length).to(self.device))
+
+    def rerank(self, histories: Sequence, scores: Tensor) -> Tensor:
+        """Scores (B, num_items) of histories as for `encode_histories`, after a second look; most models take none."""
+        return scores
 
     def examples(self, item_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whole sequences (B, L) -> vectors (M, d) that predict, their targets (M,), and all item vectors."""

@@ -126,7 +126,8 @@ class SequenceScorer:
         """B histories -> (B, num_items) float32. Raises ValueError for an empty history or an unknown item."""
         check_histories(histories, self.num_items)
         blocks = [histories[start : start + BATCH_HISTORIES] for start in range(0, len(histories), BATCH_HISTORIES)]
-        return torch.cat([self.index.scores(self.model.encode_histories(block)) for block in blocks])
+        users = ((block, self.model.encode_histories(block)) for block in blocks)
+        return torch.cat([self.model.rerank(block, self.index.scores(vectors)) for block, vectors in users])
 
 
 def rank_baselines(

@@ -10,7 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +281,14 @@ class CataloguePipeline(Pipeline):
                 told.append(ValueError(f"Input {place}: {error}"))
         return catalogue, told
 
+    @property
+    def _looks_again_at(self) -> int:
+        """How many of the best items a kind puts in order by a second look."""
+        return 0
+
+    def _look_again(self, history: list[tuple[str | None, Mapping]], answers: list[dict]) -> list[dict]:
+        return answers
+
     def _can_tell(self, item_id: str | None, attributes: Mapping) -> bool:
         """Whether the model knows or can read an item, if its texts are sound."""
         return True
@@ -312,7 +320,7 @@ class CataloguePipeline(Pipeline):
     def postprocess(self, outputs: tuple[Snapshot, list, Tensor], **wishes) -> list[list[dict] | dict]:
         """Answers of a batch; `{"error": sentence}` for a row that has none."""
         (catalogue, told, vectors), asked = outputs, Wishes(**wishes)
-        choice = _Choice(catalogue, asked)
+        choice = _Choice(catalogue, replace(asked, top_k=max(asked.top_k, self._looks_again_at)))
         answers: list[list[dict] | dict | None] = [None] * len(told)
         search = []
         for place, history in enumerate(told):
@@ -322,13 +330,13 @@ class CataloguePipeline(Pipeline):
                 if history:
                     search.append(place)
                 else:
-                    answers[place] = choice.popular(place)
+                    answers[place] = choice.popular(place)[: asked.top_k]
             except ValueError as error:
                 answers[place] = {"error": str(error)}
         excluded = [[catalogue.places[own] for own, _ in told[place] if own in catalogue.places] for place in search]
         found = choice.nearest(vectors[search], excluded if asked.exclude_history else None) if search else []
         for place, answer in zip(search, found, strict=True):
-            answers[place] = answer
+            answers[place] = self._look_again(told[place], answer)[: asked.top_k]
         for place, answer in enumerate(answers):
             if asked.strict and isinstance(answer, list) and len(answer) < asked.top_k:
                 answers[place] = {

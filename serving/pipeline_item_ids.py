@@ -59,6 +59,20 @@ class ItemIdPipeline(CataloguePipeline):
             vectors = torch.cat([vectors, rest[:, None]], dim=1)
         return normalize(vectors, dim=1), rows
 
+    @property
+    def _looks_again_at(self) -> int:
+        return self.model.num_candidates if getattr(self.model.config, "reranks", False) else 0
+
+    def _look_again(self, history: Sequence[tuple[str | None, Mapping]], answers: list[dict]) -> list[dict]:
+        """The best answers in the order of the model's second look; the first of them gets the first one's score."""
+        again, rest = answers[: self._looks_again_at], answers[self._looks_again_at :]
+        if not again:
+            return rest
+        candidates = torch.from_numpy(self._rows([answer["item_id"] for answer in again]))
+        order = self.model.order_candidates([self._rows([name for name, _ in history])], candidates[None])[0].tolist()
+        best = zip(order, [answer["score"] for answer in again], strict=True)
+        return [{**again[place], "score": score} for place, score in best] + rest
+
     def _rows(self, ids: Sequence[str | None]) -> np.ndarray:
         rows = self._learned_rows(ids)
         if (rows < 0).any():

@@ -70,6 +70,22 @@ def test_it_ranks_as_the_evaluation_does(tmp_path, name, temperature):
         assert answers[0]["item"]["title"] == f"Item {answers[0]['item_id']}"
 
 
+@pytest.mark.parametrize(("top_k", "filtered"), [(12, False), (2, False), (3, True)])
+def test_a_language_model_has_the_last_word_on_the_best(tmp_path, top_k, filtered):
+    model = make_model("llamarec", num_candidates=4)
+    model.start_phase("rank")
+    save_item_checkpoint(model, tmp_path)
+    save_item_ids(tmp_path, IDS, COUNTS)
+    allowed = [row for row in range(12) if not filtered or row % 2]
+    scores = torch.full((3, 12), -torch.inf)
+    scores[:, allowed] = SequenceScorer(make_model("llamarec")).score([np.array(h) for h in HISTORIES])[:, allowed]
+    wanted = model.rerank([np.array(history) for history in HISTORIES], scores)
+    options = {"filter": [IDS[row] for row in allowed]} if filtered else {}
+    asked = [{"history": [IDS[row] for row in history]} for history in HISTORIES]
+    for own, answers in zip(wanted, opened(tmp_path)(asked, top_k=top_k, **options), strict=True):
+        assert [answer["item_id"] for answer in answers] == [IDS[row] for row in own.argsort(descending=True)[:top_k]]
+
+
 def test_an_empty_history_gets_what_was_bought_most(tmp_path):
     save(tmp_path, "sasrec")
     found = opened(tmp_path)({"history": []}, top_k=2)

@@ -34,7 +34,7 @@ class SequencePhase(Phase):
     prefixes: Literal["all", "random", "late", "last"] = "last"
     lr: float = 1e-3
     weight_decay: float = 0.0
-    objective: Literal["next_item", "pretrain", "align"] = "next_item"
+    objective: Literal["next_item", "pretrain", "align", "rank"] = "next_item"
 
     trains_encoder: ClassVar[bool] = False
     knows_items: ClassVar[bool] = True
