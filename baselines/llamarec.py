@@ -84,7 +84,9 @@ class LlamaRec(LruRec):
         tokenizer = AutoTokenizer.from_pretrained(items.init)
         language = AutoModelForCausalLM.from_pretrained(items.init, dtype=torch.float32)
         prompt = prompt_tokens(tokenizer, shape.get("max_shown", LlamaRecConfig.max_shown))
-        own = {"language_model": language.config.to_dict(), "prompt": prompt}
+        shape_of_language = language.config.to_dict()
+        shape_of_language.pop("_name_or_path", None)  # a folder of this machine
+        own = {"language_model": shape_of_language, "prompt": prompt}
         model = cls(cls.config_class(**{**shape, **own}))
         model.language_model.load_state_dict(language.state_dict())
         for row, text in zip(model.titles, items.texts, strict=True):

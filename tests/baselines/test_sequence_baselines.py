@@ -718,6 +718,7 @@ def test_llamarec_trains_its_two_stages_and_keeps_both(train):
     assert record["metrics"]["recall@10"] > 0.9 and record["system"] == "LlamaRec"
     model = SEQUENCE_MODELS["llamarec"].from_pretrained(folder / "checkpoint")
     assert model.config.reranks and json.loads((folder / "metrics.json").read_text())["recipe"]["phases"][1]
+    assert tiny_language_model() not in (folder / "checkpoint" / "config.json").read_text()
     with pytest.raises(ValueError, match="name one in model.init"):
         train("llamarec", "model.init=scratch", "run.overwrite=true")
 
