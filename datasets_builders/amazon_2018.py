@@ -14,6 +14,7 @@ No layout is filtered again: interactions, repeats included, are those of the fi
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -58,6 +59,7 @@ def prepare(
     ``items_without_text``: "error", "drop" or "use_id" (default: drop for ``raw``, error for the others).
     """
     files = files or _publisher_files(config, category)
+    _check_layout(files, config)
     interactions, items = _LAYOUTS[config](files)
     policy = items_without_text or ("drop" if config == "raw" else "error")
     with open_workspace(threads, engine) as workspace:
@@ -79,6 +81,15 @@ def _publisher_files(config: str, category: str | None) -> list[Path]:
         raise ValueError("amazon_2018 raw needs --data_files, or --option category=NAME, e.g. category=Gift_Cards")
     reviews, meta = f"categoryFilesSmall/{category}_5.json.gz", f"metaFiles2/meta_{category}.json.gz"
     return [download(f"{URL}/{meta}"), download(f"{URL}/{reviews}")]
+
+
+def _check_layout(files: list[Path], config: str) -> None:
+    """Raises ValueError naming the config that fits, where the files are of another layout."""
+    fitting = [layout for layout, mark in _MARKS.items() if any(re.search(mark, path.name) for path in files)]
+    if fitting and config not in fitting:
+        raise ValueError(
+            f"these files have the layout of config {fitting[0]!r}, not {config!r}: --config {fitting[0]}"
+        )
 
 
 # UniSRec layout
@@ -220,6 +231,11 @@ def _metadata(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 _LAYOUTS = {"unisrec": _unisrec, "recformer": _recformer, "raw": _raw}
+_MARKS = {  # names of files that only one layout has
+    "unisrec": r"\.(inter|item2index|text)$",
+    "recformer": r"^(smap|umap)\.json$",
+    "raw": r"^meta_(?!data\.json).*\.json(\.gz)?$",
+}
 
 
 class Amazon2018(SeqRecBuilder):

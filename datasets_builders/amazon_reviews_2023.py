@@ -45,6 +45,7 @@ from .preparation import (
     sample_users,
 )
 from .reading import damage_named, line_blocks, open_bytes, parse_json_lines, read_columns
+from .texts import nested_value, words
 
 URL = "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023"
 HUB_REPOSITORY = "McAuley-Lab/Amazon-Reviews-2023"
@@ -360,6 +361,7 @@ def _irregular_items(lines: bytes) -> tuple[pa.Table, list[int]]:
 
 def _item(line: dict) -> tuple[str, ...]:
     details = line.get("details") or {}
+    details = nested_value(details) if isinstance(details, str) else details
     brand = details.get("Brand") if isinstance(details, dict) else None
     values = (line.get("title"), brand or line.get("store"), line.get("categories"), line.get("description"))
     if not isinstance(line["parent_asin"], str):
@@ -368,8 +370,7 @@ def _item(line: dict) -> tuple[str, ...]:
 
 
 def _text(value) -> str:
-    text = " ".join(map(str, value)) if isinstance(value, list) else str(value or "")
-    return text.encode("utf-8", "ignore").decode("utf-8")  # JSON may hold half a surrogate pair, Arrow may not
+    return " ".join(map(words, value)) if isinstance(value, list) else words(value)
 
 
 def _cleaned(texts: pa.ChunkedArray) -> pa.Array:

@@ -20,10 +20,11 @@ from datasets.builder import Key
 from datasets.fingerprint import Hasher
 from datasets.utils.file_utils import cached_path
 
-from . import contract, engines, preparation, reading
+from . import contract, engines, meaning, preparation, reading, texts, times
 from .contract import SeqRecDataset
 
 ROWS_PER_BATCH = 10_000
+SHARED = (contract, engines, meaning, preparation, reading, texts, times)  # what every builder is made with
 DataFiles = str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None
 
 
@@ -62,9 +63,7 @@ class SeqRecBuilder(datasets.ArrowBasedBuilder):
 
     def __init__(self, *args, hash: str | None = None, **kwargs):
         # `datasets` keys its cache with the config but not with the code that prepares the data.
-        code = [
-            inspect.getsource(m) for m in (sys.modules[type(self).__module__], contract, engines, preparation, reading)
-        ]
+        code = [inspect.getsource(module) for module in (sys.modules[type(self).__module__], *SHARED)]
         super().__init__(*args, hash=hash or Hasher.hash(code), **kwargs)
 
     @staticmethod
@@ -140,7 +139,8 @@ def download(url: str) -> Path:
         cached = Path(cached_path(url))
     except OSError as error:
         raise OSError(
-            f"{url} could not be downloaded: check address and network, or get the file yourself and pass --data_files"
+            f"{_public(url)} could not be downloaded: check address and network, or get the file yourself and pass "
+            "--data_files"
         ) from error
     # The cache names files by hash, but readers tell formats by name: a second name for the same file.
     named = cached.with_name(f"{cached.name}.named") / unquote(Path(urlparse(url).path).name)
@@ -148,6 +148,12 @@ def download(url: str) -> Path:
     with contextlib.suppress(FileExistsError):
         os.link(cached, named)
     return named
+
+
+def _public(url: str) -> str:
+    """An address that may be shown: passwords and tokens stand before the host or in the query."""
+    parts = urlparse(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def one_file(files: list[Path], ending: str, layout: str) -> Path:

@@ -3,8 +3,8 @@
 A dataset is two Arrow tables and a description:
 
 - ``items``: ``item_id`` (string), then the text attributes (strings, ``""`` = no value) in a fixed order; where
-  several domains are in one dataset also ``domain`` (string), which is no text. The row number is the item index
-  everywhere else.
+  several domains are in one dataset also ``domain`` (string), which is no text (an attribute that happens to be
+  called so is marked as text in the column's metadata). The row number is the item index everywhere else.
 - ``sequences``: ``user_id`` (string), ``domain`` (string; where each user belongs to one), ``items`` (list<int32>,
   oldest first), ``timestamps`` (list<int64>, milliseconds; absent if unknown) and ``ratings`` (list<float32>; absent
   if unknown).
@@ -29,6 +29,7 @@ ITEMS_FILE = "items.parquet"
 SEQUENCES_FILE = "sequences.parquet"
 INFO_FILE = "dataset_info.json"
 DOMAIN = "domain"
+TEXT_MARK = {b"role": b"text"}  # metadata of an attribute called "domain", see `marked_as_text`
 SEQUENCE_TYPES = {
     "user_id": pa.string(),
     "domain": pa.string(),
@@ -102,7 +103,8 @@ def _as_contract_items(items: pa.Table) -> pa.Table:
     """Every column a string column without nulls; ``item_id`` first."""
     names = ["item_id", *(name for name in items.column_names if name != "item_id")]
     columns = [pc.fill_null(items[name].cast(pa.string()), "") for name in names]
-    return pa.table(columns, names=names)
+    marks = {field.name: TEXT_MARK for field in items.schema if _is_marked(field)}
+    return pa.table(columns, pa.schema([pa.field(name, pa.string(), metadata=marks.get(name)) for name in names]))
 
 
 def _as_contract_sequences(sequences: pa.Table) -> pa.Table:
@@ -123,7 +125,17 @@ def check_tables(items: pa.Table, sequences: pa.Table) -> None:
 
 def text_columns(items: pa.Table) -> list[str]:
     """The attributes: every column of ``items`` but id and domain."""
-    return [name for name in items.column_names if name not in ("item_id", DOMAIN)]
+    return [field.name for field in items.schema if field.name not in ("item_id", DOMAIN) or _is_marked(field)]
+
+
+def marked_as_text(items: pa.Table) -> pa.Table:
+    """The same items, of which a column that happens to be called ``domain`` is an attribute like the others."""
+    place = items.column_names.index(DOMAIN) if DOMAIN in items.column_names else -1
+    return items if place < 0 else items.set_column(place, items.field(place).with_metadata(TEXT_MARK), items[place])
+
+
+def _is_marked(field: pa.Field) -> bool:
+    return (field.metadata or {}).items() >= TEXT_MARK.items()
 
 
 def _check_text(items: pa.Table) -> None:

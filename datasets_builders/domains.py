@@ -14,7 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .builder import SeqRecBuilder, table_configs
-from .contract import DOMAIN, INFO_FILE, SEQUENCE_TYPES, SeqRecDataset, list_column, load_dataset_dir, make_dataset
+from .contract import (
+    DOMAIN,
+    INFO_FILE,
+    SEQUENCE_TYPES,
+    SeqRecDataset,
+    list_column,
+    load_dataset_dir,
+    make_dataset,
+    text_columns,
+)
 
 ABOUT_EACH = ("name", "config", "fingerprint", "source", "licence")
 
@@ -93,6 +102,8 @@ def _named(table: pa.Table, column: str, domain: str) -> pa.Table:
     """The table with the domain at the end of its ids and in a column of its own."""
     ids = pc.binary_join_element_wise(table[column], domain, " ")
     table = table.set_column(table.column_names.index(column), column, ids)
+    if DOMAIN in text_columns(table):
+        raise ValueError(f"{domain} has an attribute called {DOMAIN}: build it again without, by attributes=[...]")
     if DOMAIN in table.column_names:  # a part that is several domains already
         table = table.drop_columns(DOMAIN)
     return table.append_column(DOMAIN, pa.array([domain] * table.num_rows, pa.string()))

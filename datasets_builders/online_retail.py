@@ -29,7 +29,8 @@ from .preparation import (
     most_frequent_text,
     open_workspace,
 )
-from .reading import read_columns, to_milliseconds, to_numbers, whole_number_ids
+from .reading import read_columns, whole_number_ids
+from .times import to_milliseconds, to_numbers
 
 URL = "https://archive.ics.uci.edu/static/public/352/online+retail.zip"
 COLUMNS = ("InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country")

@@ -10,7 +10,7 @@ the text attributes; where several domains come together both have ``domain`` (s
 """
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -198,8 +198,22 @@ def first_row_per_item(items: ir.Table) -> ir.Table:
     return items.mutate(place=place).filter(_.place == 0).drop("place")
 
 
-def with_text(items: ir.Table, policy: str, name: str) -> ir.Table:
-    """Applies ``items_without_text``: "error" names the first one, "drop" leaves them out, "use_id" takes the id."""
+def check_one_text(items: ir.Table, name: str) -> None:
+    """Raises ValueError naming both rows where an item stands twice with different texts."""
+    several = drop_duplicate_rows(items).group_by("item_id").agg(rows=_.count(), first=_.row.min(), last=_.row.max())
+    twice = several.filter(_.rows > 1).order_by("last").limit(1).to_pyarrow().to_pylist()
+    if twice:
+        raise ValueError(
+            f"{name}: item {twice[0]['item_id']!r} has different texts in rows {twice[0]['first'] + 1} and "
+            f"{twice[0]['last'] + 1}; keep one of them, or set duplicate_items=first"
+        )
+
+
+def with_text(items: ir.Table, policy: str, name: str, labels: Mapping[str, str] | None = None) -> ir.Table:
+    """Applies ``items_without_text``: "error" names the first one, "drop" leaves them out, "use_id" takes the id.
+
+    ``labels`` says what errors call the attributes, where not by their columns' names.
+    """
     attributes = [column for column in items.columns if column not in ("row", "item_id", "domain")]
     items = items.mutate(**{column: items[column].cast("string").fill_null("") for column in attributes})
     has_text = ibis.or_(*[items[column].strip() != "" for column in attributes])
@@ -214,7 +228,8 @@ def with_text(items: ir.Table, policy: str, name: str) -> ir.Table:
     if without:
         raise ValueError(
             f"{name}: item {without[0]['item_id']!r} (row {without[0]['row'] + 1}) has no text in "
-            f"{' or '.join(attributes)}; give it text, or set items_without_text to drop or use_id"
+            f"{' or '.join((labels or {}).get(column, column) for column in attributes)}; give it text, or set "
+            "items_without_text to drop or use_id"
         )
     return items
 
@@ -228,17 +243,19 @@ def build_tables(
     items_without_text: str = "error",
     all_items: bool = False,
     name: str = "items",
+    labels: Mapping[str, str] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Interactions and items -> the ``items`` and ``sequences`` tables of the contract.
 
     The catalogue keeps the order of ``items.row`` and holds the items with an interaction left, or with ``all_items``
     every item that has text. Users come in the order of their first interaction, a user's interactions are sorted by
-    (timestamp, row). ``name`` says in errors where the items came from. Raises ValueError when an item has no text
-    or is not in ``items`` (unless ``items_without_text`` is "drop"), and when nobody is left after filtering.
+    (timestamp, row). ``name`` says in errors where the items came from, ``labels`` what their attributes are called
+    there and in the result: no engine sees such names. Raises ValueError when an item has no text or is not in
+    ``items`` (unless ``items_without_text`` is "drop"), and when nobody is left after filtering.
     """
     _check_minimum(min_user_interactions, min_item_interactions)
     wanted = first_row_per_item(items if all_items else items.semi_join(interactions, "item_id"))
-    described = workspace.checkpoint(with_text(wanted, items_without_text, name))
+    described = workspace.checkpoint(with_text(wanted, items_without_text, name, labels))
     known = interactions.semi_join(described, "item_id")
     if items_without_text != "drop":
         _check_all_known(interactions.anti_join(described, "item_id"), name)
@@ -249,7 +266,8 @@ def build_tables(
     places = workspace.checkpoint(catalogue.select("item_id", item_index=ibis.row_number().over(order_by="row")))
     users = workspace.checkpoint(users_by_first_row(kept))
     sequences = _sequences(ordered_rows(kept, places, users).to_pyarrow(), users.order_by("user_index").to_pyarrow())
-    return described.semi_join(places, "item_id").order_by("row").drop("row").to_pyarrow(), sequences
+    texts = described.semi_join(places, "item_id").order_by("row").drop("row").to_pyarrow()
+    return texts.rename_columns([(labels or {}).get(column, column) for column in texts.column_names]), sequences
 
 
 def _check_minimum(min_user: int, min_item: int) -> None:

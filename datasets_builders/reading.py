@@ -1,16 +1,21 @@
 """Files -> record batches of strings, in file order, a block at a time.
 
-CSV and TSV (also .gz, .bz2, .zst; UTF-8 or latin-1), JSON lines, Parquet and Excel. Everything comes out as
-strings: what a value means is the builder's business, and ``17850`` must not depend on the form it was stored in.
+CSV and its relatives (commas, semicolons, tabs, bars or ``::``; UTF-8, UTF-16 or latin-1; RecBole's ``.inter`` and
+``.item``), JSON lines, Parquet and Excel; text files also .gz, .bz2, .zst. Everything comes out as strings: what a
+value means is the builder's business, and ``17850`` must not depend on the form it was stored in.
 """
 
 import codecs
 import csv
-import datetime
 import io
+import itertools
+import json
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,74 +24,92 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from .texts import as_text, words
+
 BLOCK_BYTES = 16 << 20
+LONGEST_LINE = BLOCK_BYTES  # a file without line ends would be read into memory whole
 JSON_PIECE_BYTES = 4 << 20  # parsed by one core at a time
-EXCEL_ROWS = 20_000
+HEAD_ROWS = 20_000  # that tell what a column of an Excel sheet holds
 COMPRESSIONS = (".gz", ".bz2", ".zst")
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "::": "double colons", "|": "bars"}
+TAB_SEPARATED = (".tsv", ".inter", ".item", ".user")
+_STAND_IN = "\x1f"  # readers of CSV know delimiters of one character only
+_ATOMIC = re.compile(r"(?P<name>[^:]+):(?P<kind>token|token_seq|float|float_seq)")  # RecBole's headers
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A file that holds one table, or one sheet of an Excel book.
+
+    ``delimiter`` None finds the one of a CSV file; ``header`` names the columns of one that has no header line.
+    """
+
+    path: Path
+    delimiter: str | None = None
+    sheet: str | None = None
+    header: tuple[str, ...] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}, sheet {self.sheet!r}" if self.sheet else str(self.path)
+
+    @cached_property
+    def kind(self) -> str:
+        return file_kind(self.path)
+
+    @cached_property
+    def encoding(self) -> str:
+        return text_encoding(self.path)
+
+    @cached_property
+    def form(self) -> "CsvForm":
+        return _csv_form(self)
+
+    @cached_property
+    def head(self) -> pa.Table:
+        """The first rows with the file's own types; for CSV and Excel with those that the values have."""
+        with damage_named(self.path):
+            return _HEADS[self.kind](self)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns, in the file's order; of RecBole's headers the name alone."""
+        with damage_named(self.path):
+            return list(self.form.names) if self.kind == "csv" else self.head.column_names
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The named columns as batches of strings. Raises ValueError that names what is missing, and what is there."""
+        with damage_named(self.path):
+            require_columns(self, self.names, columns)
+            yield from _READERS[self.kind](self, list(columns))
 
 
 def read_columns(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[pa.RecordBatch]:
     """The named columns of a file as string batches; ValueError names a missing column and lists the rest."""
-    with damage_named(path):
-        yield from _READERS[file_kind(path)](path, columns, delimiter)
-
-
-def column_names(path: Path, delimiter: str | None = None) -> list[str]:
-    """The columns a file has, in its order."""
-    kind = file_kind(path)
-    with damage_named(path):
-        if kind == "parquet":
-            return pq.read_schema(path).names
-        if kind == "jsonl":
-            return next(_json_blocks(path), pa.table({})).column_names
-        if kind == "xlsx":
-            with _excel_rows(path) as rows:
-                return [_excel_text(cell) for cell in next(rows, ())]
-        return _csv_header(path, delimiter or _delimiter(path), text_encoding(path))
-
-
-def text_columns(path: Path, delimiter: str | None = None) -> list[str]:
-    """The columns that hold text or lists of text, judged by the file's types or, for CSV, its first block of rows.
-
-    Excel sheets have no types: all their columns count.
-    """
-    kind = file_kind(path)
-    if kind == "xlsx":
-        return column_names(path)
-    with damage_named(path):
-        if kind == "parquet":
-            schema = pq.read_schema(path)
-        elif kind == "jsonl":
-            schema = next(_json_blocks(path), pa.table({})).schema
-        else:
-            schema = _inferred_csv_schema(path, delimiter or _delimiter(path))
-    return [field.name for field in schema if _is_text(field.type)]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return TableFile(path, delimiter).read(columns)
 
 
 def file_kind(path: Path) -> str:
     """ "csv", "jsonl", "parquet" or "xlsx", by the file's name."""
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSIONS]
-    known = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}
-    known |= {".parquet": "parquet", ".xlsx": "xlsx"}
+    known = dict.fromkeys((".csv", ".txt", ".dat", ".data", *TAB_SEPARATED), "csv")
+    known |= {".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".xlsx": "xlsx"}
     kind = known.get(suffixes[-1]) if suffixes else None
     if kind is None:
         raise ValueError(
-            f"{path}: unknown kind of file; it may be .csv, .tsv, .jsonl (each also .gz), .parquet, .xlsx"
+            f"{path}: unknown kind of file; it may be .csv, .tsv, .inter, .item, .jsonl (each also .gz), .parquet or "
+            ".xlsx"
         )
     return kind
 
 
-def require_columns(path: Path, present: Sequence[str], needed: Sequence[str]) -> None:
-    """Raises ValueError naming the first missing column, the file and what is there."""
-    missing = [name for name in needed if name not in present]
+def require_columns(file: TableFile | Path, present: Sequence[str], needed: Sequence[str]) -> None:
+    """Raises ValueError naming all missing columns, the file and what is there."""
+    missing = [repr(name) for name in dict.fromkeys(needed) if name not in present]
     if missing:
-        raise ValueError(f"{path}: column {missing[0]!r} is missing; the file has {', '.join(map(repr, present))}")
+        others = f"; missing too: {', '.join(missing[1:])}" if missing[1:] else ""
+        raise ValueError(
+            f"{file}: column {missing[0]} is missing; the file has {', '.join(map(repr, present))}{others}"
+        )
 
 
 @contextmanager
@@ -103,90 +126,241 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
-    """The file's bytes, decompressed by its name."""
-    return io.BufferedReader(pa.input_stream(str(path), compression="detect", buffer_size=1 << 20))
+    """The file's bytes, decompressed by its name; UTF-16 becomes UTF-8."""
+    return io.BufferedReader(_stream(path))
+
+
+def _stream(path: Path) -> pa.NativeFile:
+    data = pa.input_stream(str(path), compression="detect", buffer_size=1 << 20)
+    with pa.input_stream(str(path), compression="detect") as start:
+        is_utf16 = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return pa.transcoding_input_stream(data, "utf-16", "utf8") if is_utf16 else data
 
 
 # CSV
 
 
-def _read_csv(path: Path, columns: Sequence[str], delimiter: str | None) -> Iterator[pa.RecordBatch]:
-    delimiter, encoding = delimiter or _delimiter(path), text_encoding(path)
-    header = _csv_header(path, delimiter, encoding)
-    require_columns(path, header, columns)
-    batches = pa_csv.open_csv(
-        pa.input_stream(str(path), compression="detect"),
-        read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES, encoding=encoding),
-        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(
-            column_types={name: pa.string() for name in header},
-            include_columns=list(columns),
-            strings_can_be_null=False,
-        ),
-    )
-    yield from batches
+@dataclass(frozen=True)
+class CsvForm:
+    """How a CSV file is written: its delimiter, the columns' names, and the lines before the first row."""
+
+    delimiter: str
+    names: tuple[str, ...]
+    kinds: tuple[str | None, ...]
+    skipped: int
 
 
-def _inferred_csv_schema(path: Path, delimiter: str) -> pa.Schema:
-    return pa_csv.open_csv(
-        pa.input_stream(str(path), compression="detect"),
-        read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES, encoding=text_encoding(path)),
-        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-    ).schema
-
-
-def _csv_header(path: Path, delimiter: str, encoding: str) -> list[str]:
-    with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as lines:
-        header = next(csv.reader(lines, delimiter=delimiter), [])
+def _csv_form(file: TableFile) -> CsvForm:
+    lines = _first_lines(file)
+    skipped = 0
+    given = file.delimiter
+    if lines and (stated := re.fullmatch(r"\ufeff?sep=(.)\s*", lines[0])):  # how Excel marks its exports
+        given, skipped, lines = given or stated[1], 1, lines[1:]
+    delimiter = given or _delimiter(file.path, lines)
+    if file.header:
+        return CsvForm(delimiter, file.header, (None,) * len(file.header), skipped)
+    reader = _csv_rows(lines, delimiter)
+    header = next(filter(None, reader), [])
     if not header:
-        raise ValueError(f"{path} is empty: a header line with the column names is needed")
-    return [header[0].removeprefix("\ufeff"), *header[1:]]
+        raise ValueError(f"{file} is empty: a header line with the column names is needed")
+    header = [name.strip() for name in [header[0].removeprefix("\ufeff"), *header[1:]]]
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    if twice:
+        raise ValueError(f"{file}: two columns are called {twice[0]!r}; rename one")
+    atomic = [_ATOMIC.fullmatch(name) for name in header]
+    if all(atomic):
+        header = [match["name"] for match in atomic]
+    kinds = tuple(match["kind"] if match and all(atomic) else None for match in atomic)
+    named = (name or f"column {place}" for place, name in enumerate(header, start=1))
+    return CsvForm(delimiter, tuple(named), kinds, skipped + reader.line_num)
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if ".tsv" in path.suffixes else ","
+def _first_lines(file: TableFile) -> list[str]:
+    """Enough lines to know the form by; a header may have lines within quotation marks."""
+    with io.TextIOWrapper(open_bytes(file.path), encoding=file.encoding, newline="") as text:
+        return [line for _, line in zip(range(50), text, strict=False)]
+
+
+def _csv_rows(lines, delimiter: str, **options):
+    if len(delimiter) > 1:
+        lines = map(lambda line: line.replace(delimiter, _STAND_IN), lines)
+    return csv.reader(lines, delimiter=delimiter if len(delimiter) == 1 else _STAND_IN, **options)
+
+
+def _delimiter(path: Path, lines: list[str]) -> str:
+    """That which splits every one of the first rows into the most columns."""
+    if any(suffix.lower() in TAB_SEPARATED for suffix in path.suffixes):
+        return "\t"
+
+    def columns(delimiter: str) -> int:
+        rows = [row for row, _ in zip(_csv_rows(lines, delimiter), range(10), strict=False) if row]
+        return min(map(len, rows[: max(1, len(rows) - 1)]), default=0)  # the last may be cut, lines are few
+
+    return max(DELIMITERS, key=columns)
+
+
+def _open_csv(file: TableFile, **options) -> pa_csv.CSVStreamingReader:
+    form = file.form
+    data, delimiter = _stream(file.path), form.delimiter
+    if len(delimiter) > 1:
+        data, delimiter = pa.lib.TransformInputStream(data, _Replace(delimiter)), _STAND_IN
+    read_options = {"column_names": list(form.names), "skip_rows": form.skipped}
+    return pa_csv.open_csv(
+        data,
+        read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES, encoding=file.encoding, **read_options),
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=pa_csv.ConvertOptions(**options),
+    )
+
+
+class _Replace:
+    """Puts `_STAND_IN` in the place of a delimiter, in blocks that may end inside of one."""
+
+    def __init__(self, delimiter: str):
+        self.delimiter, self.rest = delimiter.encode(), b""
+
+    def __call__(self, block) -> bytes:
+        text = (self.rest + bytes(block)).replace(self.delimiter, _STAND_IN.encode())
+        cut = len(text) - text.endswith(self.delimiter[:1])
+        self.rest = text[cut:]
+        return text[:cut]
+
+
+def _read_csv(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    types = {name: pa.string() for name in file.names}
+    yield from _open_csv(file, column_types=types, include_columns=columns, strings_can_be_null=False)
+
+
+def _csv_head(file: TableFile) -> pa.Table:
+    texts = {
+        name: pa.string() for name, kind in zip(file.form.names, file.form.kinds, strict=True) if kind == "token_seq"
+    }
+    reader = _open_csv(file, column_types=texts)
+    return pa.Table.from_batches([batch for batch, _ in zip(reader, range(1), strict=False)], reader.schema)
+
+
+def check_quotes(file: TableFile) -> None:
+    """Raises ValueError naming the line where a quotation mark of a CSV file opens and is not properly closed.
+
+    Arrow reads such a file without a word, the rest of it as one value.
+    """
+    if file.kind != "csv":
+        return
+    with open_bytes(file.path) as data:
+        if not any(b'"' in block for block in iter(lambda: data.read(BLOCK_BYTES), b"")):
+            return
+    csv.field_size_limit(LONGEST_LINE)
+    with io.TextIOWrapper(open_bytes(file.path), encoding=file.encoding, newline="") as text:
+        rows, line = _csv_rows(text, file.form.delimiter, strict=True), 1
+        try:
+            for _ in rows:
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise ValueError(
+                f"{file}: in line {line} a quotation mark opens that is not properly closed ({error}); close it, and "
+                'write quotation marks inside a value twice ("")'
+            ) from error
+
+
+def ends_in_a_line(file: TableFile) -> bool:
+    """Whether the last line of a text file is ended, as it is not where the file was cut off."""
+    last = b"\n"
+    with open_bytes(file.path) as data:
+        while block := data.read(BLOCK_BYTES):
+            last = block[-1:]
+    return last == b"\n"
 
 
 def text_encoding(path: Path) -> str:
     """ "utf8" where the whole file decodes as such, else "latin-1" (which decodes anything)."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with open_bytes(path) as data:
-            while block := data.read(BLOCK_BYTES):
-                decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return "latin-1"
-    return "utf8"
+    decoder, encoding, line = codecs.getincrementaldecoder("utf-8")(), "utf8", 0
+    with damage_named(path), open_bytes(path) as data:
+        for block in itertools.chain(iter(lambda: data.read(BLOCK_BYTES), b""), [b""]):
+            line = _check_line(path, line, block)
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError:
+                encoding = "latin-1"
+    return encoding
+
+
+def _check_line(path: Path, before: int, block: bytes) -> int:
+    """How long the line is that a block leaves open, of one that had ``before`` bytes; ValueError where too long."""
+    if b"\0" in block:
+        raise ValueError(f"{path} is no text: it holds zero bytes; save it as UTF-8")
+    end = block.rfind(b"\n")
+    line = len(block) - end - 1 if end >= 0 else before + len(block)
+    if line > LONGEST_LINE:
+        raise ValueError(f"{path} has a line of more than {LONGEST_LINE >> 20} MB: is it a table with one row a line?")
+    return line
 
 
 # JSON lines
 
 
-def _read_jsonl(path: Path, columns: Sequence[str], _: str | None) -> Iterator[pa.RecordBatch]:
-    first = next(_json_blocks(path), None)
-    require_columns(path, first.column_names if first else [], columns)
-    schema = pa.schema([first.schema.field(name) for name in columns])
-    for table in _json_blocks(path, schema):
+def _read_jsonl(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    # What looks like a time to Arrow may be an id, which must keep its letters.
+    fields = [file.head.schema.field(name) for name in columns]
+    schema = pa.schema(
+        [field.with_type(pa.string()) if pa.types.is_timestamp(field.type) else field for field in fields]
+    )
+    for lines in line_blocks(file.path):
+        table = _parse_any_lines(lines, schema)
+        missing = [name for name in columns if name not in table.column_names]
+        for name in missing:
+            table = table.append_column(name, pa.nulls(table.num_rows))
         yield from _as_strings(table.select(columns)).to_batches()
 
 
-def _json_blocks(path: Path, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
-    """Parsed blocks of whole lines. With a schema its fields only, null where a line lacks one."""
-    for lines in line_blocks(path):
-        yield parse_json_lines(lines, schema)
+def _jsonl_head(file: TableFile) -> pa.Table:
+    return next(map(_parse_any_lines, line_blocks(file.path)), pa.table({}))
+
+
+def _parse_any_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
+    """The same as `parse_json_lines`, where lines disagree on a field's type with that field as text."""
+    try:
+        return parse_json_lines(lines, schema)
+    except pa.ArrowInvalid:
+        try:
+            rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
+        except ValueError:
+            rows = []
+        if not rows or not all(isinstance(row, dict) for row in rows):
+            raise
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: _array([row.get(name) for row in rows]) for name in names})
+
+
+def _array(values: list) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array(map(words, values), pa.string())
 
 
 def line_blocks(path: Path) -> Iterator[bytes]:
-    """The file's bytes, decompressed by its name, a block of whole lines at a time."""
+    """The file's bytes, decompressed by its name, a block of whole lines at a time; a JSON array becomes lines."""
     rest = b""
     with open_bytes(path) as data:
+        if data.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+            yield from _array_lines(data)
+            return
         while block := data.read(BLOCK_BYTES):
+            _check_line(path, len(rest), block)
             whole, newline, rest = (rest + block).rpartition(b"\n")
             if newline:
                 yield whole
     if rest.strip():
         yield rest
+
+
+def _array_lines(data: io.BufferedReader) -> Iterator[bytes]:
+    try:
+        rows = json.load(data)
+    except ValueError as error:
+        raise pa.ArrowInvalid(str(error)) from error
+    for first in range(0, len(rows), HEAD_ROWS):
+        yield "\n".join(map(json.dumps, rows[first : first + HEAD_ROWS])).encode()
 
 
 def parse_json_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
@@ -209,124 +383,85 @@ def parse_json_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
 def read_json_fields(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The fields of a schema from a JSON-lines file, with their own types; null where a line lacks one."""
     with damage_named(path):
-        for table in _json_blocks(path, schema):
-            yield from table.select(schema.names).to_batches()
+        for lines in line_blocks(path):
+            yield from parse_json_lines(lines, schema).select(schema.names).to_batches()
 
 
 # Parquet and Excel
 
 
-def _read_parquet(path: Path, columns: Sequence[str], _: str | None) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
-        require_columns(path, file.schema_arrow.names, columns)
-        for batch in file.iter_batches(columns=list(columns)):
+def _read_parquet(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(file.path) as parquet:
+        for batch in parquet.iter_batches(columns=columns):
             yield from _as_strings(pa.Table.from_batches([batch]).select(columns)).to_batches()
 
 
-def _read_xlsx(path: Path, columns: Sequence[str], _: str | None) -> Iterator[pa.RecordBatch]:
-    with _excel_rows(path) as rows:
-        header = [_excel_text(cell) for cell in next(rows, ())]
-        require_columns(path, header, columns)
-        places = [header.index(name) for name in columns]
-        texts: list[list[str]] = [[] for _ in columns]
-        for row in rows:
-            for place, column in zip(places, texts, strict=True):
-                column.append(_excel_text(row[place]) if place < len(row) else "")
-            if len(texts[0]) == EXCEL_ROWS:
-                yield pa.RecordBatch.from_arrays([pa.array(column) for column in texts], list(columns))
-                texts = [[] for _ in columns]
-        yield pa.RecordBatch.from_arrays([pa.array(column, pa.string()) for column in texts], list(columns))
+def _parquet_head(file: TableFile) -> pa.Table:
+    with pq.ParquetFile(file.path) as parquet:
+        batches = [batch for batch, _ in zip(parquet.iter_batches(batch_size=HEAD_ROWS), range(1), strict=False)]
+        return pa.Table.from_batches(batches, parquet.schema_arrow)
+
+
+def book_sheets(file: TableFile) -> list[TableFile]:
+    """The sheets of an Excel book that are not empty, each as a file of its own; any other file as it is."""
+    if file.kind != "xlsx" or file.sheet:
+        return [file]
+    with damage_named(file.path), _excel_book(file.path) as book:
+        filled = [
+            sheet.title for sheet in book.worksheets if any(map(any, sheet.iter_rows(max_row=1, values_only=True)))
+        ]
+    return [replace(file, sheet=name) for name in filled] if len(filled) > 1 else [file]
+
+
+def _read_xlsx(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    for block in _excel_blocks(file, columns):
+        yield pa.RecordBatch.from_pydict(
+            {name: pa.array(map(words, cells), pa.string()) for name, cells in block.items()}
+        )
+
+
+def _excel_head(file: TableFile) -> pa.Table:
+    return pa.table({name: _array(cells) for name, cells in next(_excel_blocks(file), {}).items()})
+
+
+def _excel_blocks(file: TableFile, columns: list[str] | None = None) -> Iterator[dict[str, list]]:
+    """The cells of some columns (None: of all that have a name), so many rows at a time."""
+    with _excel_book(file.path) as book:
+        sheet = book[file.sheet] if file.sheet else book.worksheets[0]
+        rows = sheet.iter_rows(values_only=True)
+        header = [words(cell) for cell in next(rows, ())]
+        places = {name: header.index(name) for name in columns or filter(None, header)}
+        block = {name: [] for name in places}
+        for number, row in enumerate(rows, start=1):
+            for name, place in places.items():
+                block[name].append(row[place] if place < len(row) else None)
+            if number % HEAD_ROWS == 0:
+                yield block
+                block = {name: [] for name in places}
+        yield block
 
 
 @contextmanager
-def _excel_rows(path: Path) -> Iterator[Iterator[tuple]]:
-    """The rows of the first sheet, as tuples of cell values."""
+def _excel_book(path: Path):
     try:
         import openpyxl
     except ImportError as error:
         raise ValueError(f"{path}: reading .xlsx needs the package openpyxl (pip install openpyxl)") from error
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
-        yield book.worksheets[0].iter_rows(values_only=True)
+        yield book
     finally:
         book.close()
 
 
-def _excel_text(cell) -> str:
-    """A cell as the CSV form of the same table would show it: 17850.0 -> 17850, dates in ISO form."""
-    if cell is None:
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    if isinstance(cell, datetime.datetime):
-        return cell.isoformat(sep=" ")
-    return str(cell)
-
-
 def _as_strings(table: pa.Table) -> pa.Table:
-    """Numbers, dates and booleans as text; lists of strings joined with a space; null as ""."""
-    return pa.table([_string_column(table[name]) for name in table.column_names], names=table.column_names)
-
-
-def _string_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.binary_join(column.cast(pa.list_(pa.string())), " ")
-    return pc.fill_null(column.cast(pa.string()), "")
+    return pa.table([as_text(table[name]) for name in table.column_names], names=table.column_names)
 
 
 _READERS = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet, "xlsx": _read_xlsx}
-
-
-# Values
-
-
-def to_milliseconds(texts: pa.Array, where: str) -> pa.Array:
-    """Dates and times as text -> int64 milliseconds since 1970 (UTC where no zone is given).
-
-    ISO dates and times, and the month-first form of spreadsheets (12/1/2010 8:26). Raises ValueError naming
-    ``where`` (file and column) and the first value that is none of these.
-    """
-    for parse in (_iso_times, _month_first_times):
-        times = parse(texts)
-        if times is not None:
-            return times.cast(pa.timestamp("ms")).cast(pa.int64())
-    alone = ((text, pa.array([text])) for text in texts.to_pylist())
-    bad = next((text for text, one in alone if _iso_times(one) is None and _month_first_times(one) is None), texts[0])
-    raise ValueError(f"{where}: {bad!r} is not a date and time; 2010-12-01 08:26:00 and 12/1/2010 8:26 are understood")
-
-
-def _iso_times(texts: pa.Array) -> pa.Array | None:
-    try:
-        return texts.cast(pa.timestamp("ms"))
-    except pa.ArrowInvalid:
-        pass
-    try:
-        return texts.cast(pa.timestamp("ms", "UTC"))
-    except pa.ArrowInvalid:
-        return None
-
-
-def _month_first_times(texts: pa.Array) -> pa.Array | None:
-    for form in ("%m/%d/%Y %H:%M", "%m/%d/%Y %H:%M:%S", "%m/%d/%y %H:%M"):
-        try:
-            return pc.strptime(texts, format=form, unit="s")
-        except pa.ArrowInvalid:
-            continue
-    return None
-
-
-def to_numbers(texts: pa.Array, where: str) -> pa.Array:
-    """Text -> float64, "" -> null, "-0" -> 0 (engines differ in which zero stands for both in a group).
-
-    Raises ValueError naming ``where`` (file and column).
-    """
-    texts = pc.if_else(pc.equal(texts, ""), None, texts)
-    try:
-        return pc.add(texts.cast(pa.float64()), 0.0)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{where}: a value is not a number ({error})") from error
+_HEADS = {"csv": _csv_head, "jsonl": _jsonl_head, "parquet": _parquet_head, "xlsx": _excel_head}
 
 
 def whole_number_ids(texts: pa.Array) -> pa.Array:
     """Ids that a float column turned into ``17850.0`` -> ``17850``."""
-    return pc.replace_substring_regex(texts, r"^(\d+)\.0$", r"\1")
+    return pc.replace_substring_regex(texts, r"^(\d+)\.0+$", r"\1")

@@ -1,42 +1,74 @@
-"""Anybody's data: one file of interactions and one of items, as CSV, TSV, JSON lines, Parquet or Excel.
+"""Anybody's data: interactions and items, as CSV, TSV, JSON lines, Parquet, Excel or RecBole's atomic files.
 
     build("table", data_files=["sales.csv", "products.csv"], min_user_interactions=5)
 
-Interactions need the columns ``user_id`` and ``item_id``; ``timestamp`` (dates, seconds or milliseconds) and
-``rating`` are used where they are there. Without timestamps the order of the file is the order of events. Items need
-``item_id``; every other column that holds text becomes an attribute, in the file's order. Options rename all of these.
+Columns are found by what their names mean (`meaning`): a user, an item, and where they are there a time and a rating.
+In the file of items every other column that holds text becomes an attribute, in the file's order. One file is enough
+where it tells of the items, too: an item's text is then what most of its rows say. An Excel book counts as its sheets.
+``info["report"]`` says what was taken for what, and what was left out; options decide otherwise.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ibis import _
 
 from .builder import SeqRecBuilder, table_configs
-from .contract import SeqRecDataset, make_dataset
-from .preparation import Workspace, build_tables, drop_duplicate_rows, open_workspace
-from .reading import column_names, read_columns, require_columns, text_columns, to_milliseconds, to_numbers
+from .contract import SeqRecDataset, make_dataset, marked_as_text
+from .meaning import TEXTS, TITLES, columns_for, item_columns, plain
+from .preparation import (
+    Workspace,
+    build_tables,
+    check_one_text,
+    drop_duplicate_rows,
+    items_by_first_appearance,
+    most_frequent_text,
+    open_workspace,
+)
+from .reading import (
+    DELIMITERS,
+    TableFile,
+    book_sheets,
+    check_quotes,
+    ends_in_a_line,
+    require_columns,
+    whole_number_ids,
+)
+from .texts import as_text, is_text, open_nested
+from .times import TimeColumn, read_time_column, ticks_to_milliseconds, to_ratings
 
-SECONDS_BELOW = 1e11  # as milliseconds 1973, as seconds the year 5138
-TIMESTAMP_UNITS = ("auto", "s", "ms")
+NONE = "none"  # of a column that is there and not wanted
+_ADDRESS = r"https?://\S+"
+_COMMA = r"^-?\d+(,\d+)?$"  # prices where the comma is the decimal sign
+_MISSING = r"^(nan|NaN|NaT|NULL|null|None|<NA>|\\N)$"  # what programs write where there is no id
+_LOST_DIGITS = r"^\d(\.\d+)?[eE]\+?\d\d+$"  # what spreadsheets and floats make of long numbers
 
 
 def prepare(
     files: list[Path] | dict[str, Path] | None,
     config: str = "default",
     *,
-    user_id: str = "user_id",
-    item_id: str = "item_id",
+    user_id: str | None = None,
+    item_id: str | None = None,
     timestamp: str | None = None,
     rating: str | None = None,
     items_item_id: str | None = None,
     attributes: Sequence[str] | str | None = None,
     timestamp_unit: str = "auto",
+    date_order: str | None = None,
+    rating_range: Sequence[float] = (0, 10),
     delimiter: str | None = None,
+    sheets: Sequence[str] | None = None,
+    interactions_columns: Sequence[str] | None = None,
+    items_columns: Sequence[str] | None = None,
+    incomplete_rows: str | None = None,
+    duplicate_items: str = "error",
     drop_duplicates: bool = False,
     min_user_interactions: int = 1,
     min_item_interactions: int = 1,
@@ -46,15 +78,22 @@ def prepare(
     threads: int | None = None,
     engine: str = "duckdb",
 ) -> SeqRecDataset:
-    """Builds a dataset from an interactions file and an items file, in this order or as {"interactions", "items"}.
+    """Builds a dataset from files in any order, or from {"interactions": file, "items": file}.
 
     Args:
-        user_id, item_id, timestamp, rating: columns of the interactions file. timestamp and rating are optional
-            unless named here.
-        items_item_id: the id column of the items file, where it is not called like ``item_id``.
-        attributes: columns of the items file, in the order wanted; None = all others that hold text.
-        timestamp_unit: of numbers: "s", "ms", or "auto" (seconds below 10^11).
-        delimiter: of CSV files; None = comma, tab for .tsv.
+        user_id, item_id, timestamp, rating: columns of the interactions; None = found by meaning. "none" leaves times
+            or ratings out: without times the order of the file is the order of events.
+        items_item_id: the id column of the items, where it is not called like ``item_id``.
+        attributes: columns that tell what an item is, in the order wanted; None = all others that hold text.
+        timestamp_unit: of numbers: "s", "ms", "us", "ns" (since 1970), or "auto": by their size.
+        date_order: of dates like 1/2/2024: "day_first" or "month_first"; None = as the column shows.
+        rating_range: lowest and highest rating there may be.
+        delimiter: of CSV files; None = each file's own.
+        sheets: two sheets of an Excel book: interactions, items; None = found by their columns.
+        interactions_columns, items_columns: the columns' names where a file begins without a line of them.
+        incomplete_rows: interactions that lack a value: "error" or "drop"; None = "drop" where one file tells
+            everything, since lists of sales have lines without a customer, else "error".
+        duplicate_items: an item with two different texts: "error" or "first".
         drop_duplicates: drop interactions that repeat an earlier one in user, item, time and rating.
         min_user_interactions, min_item_interactions: iterative k-core, 1 = keep all.
         items_without_text: "error", "drop" or "use_id" (the id serves as text).
@@ -64,115 +103,404 @@ def prepare(
     options = {
         key: value for key, value in locals().items() if key not in ("files", "config", "threads", "engine", "name")
     }
-    interactions_file, items_file = _two_files(files)
-    columns = _interaction_columns(interactions_file, user_id, item_id, timestamp, rating, delimiter)
-    chosen = _attribute_columns(items_file, items_item_id or item_id, attributes, delimiter)
+    for option, choices in {"incomplete_rows": ("error", "drop"), "duplicate_items": ("error", "first")}.items():
+        if options[option] not in (None, *choices):
+            raise ValueError(f"{option} is {options[option]!r}; it may be {' or '.join(choices)}")
+    given = {"user_id": user_id, "item_id": item_id, "timestamp": timestamp, "rating": rating}
+    headers = [names and tuple(names) for names in (interactions_columns, items_columns)]
+    tables = _tables(files, delimiter and delimiter.replace("\\t", "\t"), headers)
+    interactions_file, items_file = _by_name(tables, sheets) if sheets else _by_meaning(tables, given)
+    for file in (interactions_file, items_file):
+        if file:
+            check_quotes(file)
+    columns = _find_columns(interactions_file, items_file, given, items_item_id, _listed(attributes))
+    time = _time_column(interactions_file, columns.roles.get("timestamp"), timestamp_unit, date_order)
+    notes: dict[str, None] = {}  # a set in the order of arrival
     with open_workspace(threads, engine) as workspace:
-        rows = _interactions(interactions_file, columns, delimiter)
-        interactions = _in_milliseconds(workspace, workspace.stage(rows, interactions_file.name), timestamp_unit)
-        tables = build_tables(
+        strict = incomplete_rows == "error" or (items_file is not None and incomplete_rows is None)
+        rows = _interactions(interactions_file, columns, time, _listed(rating_range), strict, notes)
+        staged = workspace.stage(rows, interactions_file.path.name)
+        interactions = _complete(workspace, staged.drop(*columns.in_interactions), notes)
+        if items_file:
+            items = workspace.stage(_items(items_file, columns, notes), items_file.path.name)
+            if duplicate_items == "error":
+                used = items if all_items else items.semi_join(interactions, "item_id")
+                check_one_text(used, items_file.path.name)
+        else:
+            items = workspace.checkpoint(_items_of_rows(staged.filter(_.item_id != ""), columns))
+        catalogue, sequences = build_tables(
             workspace,
             drop_duplicate_rows(interactions) if drop_duplicates else interactions,
-            workspace.stage(_items(items_file, items_item_id or item_id, chosen, delimiter), items_file.name),
+            items,
             min_user_interactions,
             min_item_interactions,
             items_without_text,
             all_items,
-            items_file.name,
+            (items_file or interactions_file).path.name,
+            columns.labels,
         )
-    order = "time, then file order" if "timestamp" in columns else "file order (there are no timestamps)"
-    about = {"name": name, "config": config, "source": interactions_file.name, "licence": "not stated"}
-    return make_dataset(*tables, {**about, "splits": f"leave_one_out; order: {order}", "options": options})
+        left = items.item_id.nunique().to_pyarrow().as_py() - catalogue.num_rows
+    if left:
+        notes[
+            f"{left:,} items that are in no interaction (left) are not in the catalogue; all_items=true keeps them"
+        ] = None
+    order = "time, then file order" if time else "file order (there are no timestamps)"
+    about = {"name": name, "config": config, "source": interactions_file.path.name, "licence": "not stated"}
+    about |= {"splits": f"leave_one_out; order: {order}", "options": options}
+    about["report"] = [*_report(interactions_file, items_file, columns, time), *notes]
+    return make_dataset(marked_as_text(catalogue), _in_milliseconds(sequences, time), about)
 
 
-def _two_files(files: list[Path] | dict[str, Path] | None) -> tuple[Path, Path]:
-    if isinstance(files, dict) and set(files) == {"interactions", "items"}:
-        return files["interactions"], files["items"]
-    if isinstance(files, list) and len(files) == 2:
-        return files[0], files[1]
-    raise ValueError("table needs two data_files: the interactions, then the items (a folder of them is not enough)")
+def _listed(value: Sequence | str | None) -> list | None:
+    """A list as it is, a text split at commas."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value and list(value)
 
 
-# Interactions
+# Which file is which
 
 
-def _interaction_columns(
-    path: Path, user_id: str, item_id: str, timestamp: str | None, rating: str | None, delimiter: str | None
-) -> dict[str, str]:
-    """Our name -> the file's name of the columns to read."""
-    present = column_names(path, delimiter)
-    optional = {"timestamp": timestamp, "rating": rating}
-    columns = {"user_id": user_id, "item_id": item_id}
-    columns |= {ours: given or ours for ours, given in optional.items() if given or ours in present}
-    require_columns(path, present, list(columns.values()))
-    return columns
+def _tables(
+    files: list[Path] | dict[str, Path] | None, delimiter: str | None, headers: list[tuple[str, ...] | None]
+) -> list[TableFile]:
+    """The given tables: interactions and items by name, or in any order; of Excel books the sheets."""
+    if isinstance(files, dict):
+        if not {"interactions"} <= set(files) <= {"interactions", "items"}:
+            raise ValueError('table takes data_files as a list or as {"interactions": FILE, "items": FILE}')
+        files = [files[name] for name in ("interactions", "items") if name in files]
+        return [TableFile(path, delimiter, header=header) for path, header in zip(files, headers, strict=False)]
+    if not files:
+        raise ValueError("table needs data_files: the interactions and the items, in one file or two")
+    headers = headers if len(files) <= 2 else [None] * len(files)
+    tables = [TableFile(path, delimiter, header=header) for path, header in zip(files, headers, strict=False)]
+    return [sheet for table in tables for sheet in (book_sheets(table) if _is_known(table) else [table])]
 
 
-def _interactions(path: Path, columns: dict[str, str], delimiter: str | None) -> Iterator[pa.RecordBatch]:
-    row = 1
-    for batch in read_columns(path, list(dict.fromkeys(columns.values())), delimiter):
-        values = {ours: batch[theirs] for ours, theirs in columns.items()}
-        for ours in columns:
-            _check_filled(values[ours], path, columns[ours], row)
-        if "rating" in values:
-            values["rating"] = to_numbers(values["rating"], f"{path}, column {columns['rating']!r}")
-        if "timestamp" in values:
-            values["timestamp"] = _times(values["timestamp"], f"{path}, column {columns['timestamp']!r}")
-        row += batch.num_rows
-        yield pa.RecordBatch.from_pydict(values)
-
-
-def _check_filled(values: pa.Array, path: Path, column: str, first_row: int) -> None:
-    place = pc.index(values, "").as_py()
-    if place >= 0:
-        raise ValueError(f"{path}: row {first_row + place} has no value in column {column!r}")
-
-
-def _times(texts: pa.Array, where: str) -> pa.Array:
-    """Numbers as they are (float64, unit still open), dates in milliseconds (int64)."""
+def _is_known(table: TableFile) -> bool:
     try:
-        return texts.cast(pa.float64())
-    except pa.ArrowInvalid:
-        return to_milliseconds(texts, where)
+        return bool(table.kind)
+    except ValueError:
+        return False
 
 
-def _in_milliseconds(workspace: Workspace, interactions: ir.Table, unit: str) -> ir.Table:
-    """Timestamps as int64 milliseconds; dates (already int64) are."""
-    if unit not in TIMESTAMP_UNITS:
-        raise ValueError(f"timestamp_unit is {unit!r}; it may be {', '.join(TIMESTAMP_UNITS)}")
-    if "timestamp" not in interactions.columns or interactions.timestamp.type().is_integer():
-        return interactions
-    if unit == "auto":
-        unit = "s" if interactions.timestamp.max().to_pyarrow().as_py() < SECONDS_BELOW else "ms"
-    scale = 1000 if unit == "s" else 1
-    milliseconds = (_.timestamp * ibis.literal(scale)).round().cast("int64")
-    return workspace.checkpoint(interactions.mutate(timestamp=milliseconds))
+def _by_name(tables: list[TableFile], names: Sequence[str]) -> tuple[TableFile, TableFile | None]:
+    sheets = {table.sheet: table for table in tables if table.sheet}
+    names = _listed(names)
+    if not set(names) <= set(sheets) or not 1 <= len(names) <= 2:
+        raise ValueError(f"sheets is {', '.join(names)}: name one or two of {', '.join(sheets) or 'an Excel book'}")
+    return sheets[names[0]], sheets[names[1]] if len(names) == 2 else None
 
 
-# Items
+def _by_meaning(tables: list[TableFile], given: Mapping[str, str | None]) -> tuple[TableFile, TableFile | None]:
+    """The interactions are where a user meets an item, the items where there is an item and no user."""
+    if len(tables) == 1:
+        return tables[0], None
+    roles = {table: _role(table, given) for table in tables}
+    interactions = [table for table in tables if roles[table] == "interactions"]
+    others = [table for table in tables if roles[table] != "interactions"]
+    items = [table for table in others if roles[table] == "items"] if len(others) > 1 else others
+    if len(interactions) == 1 and len(items) == 1:
+        return interactions[0], items[0]
+    if len(tables) == 2 and not any(table.sheet for table in tables):
+        return tables[0], tables[1]  # in the order in which they are asked for
+    seen = "; ".join(f"{table}: {role or 'neither'}" for table, role in roles.items())
+    raise ValueError(
+        "which are the interactions and which the items? Give these two alone, of an Excel book as "
+        f"sheets=[INTERACTIONS, ITEMS] ({seen})"
+    )
 
 
-def _attribute_columns(
-    path: Path, item_id: str, attributes: Sequence[str] | str | None, delimiter: str | None
-) -> list[str]:
-    present = column_names(path, delimiter)
-    require_columns(path, present, [item_id])
-    if attributes is None:
-        attributes = [column for column in text_columns(path, delimiter) if column != item_id]
-    elif isinstance(attributes, str):
-        attributes = [column.strip() for column in attributes.split(",")]
-    require_columns(path, present, attributes)
-    if not attributes:
-        raise ValueError(f"{path}: there is no column with text beside {item_id!r}; name some with attributes=")
-    return list(attributes)
+def _role(table: TableFile, given: Mapping[str, str | None]) -> str | None:
+    """ "interactions" or "items", as far as the columns' names tell."""
+    try:
+        names = table.names
+    except ValueError:
+        return None
+    has_item = given["item_id"] in names or columns_for("item_id", names, of_items=True)
+    users = [given["user_id"]] if given["user_id"] in names else columns_for("user_id", names)
+    if users:
+        has_id = any(plain(name).endswith("id") for name in names if name not in users)
+        return "interactions" if has_item or has_id else None
+    return "items" if has_item and len(names) > 1 else None
 
 
-def _items(path: Path, item_id: str, attributes: list[str], delimiter: str | None) -> Iterator[pa.RecordBatch]:
-    row = 1
-    for batch in read_columns(path, [item_id, *attributes], delimiter):
-        _check_filled(batch[item_id], path, item_id, row)
+# Which column is what
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What is read. Texts pass through the engines as text_0, text_1 ..., since their own names may be any."""
+
+    roles: dict[str, str]  # of the interactions: our name -> theirs
+    item_id: str | None  # of the items; None where the interactions tell of them
+    texts: list[str]
+    unused: dict[str, str] = field(default_factory=dict)  # of the items: name -> why
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return {f"text_{n}": "item id" if name == "item_id" else name for n, name in enumerate(self.texts)}
+
+    @property
+    def in_interactions(self) -> list[str]:
+        return [] if self.item_id else list(self.labels)
+
+
+def _find_columns(
+    interactions: TableFile,
+    items: TableFile | None,
+    given: Mapping[str, str | None],
+    items_item_id: str | None,
+    attributes: list[str] | None,
+) -> _Columns:
+    """Raises ValueError that names all columns missing in both files, and the options that name them."""
+    names, of_items = interactions.names, items.names if items else []
+    theirs, ours = item_columns(names, of_items)
+    if given["item_id"] in of_items:
+        ours = given["item_id"]
+    wanted = {"user_id": next(iter(columns_for("user_id", names)), None), "item_id": theirs}
+    wanted |= {role: next(iter(columns_for(role, names)), None) for role in ("timestamp", "rating")}
+    wanted |= {role: name for role, name in given.items() if name}
+    roles = {role: name for role, name in wanted.items() if name and name != NONE}
+    texts = attributes or []
+    problems = _missing(interactions, [*roles.values(), *([] if items else texts)])
+    problems += _nameless(interactions, {"user": "user_id", "item": "item_id"}, roles)
+    if items:
+        ours = items_item_id or ours
+        problems += _missing(items, [*([ours] if ours else []), *texts])
+        problems += _nameless(items, {"item": "items_item_id"}, {"items_item_id": ours} if ours else {})
+    if problems:
+        raise ValueError("; ".join(problems))
+    for file, ids in ((interactions, (roles["user_id"], roles["item_id"])), (items, (ours,) if items else ())):
+        _check_plain(file, ids)
+    if attributes:
+        return _Columns(roles, ours if items else None, texts)
+    texts, unused = _texts(items or interactions, [ours] if items else list(roles.values()), everything=bool(items))
+    return _Columns(roles, ours if items else None, texts, unused)
+
+
+def _missing(file: TableFile, needed: list[str]) -> list[str]:
+    try:
+        require_columns(file, file.names, needed)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _nameless(file: TableFile, needed: dict[str, str], found: Mapping[str, str]) -> list[str]:
+    """Which columns nothing was found for."""
+    lacking = [f"the {what} (say {option}=COLUMN)" for what, option in needed.items() if option not in found]
+    if not lacking:
+        return []
+    names = file.names
+    hint = ""
+    if file.kind == "csv" and not file.header and sum(name[:1].isdigit() for name in names) > 0:
+        hint = "; if its first line is no header, name its columns: interactions_columns=[...] or items_columns=[...]"
+    return [f"{file}: no column tells {' or '.join(lacking)}; the file has {', '.join(map(repr, names))}{hint}"]
+
+
+def _check_plain(file: TableFile, ids: Sequence[str]) -> None:
+    for name in ids:
+        if file.kind != "csv" and pa.types.is_nested(file.head.schema.field(name).type):
+            raise ValueError(
+                f"{file}: column {name!r} holds lists or objects where an id is needed; one row, or one JSON object a "
+                "line, is one interaction or item"
+            )
+
+
+def _texts(file: TableFile, taken: Sequence[str | None], everything: bool) -> tuple[list[str], dict[str, str]]:
+    """The columns that tell what an item is, and why the others do not.
+
+    Without ``everything`` only those whose name says so: in a file of interactions the rest may be about the user.
+    """
+    texts, unused = [], {}
+    for column in file.head.schema:
+        if column.name in taken:
+            continue
+        if (
+            plain(column.name) not in TEXTS
+            if not everything
+            else not (is_text(column.type) or plain(column.name) in TITLES)
+        ):
+            unused[column.name] = "no text" if everything else ""
+        elif reason := _no_words(file, column.name):
+            unused[column.name] = reason
+        else:
+            texts.append(column.name)
+    if not texts:
+        where = "" if everything else ", or give a second file with the items"
+        raise ValueError(
+            f"{file}: no column tells in words what an item is; name some with attributes=[COLUMN]{where}"
+        )
+    return texts, unused
+
+
+def _no_words(file: TableFile, name: str) -> str | None:
+    """Why a column that looks like text tells nothing in words, judged by its first rows; None where it does."""
+    texts = as_text(file.head[name].slice(0, 1000))
+    filled = texts.filter(pc.not_equal(texts, ""))
+    commas = file.kind == "csv" and file.form.delimiter != ","
+    if (
+        commas
+        and len(filled)
+        and plain(name) not in TITLES
+        and pc.all(pc.match_substring_regex(filled, _COMMA)).as_py()
+    ):
+        return "no text"
+    letters = pc.sum(pc.utf8_length(texts)).as_py() or 0
+    others = pc.sum(pc.utf8_length(pc.replace_substring_regex(texts, _ADDRESS, ""))).as_py() or 0
+    return "web addresses" if others < letters / 2 else None
+
+
+# Rows
+
+
+def _time_column(file: TableFile, column: str | None, unit: str, order: str | None) -> TimeColumn | None:
+    if column is None:
+        return None
+
+    def read() -> Iterator[pa.Array]:
+        return (pc.utf8_trim_whitespace(batch[column]) for batch in file.read([column]))
+
+    where = f"{file}, column {column!r}"
+    time = read_time_column(read, where, unit, order)
+    if file.kind == "csv" and file.names[-1] == column and not ends_in_a_line(file):
+        lengths = np.concatenate([pc.utf8_length(texts).to_numpy() for texts in read()])
+        if len(lengths) > 1 and lengths[-1] < lengths[:-1].min():
+            raise ValueError(
+                f"{where}: the file ends inside its last value (row {len(lengths)}), which is shorter than all "
+                "others: get the file whole, or end its last line"
+            )
+    return time
+
+
+def _interactions(
+    file: TableFile,
+    columns: _Columns,
+    time: TimeColumn | None,
+    rating_range: Sequence[float],
+    strict: bool,
+    notes: dict[str, None],
+) -> Iterator[pa.RecordBatch]:
+    """Ids and texts as strings, ticks of time, ratings; no user where a row is not ``strict``ly complete."""
+    row, roles = 1, columns.roles
+    own = columns.labels if columns.in_interactions else {}
+    for batch in file.read(list(dict.fromkeys([*roles.values(), *own.values()]))):
+        texts = {ours: pc.utf8_trim_whitespace(batch[theirs]) for ours, theirs in roles.items()}
+        texts |= {ours: _without_missing(texts[ours]) for ours in ("user_id", "item_id")}
+        empty = {ours: pc.equal(column, "") for ours, column in texts.items()}
+        if strict:
+            for ours, theirs in roles.items():
+                _check_filled(empty[ours], file, theirs, row)
+        values = {ours: _ids(texts[ours], file, roles[ours], row, notes) for ours in ("user_id", "item_id")}
+        if "timestamp" in roles:
+            values["timestamp"] = time.moments(texts["timestamp"])
+            _check_times(texts["timestamp"], values["timestamp"], f"{file}, column {roles['timestamp']!r}", row)
+        if "rating" in roles:
+            values["rating"] = to_ratings(texts["rating"], f"{file}, column {roles['rating']!r}", rating_range, row)
+        values["user_id"] = pc.if_else(functools.reduce(pc.or_, empty.values()), "", values["user_id"])
         row += batch.num_rows
-        yield batch.rename_columns(["item_id", *attributes])
+        yield pa.RecordBatch.from_pydict(values | {ours: open_nested(batch[theirs]) for ours, theirs in own.items()})
+
+
+def _without_missing(ids: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(ids, _MISSING, "")
+
+
+def _check_filled(empty: pa.Array, file: TableFile, column: str, first_row: int) -> None:
+    place = pc.index(empty, True).as_py()
+    if place >= 0:
+        raise ValueError(
+            f"{file}: row {first_row + place} has no value in column {column!r}; fill it, or leave such rows out by "
+            "incomplete_rows=drop"
+        )
+
+
+def _check_times(texts: pa.Array, moments: pa.Array, where: str, first_row: int) -> None:
+    place = pc.index(pc.and_(pc.is_null(moments), pc.not_equal(texts, "")), True).as_py()
+    if place >= 0:
+        raise ValueError(
+            f"{where}: {texts[place].as_py()!r} is not a date and time (row {first_row + place}); mend it"
+        )
+
+
+def _ids(texts: pa.Array, file: TableFile, column: str, first_row: int, notes: dict[str, None]) -> pa.Array:
+    place = pc.index(pc.match_substring_regex(texts, _LOST_DIGITS), True).as_py()
+    if place >= 0:
+        raise ValueError(
+            f"{file}: column {column!r}, row {first_row + place}: {texts[place].as_py()!r} is an id that lost its "
+            "digits as a number; write the file again with ids as text"
+        )
+    ids = whole_number_ids(texts)
+    if not ids.equals(texts):
+        notes[f"{file.path.name}: ids of {column!r} like 101.0 are read as 101"] = None
+    return ids
+
+
+def _complete(workspace: Workspace, rows: ir.Table, notes: dict[str, None]) -> ir.Table:
+    """Without the rows that lack a value."""
+    lacking = rows.filter(_.user_id == "").agg(times=_.count(), first=_.row.min()).to_pyarrow()
+    times, first = (column[0].as_py() for column in lacking.columns)
+    if not times:
+        return rows
+    everything = rows.count().to_pyarrow().as_py()
+    notes[f"{times:,} of {everything:,} interactions lack a value and are left out, first row {first + 1:,}"] = None
+    return workspace.checkpoint(rows.filter(_.user_id != ""))
+
+
+def _items(file: TableFile, columns: _Columns, notes: dict[str, None]) -> Iterator[pa.RecordBatch]:
+    row = 1
+    for batch in file.read([columns.item_id, *columns.texts]):
+        ids = _without_missing(pc.utf8_trim_whitespace(batch[columns.item_id]))
+        _check_filled(pc.equal(ids, ""), file, columns.item_id, row)
+        values = {"item_id": _ids(ids, file, columns.item_id, row, notes)}
+        row += batch.num_rows
+        texts = zip(columns.labels, columns.texts, strict=True)
+        yield pa.RecordBatch.from_pydict(values | {ours: open_nested(batch[theirs]) for ours, theirs in texts})
+
+
+def _items_of_rows(rows: ir.Table, columns: _Columns) -> ir.Table:
+    """Each item of the interactions with the text that most of its rows have, column by column."""
+    items = items_by_first_appearance(rows)
+    for label in columns.labels:
+        texts = most_frequent_text(rows.select("row", "item_id", label), label)
+        items = items.left_join(texts, "item_id").drop("item_id_right")
+    return items
+
+
+def _in_milliseconds(sequences: pa.Table, time: TimeColumn | None) -> pa.Table:
+    if time is None:
+        return sequences
+    ticks = sequences["timestamps"].combine_chunks()
+    times = pa.ListArray.from_arrays(ticks.offsets, ticks_to_milliseconds(ticks.values, time))
+    return sequences.set_column(sequences.column_names.index("timestamps"), "timestamps", times)
+
+
+# The report
+
+
+def _report(interactions: TableFile, items: TableFile | None, columns: _Columns, time: TimeColumn | None) -> list[str]:
+    """What was taken for what, a line a file."""
+    roles = dict(columns.roles)
+    said = [f"{ours.removesuffix('_id')} from {roles[ours]!r}" for ours in ("user_id", "item_id")]
+    said.append(f"timestamp from {roles['timestamp']!r}, {time}" if time else "no timestamp: the file's order counts")
+    if "rating" in roles:
+        said.append(f"rating from {roles['rating']!r}")
+    texts = "text from " + ", ".join(map(repr, columns.texts))
+    if not items:
+        said.append(f"{texts}, what most rows of an item say")
+    taken = {*roles.values(), *([] if items else columns.texts)}
+    lines = [_line("interactions", interactions, said, [name for name in interactions.names if name not in taken])]
+    if items:
+        unused = [name for name in items.names if name not in (columns.item_id, *columns.texts)]
+        reasons = [f"{name!r} ({columns.unused[name]})" if columns.unused.get(name) else repr(name) for name in unused]
+        lines.append(_line("items", items, [f"item from {columns.item_id!r}", texts], reasons, quoted=True))
+    return lines
+
+
+def _line(what: str, file: TableFile, said: list[str], unused: list[str], quoted: bool = False) -> str:
+    form = f" ({DELIMITERS.get(file.form.delimiter, file.form.delimiter)})" if file.kind == "csv" else ""
+    place = f"{file.path.name}, sheet {file.sheet}" if file.sheet else file.path.name
+    names = ", ".join(unused if quoted else map(repr, unused))
+    return f"{what}: {place}{form}: {'; '.join(said)}" + (f"; not used: {names}" if unused else "")
 
 
 class Table(SeqRecBuilder):

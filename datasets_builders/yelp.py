@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 from .builder import SeqRecBuilder, one_file, table_configs
 from .contract import SeqRecDataset, make_dataset
 from .preparation import build_tables, open_workspace, sample_users
-from .reading import read_json_fields, to_milliseconds
+from .reading import read_json_fields
+from .times import to_milliseconds
 
 ABOUT = {
     "name": "yelp",

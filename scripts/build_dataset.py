@@ -54,6 +54,7 @@ def main(options: Namespace) -> None:
     if options.engine != PARSER.get_default("engine"):
         settings["engine"] = options.engine  # a dataset that does not know engines is built by the usual one
     dataset = build(options.name, options.config, options.data_files, **settings)
+    print(*dataset.info.get("report", []), sep="\n", file=sys.stderr)
     save_dataset(dataset, options.out, options.overwrite)
     published = push_dataset(options.out, options.push, options.private) if options.push else None
     printed = {key: dataset.info[key] for key in PRINTED} | ({"published": published} if published else {})

@@ -174,6 +174,13 @@ def test_one_odd_line_does_not_change_how_the_others_are_read(write):
         assert texts(clean) == texts(clean, [meta("z", 7)])
 
 
+def test_nested_lists_and_details_inside_a_text_are_opened(write):
+    nested = meta("a", categories=[["Beauty", "Hair"]], details=json.dumps({"Brand": "Ash"}))
+    files = [write("All_Beauty.csv", HEADER + "u,a,4.0,1\n"), write("meta_All_Beauty.jsonl", [nested])]
+    (text,) = build("amazon_reviews_2023", "0core", files).item_texts()
+    assert text["brand"] == "Ash" and text["category"] == "Beauty Hair"
+
+
 def test_some_broken_metadata_is_counted_and_much_of_it_refused(write, capsys):
     csv = write("All_Beauty.csv", HEADER + "u,a,4.0,1\nu,b,4.0,2\n")
     good = "".join(json.dumps(meta(asin)) + "\n" for asin in ["a", "b", *map(str, range(200))])

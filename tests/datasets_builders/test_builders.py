@@ -240,6 +240,22 @@ def test_broken_unisrec_folders_are_named(tmp_path, change, message):
         build("amazon_2018", "unisrec", folder)
 
 
+def test_a_folder_of_another_layout_names_the_config_that_fits(tmp_path):
+    for name in ("Gift_Cards_5.json.gz", "meta_Gift_Cards.json.gz"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="the layout of config 'raw', not 'unisrec': --config raw"):
+        build("amazon_2018", data_files=tmp_path)
+    with pytest.raises(ValueError, match="--config unisrec"):
+        build("amazon_2018", "recformer", write_unisrec(tmp_path / "tools"))
+
+
+def test_an_address_that_fails_is_shown_without_its_secrets(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(OSError, match="http://127.0.0.1:9/sales.csv could not be downloaded") as error:
+        build("table", data_files="http://me:secret@127.0.0.1:9/sales.csv?token=hidden")
+    assert "secret" not in str(error.value) and "hidden" not in str(error.value)
+
+
 # Own data
 
 

@@ -70,7 +70,8 @@ def write_csv(path, header, rows):
 
 
 def table(folder):
-    rows = [(user, item, f"16000{time}.5", dice) for user, item, time, _ in events() for dice in ("-0", "0", "4")][::2]
+    every = [(user, item, time, dice) for user, item, time, _ in events() for dice in ("-0", "0", "4")]
+    rows = [(user, item, f"160000000{time}.5", dice) for user, item, time, dice in every[::2]]
     titles = [
         ("i0", "\t", "é"),
         ("i1", " \n", ""),

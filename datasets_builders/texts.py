@@ -1,0 +1,101 @@
+"""Any value -> plain text: the one place that says how a number, a date or something nested reads in words."""
+
+import ast
+import contextlib
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_EMPTY_FRACTION = r"\.0+($|[Z+-])"  # of a time's second, which Arrow writes out for every unit but seconds
+
+
+def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """A column of any Arrow type as strings: null as "", whole floats without ``.0``, nested values in words."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return as_text(column.cast(kind.storage_type))
+    if pa.types.is_dictionary(kind):
+        return as_text(column.cast(kind.value_type))
+    if pa.types.is_nested(kind) or pa.types.is_duration(kind) or pa.types.is_interval(kind):
+        return _in_words(column)
+    texts = _of_floats(column) if pa.types.is_floating(kind) else column.cast(pa.string())
+    if pa.types.is_timestamp(kind):
+        texts = pc.replace_substring_regex(texts, _EMPTY_FRACTION, r"\1")
+    return pc.fill_null(texts, "")
+
+
+def _of_floats(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """Whole numbers with all their digits, which Arrow writes as 1.7e+12; not a number as null."""
+    floats = column.cast(pa.float64())
+    whole = pc.and_(pc.equal(pc.floor(floats), floats), pc.less(pc.abs(floats), 2.0**53))
+    digits = pc.if_else(whole, floats, None).cast(pa.int64()).cast(pa.string())
+    return pc.if_else(pc.is_nan(floats), None, pc.coalesce(digits, column.cast(pa.string())))
+
+
+def _in_words(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    texts = pa.array(map(words, column.to_pylist()), pa.string())
+    return pa.chunked_array([texts]) if isinstance(column, pa.ChunkedArray) else texts
+
+
+def words(value) -> str:
+    """One Python value as text: of lists the members, of objects names and values, nothing for what is missing."""
+    if value is None or value != value:  # not a number is the only value that differs from itself
+        return ""
+    if isinstance(value, dict):
+        return " ".join(
+            f"{name.strip()} {text}" for name, text in ((str(k), words(v)) for k, v in value.items()) if text
+        )
+    if isinstance(value, list | tuple):
+        return " ".join(filter(None, map(words, value)))
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
+    return text.encode("utf-8", "ignore").decode("utf-8")  # JSON may hold half a surrogate pair, Arrow may not
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a type holds text: strings in any encoding, or lists and structs with strings somewhere inside."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_text(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    if pa.types.is_nested(kind):
+        return any(is_text(kind.field(place).type) for place in range(kind.num_fields))
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+# Lists and objects inside a text
+
+
+def open_nested(texts: pa.Array) -> pa.Array:
+    """Texts that are a list or an object in JSON (or as Python prints it) -> the words in it; others as they stand."""
+    nested = pc.match_substring_regex(texts, r"(?s)^\s*(\[.*\]|\{.*\})\s*$")
+    if not pc.any(nested).as_py():
+        return texts
+    return pc.replace_with_mask(texts, nested, pa.array(map(_opened, texts.filter(nested).to_pylist()), pa.string()))
+
+
+def _opened(text: str) -> str:
+    value = nested_value(text)
+    return text if value is None or not _holds_text(value) else words(value)  # a title "[1984]" is a title
+
+
+def nested_value(text: str) -> list | dict | None:
+    """The list or object that a text spells, None where it spells none."""
+    spaced = re.sub(r"""(['"])\s+(?=['"])""", r"\1, ", text)  # numpy prints lists without commas
+    for read, form in ((json.loads, text), (ast.literal_eval, spaced)):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            value = read(form)
+            if isinstance(value, list | dict):
+                return value
+    return None
+
+
+def _holds_text(value) -> bool:
+    if isinstance(value, dict):
+        return bool(value)
+    return any(map(_holds_text, value)) if isinstance(value, list | tuple) else isinstance(value, str)

@@ -1,0 +1,526 @@
+"""Anybody's tables: what columns mean, what values are, and what is refused, by small files of each kind."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from foreign_tables import write_atomic, write_book, write_export
+
+from jepa4rec.datasets_builders import build, load_dataset_dir, save_dataset
+
+PRODUCTS = "item_id,title\na,Tea\nb,Pot\n"
+
+
+def write(folder: Path, name: str, content) -> Path:
+    """A file of the kind that its name says: text as it is, a dict of columns as Parquet or as sheets of a book."""
+    path = folder / name
+    if isinstance(content, str):
+        path.write_text(content, "utf-8")
+    elif path.suffix == ".parquet":
+        pq.write_table(pa.table(content), path)
+    elif path.suffix == ".xlsx":
+        write_sheets(path, content)
+    else:
+        path.write_bytes(content)
+    return path
+
+
+def write_sheets(path: Path, sheets: dict[str, list[list]]) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """``table(sales, products, **options)``: the dataset of two files' contents, CSV unless names say otherwise."""
+
+    def make(sales, products=PRODUCTS, names=("sales.csv", "products.csv"), **options):
+        contents = [content for content in (sales, products) if content is not None]
+        files = [write(tmp_path, name, content) for name, content in zip(names, contents, strict=False)]
+        return build("table", data_files=files, **options)
+
+    return make
+
+
+def histories(dataset) -> dict[str, list[str]]:
+    """user -> the ids of what came after what."""
+    ids = dataset.items["item_id"].to_pylist()
+    rows = dataset.sequences.select(["user_id", "items"]).to_pylist()
+    return {row["user_id"]: [ids[item] for item in row["items"]] for row in rows}
+
+
+def texts(dataset) -> dict[str, dict[str, str]]:
+    return dict(zip(dataset.items["item_id"].to_pylist(), dataset.item_texts(), strict=True))
+
+
+def report(dataset) -> str:
+    return "\n".join(dataset.info["report"])
+
+
+# Columns by meaning
+
+
+@pytest.mark.parametrize(
+    ("header", "products_header"),
+    [
+        ("user_id,item_id,timestamp", "item_id,title"),
+        ("userId,movieId,timestamp", "movieId,title"),
+        ("user,item,time", "item,title"),
+        ("Customer ID,Product ID,Created At", "Product ID,Name"),
+        ("customer_id,sku,ordered_at", "sku,name"),
+        ("reviewerID,asin,unixReviewTime", "asin,title"),
+        ("CustomerID,StockCode,InvoiceDate", "StockCode,Description"),
+        ("Kundennummer,Artikelnummer,Datum", "Artikelnummer,Bezeichnung"),
+        ("profile,beer_id,date".replace("profile", "username"), "beer_id,name"),
+        ("customer,product_id,date", "id,title"),
+        ("user_id:token,item_id:token,timestamp:float", "item_id:token,title:token_seq"),
+    ],
+)
+def test_columns_are_found_by_what_their_names_mean(table, header, products_header):
+    dataset = table(f"{header}\nu,b,1709280001\nu,a,1709280000\n", f"{products_header}\na,Tea\nb,Pot\n")
+    assert histories(dataset) == {"u": ["a", "b"]}
+    assert [list(text.values()) for text in texts(dataset).values()] == [["Tea"], ["Pot"]]
+    user, item, time = (name.partition(":")[0] for name in header.split(","))
+    assert f"user from '{user}'; item from '{item}'; timestamp from '{time}', in seconds" in report(dataset)
+
+
+def test_an_id_that_both_files_have_is_the_items(table):
+    dataset = table(
+        "customer,product_id,sku\nu,9,b\nu,9,a\n", "sku,title,picture\na,Tea,http://x/a.png\nb,Pot,http://x/b.png\n"
+    )
+    assert histories(dataset) == {"u": ["b", "a"]}
+    assert "not used: 'product_id'" in report(dataset) and "'picture' (web addresses)" in report(dataset)
+
+
+def test_a_time_that_is_not_used_is_said(table):
+    sales = "user_id,item_id,timestamp,date\nu,b,1709280001,2024-03-01\nu,a,1709280000,2024-03-01\n"
+    assert "not used: 'date'" in report(table(sales))
+    dataset = table(sales, timestamp="date")
+    assert histories(dataset) == {"u": ["b", "a"]}
+    assert "timestamp from 'date', as days; order inside a day is the file's; not used: 'timestamp'" in report(dataset)
+    dataset = table(sales, timestamp="none")
+    assert "timestamps" not in dataset.sequences.column_names and "no timestamp" in report(dataset)
+
+
+def test_all_missing_columns_are_named_at_once_with_their_options(table):
+    with pytest.raises(ValueError) as error:
+        table("who,what\nu,a\n", "code_of_it,title\na,Tea\n")
+    for part in ("the user (say user_id=COLUMN)", "the item (say item_id=COLUMN)", "(say items_item_id=COLUMN)"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match="column 'x' is missing; the file has 'user_id', 'item_id'; missing too: 'y'"):
+        table("user_id,item_id\nu,a\n", user_id="x", item_id="y")
+
+
+def test_files_are_told_apart_and_a_folder_will_do(tmp_path):
+    write(tmp_path, "movies.csv", "movieId,title,genres\n1,Heat,Crime\n2,Up,Comedy\n")
+    write(tmp_path, "ratings.csv", "userId,movieId,rating,timestamp\n7,2,4.0,964982703\n7,1,5.0,964982702\n")
+    write(tmp_path, "links.csv", "movieId,imdbId\n1,22\n2,23\n")
+    write(tmp_path, "README.txt", "Movies, and ratings of them.\n")
+    files = [tmp_path / "movies.csv", tmp_path / "ratings.csv"]
+    dataset = build("table", data_files=files)
+    assert histories(dataset) == {"7": ["1", "2"]}
+    assert texts(dataset)["1"] == {"title": "Heat", "genres": "Crime"}
+    write(tmp_path, "tags.csv", "userId,movieId,tag,timestamp\n7,2,old,964982703\n")
+    with pytest.raises(ValueError, match="which are the interactions and which the items.*tags.csv: interactions"):
+        build("table", data_files=tmp_path)
+
+
+def test_the_file_with_a_user_holds_the_interactions_in_whatever_order(tmp_path):
+    beers = write(tmp_path, "beers.csv", "beer_id,name\n1,Stout\n2,Pils\n")
+    drunk = write(tmp_path, "drunk.csv", "username,beer_id\nann,2\nann,1\n")
+    assert histories(build("table", data_files=[beers, drunk])) == {"ann": ["2", "1"]}
+
+
+def test_recboles_atomic_files_are_read_as_they_are(tmp_path):
+    write(
+        tmp_path,
+        "ml.inter",
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n9\tb\t3\t881250949\n9\ta\t4\t881250948\n",
+    )
+    write(
+        tmp_path,
+        "ml.item",
+        "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
+        "a\t1984\t1984\tDrama\nb\tUp\t2009\tComedy Animation\n",
+    )
+    write(tmp_path, "ml.user", "user_id:token\tage:token\n9\t24\n")
+    dataset = build("table", data_files=tmp_path)
+    assert histories(dataset) == {"9": ["a", "b"]}
+    assert dataset.sequences["timestamps"].to_pylist() == [[881250948000, 881250949000]]
+    assert texts(dataset)["a"] == {"movie_title": "1984", "class": "Drama"}
+    assert "'release_year' (no text)" in report(dataset)
+
+
+def test_one_file_is_enough_where_it_tells_of_the_items(table):
+    sales = "InvoiceNo,StockCode,Description,InvoiceDate,CustomerID,Country\n"
+    sales += "1,a,TEA,2010-12-01 08:26:00,17850.0,UK\n2,a,?,2010-12-01 08:27:00,17850.0,UK\n"
+    sales += "3,a,TEA,2010-12-01 08:25:00,17.0,UK\n4,b,POT,2010-12-01 08:25:00,17850.0,UK\n"
+    dataset = table(sales, None)
+    assert histories(dataset) == {"17850": ["b", "a", "a"], "17": ["a"]}
+    assert texts(dataset) == {"a": {"Description": "TEA"}, "b": {"Description": "POT"}}
+    assert "ids of 'CustomerID' like 101.0 are read as 101" in report(dataset)
+    assert "not used: 'InvoiceNo', 'Country'" in report(dataset)
+
+
+def test_rows_without_a_user_are_refused_or_left_out_and_counted(table):
+    sales = "user_id,item_id,timestamp\nu,a,2024-03-01\n,b,2024-03-01\nu,b,\nu,b,2024-03-02\n"
+    with pytest.raises(ValueError, match="row 2 has no value in column 'user_id'.*incomplete_rows=drop"):
+        table(sales)
+    dataset = table(sales, incomplete_rows="drop")
+    assert histories(dataset) == {"u": ["a", "b"]}
+    assert "2 of 4 interactions lack a value and are left out, first row 2" in report(dataset)
+
+
+def test_in_a_list_of_sales_lines_without_a_customer_are_left_out(table):
+    sales = "customer,sku,title\nu,a,Tea\n,b,Pot\nu,b,Pot\n"
+    assert "1 of 3 interactions lack a value and are left out, first row 2" in report(table(sales, None))
+    with pytest.raises(ValueError, match="row 2 has no value in column 'customer'"):
+        table(sales, None, incomplete_rows="error")
+    with pytest.raises(ValueError, match="incomplete_rows is 'skip'; it may be error or drop"):
+        table(sales, None, incomplete_rows="skip")
+
+
+# Forms of files
+
+
+@pytest.mark.parametrize(
+    ("sales", "products"),
+    [
+        ("user_id;item_id\nu;b\nu;a\n", PRODUCTS),
+        ("user_id\titem_id\nu\tb\nu\ta\n", "item_id;title\na;Tea\nb;Pot\n"),
+        ("user_id::item_id\nu::b\nu::a\n", "item_id|title\na|Tea\nb|Pot\n"),
+        ("sep=;\nuser_id;item_id\nu;b\nu;a\n", PRODUCTS),
+        ("\ufeffuser_id,item_id\r\nu,b\r\nu,a\r\n", "\nitem_id,title\na,Tea\nb,Pot"),
+        ("user_id,item_id\nu,b\nu,a\n".encode("utf-16"), PRODUCTS.encode("utf-16")),
+        (",user_id,item_id\n0,u,b\n1,u,a\n", "item_id, title\na,Tea\nb,Pot\n"),
+    ],
+)
+def test_every_file_has_its_own_delimiter_and_encoding(table, sales, products):
+    dataset = table(sales, products)
+    assert histories(dataset) == {"u": ["b", "a"]}
+    assert texts(dataset) == {"a": {"title": "Tea"}, "b": {"title": "Pot"}}
+
+
+@pytest.mark.parametrize("delimiter", [r"\t", "\t", "::", "~~"])
+def test_a_delimiter_may_be_said(table, delimiter):
+    sign = delimiter.replace(r"\t", "\t")
+    sales, products = (text.replace(",", sign) for text in ("user_id,item_id\nu,b\nu,a\n", PRODUCTS))
+    assert histories(table(sales, products, delimiter=delimiter)) == {"u": ["b", "a"]}
+
+
+def test_files_without_a_header_get_their_names_by_option(table):
+    files = {"names": ("ratings.dat", "movies.dat")}
+    sales, movies = (
+        "1::20::5::978300760\n1::10::3::978300759\n",
+        "10::Toy Story, The (1995)::Animation|Comedy\n20::Heat::Crime\n",
+    )
+    with pytest.raises(ValueError, match=r"no column tells the user.*interactions_columns=\[...\] or items_columns"):
+        table(sales, movies, **files)
+    columns = {
+        "interactions_columns": ["user_id", "item_id", "rating", "timestamp"],
+        "items_columns": ["item_id", "title", "genres"],
+    }
+    dataset = table(sales, movies, **files, **columns)
+    assert histories(dataset) == {"1": ["10", "20"]}
+    assert texts(dataset)["10"] == {"title": "Toy Story, The (1995)", "genres": "Animation|Comedy"}
+
+
+ORDERS = [["Customer", "Product ID", "Date", "Note"], ["ann", 2, "2024-03-02", "x"], ["ann", 1, "2024-03-01", ""]]
+GOODS = [["Product ID", "Title", "Price"], [1, "Tea", 2.5], [2, 1984, 3]]
+
+
+def test_two_sheets_of_a_book_are_found_or_asked_for(tmp_path):
+    book = write(tmp_path, "shop.xlsx", {"Read me": [["A shop"]], "Products": GOODS, "Orders": ORDERS, "Empty": []})
+    dataset = build("table", data_files=book)
+    assert histories(dataset) == {"ann": ["1", "2"]}
+    assert texts(dataset) == {"1": {"Title": "Tea"}, "2": {"Title": "1984"}}
+    assert "interactions: shop.xlsx, sheet Orders" in report(dataset) and "'Price' (no text)" in report(dataset)
+    twice = write(tmp_path, "twice.xlsx", {"May": ORDERS, "June": ORDERS, "Products": GOODS})
+    with pytest.raises(ValueError, match=r"sheets=\[INTERACTIONS, ITEMS\].*sheet 'May': interactions"):
+        build("table", data_files=twice)
+    assert histories(build("table", data_files=twice, sheets=["June", "Products"])) == {"ann": ["1", "2"]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"item_id": "a", "title": "Tea"},\n {"item_id": "b", "title": 1984}]',
+        '{"item_id": "a", "title": "Tea"}\n{"item_id": "b", "title": 1984}\n',
+    ],
+)
+def test_json_may_be_an_array_and_change_its_mind_about_types(table, content):
+    dataset = table("user_id,item_id\nu,b\nu,a\n", content, names=("sales.csv", "products.json"))
+    assert texts(dataset) == {"a": {"title": "Tea"}, "b": {"title": "1984"}}
+
+
+@pytest.mark.parametrize(
+    ("names", "sales", "products", "message"),
+    [
+        (None, None, 'item_id,title\na,"Tea\nb,Pot\nc,Cup', "products.csv: in line 2 a quotation mark opens"),
+        (None, None, 'item_id,title\na,"Tea\nb,Pot\nc,"Cup"\n', "products.csv: in line 2 a quotation mark opens"),
+        (None, None, 'item_id,title\na,Tea\nb,"A 5" pot"\n', "products.csv: in line 3 a quotation mark opens"),
+        (None, "user_id,item_id,user_id\nu,a,v\n", PRODUCTS, "two columns are called 'user_id'"),
+        (None, "user_id,item_id\nu,a\nu\n", PRODUCTS, "sales.csv cannot be read"),
+        (None, "user_id,item_id\nu,a\n".encode("utf-16-le"), PRODUCTS, "is no text: it holds zero bytes"),
+        (
+            ("sales.csv", "products.json"),
+            None,
+            '{"user_id": {"0": 1}, "item_id": {"0": 1}, "title": {"0": "x"}}',
+            "holds lists or objects where an id is needed",
+        ),
+        (None, "user_id,item_id\nu,1.70928E+12\n", PRODUCTS, "row 1: '1.70928E.12' is an id that lost its digits"),
+    ],
+)
+def test_broken_files_are_refused_in_one_sentence(table, names, sales, products, message):
+    with pytest.raises(ValueError, match=message) as error:
+        table(sales or "user_id,item_id\nu,a\n", products, **({"names": names} if names else {}))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["sales.csv.gz", "sales.jsonl.gz"])
+def test_a_file_without_line_ends_is_refused_early(tmp_path, name):
+    with gzip.open(tmp_path / name, "wb", compresslevel=1) as file:
+        for _ in range(40):
+            file.write(b"x" * (1 << 20))
+    with pytest.raises(ValueError, match="has a line of more than 16 MB"):
+        build("table", data_files=[tmp_path / name, write(tmp_path, "products.csv", PRODUCTS)])
+
+
+# Times and ratings
+
+
+@pytest.mark.parametrize(
+    ("times", "expected", "words"),
+    [
+        ((1709280001, 1709280000), [1709280000000, 1709280001000], "in seconds"),
+        ((1709280000001, 1709280000000), [1709280000000, 1709280000001], "in milliseconds"),
+        ((1709280000000002, 1709280000000001), [1709280000000, 1709280000000], "in microseconds"),
+        ((1709280000000000003, 1709280000000000002), [1709280000000, 1709280000000], "in nanoseconds"),
+        (("1709280000.75", "1709280000.5"), [1709280000500, 1709280000750], "in seconds"),
+        ((20240302, 20240301), [1709251200000, 1709337600000], "as days"),
+        (("2024-03-01T10:00:00.123457", "2024-03-01T10:00:00.123456"), [1709287200123] * 2, "dates with time of day"),
+        (("2024-03-01 10:00:00+01:00", "2024-03-01 08:30:00Z"), [1709281800000, 1709283600000], "time of day"),
+        (("13/12/2024 10:00", "01/12/2024 10:00"), [1733047200000, 1734084000000], "day first"),
+        (("12/13/2024", "12/1/2024"), [1733011200000, 1734048000000], "month first"),
+        (("13.12.2024", "01.12.2024"), [1733011200000, 1734048000000], "as days, day first"),
+        (("Mar 2 2024", "1 March 2024"), [1709251200000, 1709337600000], "as days"),
+        (("3/13/2024 1:05 PM", "3/13/2024 11:05 AM"), [1710327900000, 1710335100000], "month first"),
+    ],
+)  # fmt: skip
+def test_times_are_known_by_the_whole_column(table, times, expected, words):
+    """The file's first row is the later one, so an order that was lost shows."""
+    dataset = table(f"user_id,item_id,timestamp\nu,a,{times[0]}\nu,b,{times[1]}\n")
+    assert histories(dataset) == {"u": ["b", "a"]}
+    assert dataset.sequences["timestamps"].to_pylist() == [expected]
+    assert words in report(dataset)
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_typed_times_of_parquet(table, unit, zone):
+    times = pa.array([1709280001, 1709280000]).cast(pa.timestamp("s")).cast(pa.timestamp(unit))
+    if zone:
+        times = times.cast(pa.int64()).cast(pa.timestamp(unit, zone))
+    sales = {"user_id": ["u", "u"], "item_id": ["a", "b"], "when": times}
+    dataset = table(sales, names=("sales.parquet", "products.csv"))
+    assert histories(dataset) == {"u": ["b", "a"]}
+    assert dataset.sequences["timestamps"].to_pylist() == [[1709280000000, 1709280001000]]
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (("1709280000", "1709280000000"), r"\(row 1\) is seconds, but '1709280000000' \(row 2\) is milliseconds"),
+        (("1709280000", "20240301"), r"\(row 2\) is a date: a column has one unit"),
+        (("1709280000", "nan"), r"'nan' is not a date and time \(row 2\)"),
+        (("1709280000", "inf"), r"'inf' is not a date and time \(row 2\)"),
+        (("1709280000", "1e30"), r"'1e30' is not a date and time \(row 2\)"),
+        (("1709280000", "-1709280000"), r"\(row 2\)"),
+        (("1709280000", "17092"), r"'17092' is not a date and time \(row 2\).*timestamp=none"),
+        (("0001-01-01", "2024-03-01"), r"'0001-01-01' is not a date and time \(row 1\)"),
+        (("9999-12-31", "2024-03-01"), r"'9999-12-31' is not a date and time \(row 1\)"),
+        (("2024-03-01", "2024-02-30"), r"'2024-02-30' is not a date and time \(row 2\)"),
+        (("1", "2"), "timestamp_unit= says which it is"),
+        (("01/12/2024", "02/11/2024"), r"'01/12/2024' \(row 1\) may have the day or the month first.*date_order="),
+        (("01/12/2024 10:00", "02/11/2024 10:00"), "date_order=day_first or date_order=month_first"),
+        (("13/12/2024", "12/13/2024"), r"\(row 1\) has the day first and '12/13/2024' \(row 2\) the month"),
+        (("2024-03-01 10:00", "2024-03-01 10:00Z"), r"\(row 2\) has a time zone and .* \(row 1\) has none"),
+        (("2024-03-01 10:00:36", "2024-03-01 10:00"), None),
+        (("2024-03-01 10:00:36", "2024-03-01 10:00 cut"), r"the file ends inside its last value \(row 2\)"),
+    ],
+)  # fmt: skip
+def test_times_that_cannot_be_are_refused_by_row(table, times, message):
+    sales = f"user_id,item_id,timestamp\nu,a,{times[0]}\nu,b,{times[1]}"
+    sales = sales.removesuffix(" cut") if sales.endswith(" cut") else sales + "\n"
+    if message is None:
+        assert histories(table(sales)) == {"u": ["b", "a"]}
+        return
+    with pytest.raises(ValueError, match=message):
+        table(sales)
+
+
+@pytest.mark.parametrize("clock", ["", " 10:00"])
+@pytest.mark.parametrize(("order", "expected"), [("day_first", ["b", "a"]), ("month_first", ["a", "b"])])
+def test_the_order_of_day_and_month_may_be_said(table, clock, order, expected):
+    sales = f"user_id,item_id,timestamp\nu,a,01/12/2024{clock}\nu,b,02/11/2024{clock}\n"
+    assert histories(table(sales, date_order=order)) == {"u": expected}
+
+
+def test_a_known_unit_is_taken_at_its_word(table):
+    dataset = table("user_id,item_id,timestamp\nu,a,2\nu,b,1\n", timestamp_unit="s")
+    assert dataset.sequences["timestamps"].to_pylist() == [[1000, 2000]]
+
+
+@pytest.mark.parametrize("rating", ["1e400", "nan", "inf", "99", "-3", "good"])
+def test_ratings_that_cannot_be_are_refused_by_row(table, rating):
+    with pytest.raises(ValueError, match=r"column 'stars': .* \(row 2\) is no rating between 0 and 10"):
+        table(f"user_id,item_id,stars\nu,a,5\nu,b,{rating}\n")
+
+
+def test_ratings_on_another_scale_and_with_decimal_commas(table):
+    dataset = table("user_id,item_id,rating\nu,a,99\nu,b,-1\n", rating_range=[-10, 100])
+    assert dataset.sequences["ratings"].to_pylist() == [[99, -1]]
+    dataset = table("user_id;item_id;rating\nu;a;4,5\nu;b;3\n")
+    assert dataset.sequences["ratings"].to_pylist() == [[4.5, 3]]
+
+
+# Texts and ids
+
+
+def test_titles_of_numbers_are_text(table):
+    dataset = table("user_id,item_id\nu,a\nu,b\n", "item_id,title,brand\na,1984,x\nb,2001,y\n")
+    assert texts(dataset) == {"a": {"title": "1984", "brand": "x"}, "b": {"title": "2001", "brand": "y"}}
+
+
+def test_text_of_every_type_of_parquet(table):
+    columns = {
+        "item_id": pa.array([1, 2]),
+        "title": pa.array(["Tea", "Pot"]).dictionary_encode(),
+        "maker": pa.array(["x", "y"], pa.string_view()),
+        "large": pa.array(["l", None], pa.large_string()),
+        "tags": pa.array([["x", None, "y"], ["z"]]),
+        "categories": pa.array([[["Beauty", "Hair"]], []]),
+        "made": pa.array([{"by": "Acme", "in": {"town": "York"}, "year": None}, None]),
+        "price": pa.array([1.5, 2.0]),
+        "fresh": pa.array([True, False]),
+    }
+    sales = {"user_id": [10**18 + 1, 10**18 + 1], "item_id": pa.array([1, 2], pa.float64())}
+    names = ("sales.parquet", "products.parquet")
+    dataset = table(sales, columns, names=names)
+    assert texts(dataset)["1"] == {
+        "title": "Tea", "maker": "x", "large": "l", "tags": "x y", "categories": "Beauty Hair",
+        "made": "by Acme in town York",
+    }  # fmt: skip
+    assert histories(dataset) == {str(10**18 + 1): ["1", "2"]}
+    assert "not used: 'price' (no text), 'fresh' (no text)" in report(dataset)
+    dataset = table(sales, columns, names=names, attributes=["made", "price", "fresh"])
+    assert texts(dataset)["1"] == {"made": "by Acme in town York", "price": "1.5", "fresh": "true"}
+
+
+def test_prices_with_decimal_commas_and_pictures_are_no_text(table):
+    products = (
+        "item_id;title;price;picture\na;Tea;2,50;https://shop.example/a.png\nb;Pot;3;https://shop.example/b.png\n"
+    )
+    dataset = table("user_id;item_id\nu;a\nu;b\n", products)
+    assert dataset.attributes == ["title"]
+    assert "not used: 'price' (no text), 'picture' (web addresses)" in report(dataset)
+
+
+def test_lists_and_objects_inside_a_text_are_opened(table):
+    rows = [
+        {"item_id": "a", "title": "[1984]", "details": json.dumps({"Brand": "Acme", "Colours": ["red", "blue"]})},
+        {"item_id": "b", "title": "[Import] Pot", "details": "['Beauty', 'Hair']"},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    dataset = table("user_id,item_id\nu,a\nu,b\n", lines, names=("sales.csv", "products.jsonl"))
+    assert texts(dataset) == {
+        "a": {"title": "[1984]", "details": "Brand Acme Colours red blue"},
+        "b": {"title": "[Import] Pot", "details": "Beauty Hair"},
+    }
+
+
+def test_ids_keep_their_letters(table):
+    rows = [{"user_id": "2024-03-01", "item_id": "007"}, {"user_id": "2024-03-01", "item_id": "7"}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    dataset = table(lines, "item_id,title\n007,Bond\n 7 ,Seven\n", names=("sales.jsonl", "products.csv"))
+    assert histories(dataset) == {"2024-03-01": ["007", "7"]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["title,place", "row,title", "Title,title", "domain,place", "user_id,timestamp", "text_1,text_0", "item id,a.b"],
+)
+def test_columns_may_be_called_anything(table, tmp_path, header):
+    dataset = table("user_id,item_id\nu,b\nu,a\n", f"item_id,{header}\na,x,y\nb,v,w\n")
+    assert dataset.attributes == header.split(",")
+    assert [list(text.values()) for text in texts(dataset).values()] == [["x", "y"], ["v", "w"]]
+    save_dataset(dataset, tmp_path / "built")
+    assert load_dataset_dir(tmp_path / "built").attributes == header.split(",")
+
+
+def test_an_attribute_called_domain_may_be_the_only_one(table):
+    assert texts(table("user_id,item_id\nu,b\nu,a\n", "item_id,domain\na,x\nb,v\n")) == {
+        "a": {"domain": "x"},
+        "b": {"domain": "v"},
+    }
+
+
+def test_items_that_contradict_themselves_name_both_rows(table):
+    products = "item_id,title\na,Tea\nb,Pot\na,Tea\nb,Jar\n"
+    with pytest.raises(ValueError, match="item 'b' has different texts in rows 2 and 4.*duplicate_items=first"):
+        table("user_id,item_id\nu,b\nu,a\n", products)
+    assert texts(table("user_id,item_id\nu,b\nu,a\n", products, duplicate_items="first"))["b"] == {"title": "Pot"}
+
+
+def test_items_in_no_interaction_are_counted(table):
+    dataset = table("user_id,item_id\nu,a\n")
+    assert "1 items that are in no interaction (left) are not in the catalogue; all_items=true keeps them" in report(
+        dataset
+    )
+
+
+# Tables of others, as they come: no option, no rename
+
+
+@pytest.mark.parametrize(
+    ("folder", "counts", "attributes", "fingerprint"),
+    [
+        ("movielens/ml-latest-small", (610, 9_724, 100_836), ["title", "genres"], "0f55d9ac"),
+        ("amazon_2018/raw_gift_cards", (458, 148, 2_972), None, None),
+        ("online_retail/OnlineRetail.csv.gz", (4_372, 3_684, 406_829), ["Description"], None),
+    ],
+)
+def test_real_tables_are_read_as_they_come(real_file, folder, counts, attributes, fingerprint):
+    """MovieLens' fingerprint is what naming its columns by options gave before they were found."""
+    dataset = build("table", data_files=real_file(folder))
+    assert (dataset.num_users, dataset.num_items, dataset.info["interactions"]) == counts
+    assert attributes is None or dataset.attributes == attributes
+    assert fingerprint is None or dataset.fingerprint.startswith(fingerprint)
+    assert "timestamps" in dataset.sequences.column_names
+
+
+def test_movielens_in_recboles_files_is_movielens(real_file, tmp_path):
+    movielens = real_file("movielens/ml-latest-small")
+    atomic = build("table", data_files=write_atomic(movielens, tmp_path / "ml"))
+    assert atomic.sequences.equals(build("table", data_files=movielens).sequences)
+    assert atomic.attributes == ["movie_title", "class"]
+
+
+def test_a_book_and_a_european_export_of_one_shop_tell_the_same(tmp_path):
+    book = build("table", data_files=write_book(tmp_path / "shop.xlsx"))
+    (tmp_path / "export").mkdir()
+    export = build("table", data_files=write_export(tmp_path / "export"))
+    assert book.sequences.drop_columns("timestamps").equals(export.sequences.drop_columns("timestamps"))
+    assert "as dates with time of day, day first; not used: 'Bestellung', 'Betrag'" in report(export)
+    assert (book.attributes, export.attributes) == (["Title", "Category"], ["Bezeichnung", "Kategorie"])
+    assert texts(export)["100"]["Bezeichnung"] == "Green tea (für zu Hause)"
