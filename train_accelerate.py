@@ -48,6 +48,7 @@ from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.training.batches import Batches
 from jepa4rec.training.data import RunData, load_run_data
+from jepa4rec.training.estimate import estimate, in_words
 from jepa4rec.training.log import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
 from jepa4rec.training.measure import evaluate_validation, make_record, rank_test_split
 from jepa4rec.training.optimisation import freeze, learning_rate_factor, make_optimizer, set_learning_rates
@@ -87,15 +88,11 @@ class Training:
 
     @property
     def total_steps(self) -> int:
-        return self.phase.steps or max(1, round(self.phase.epochs * len(self.batches)))
+        return self.phase.total_steps(len(self.batches))
 
     @property
     def evaluate_every(self) -> int:
-        """Optimiser steps between two evaluations; the last step is always followed by one."""
-        steps = self.phase.evaluate_every_steps
-        if steps is None:
-            steps = round(self.phase.evaluate_every_epochs * len(self.batches))
-        return steps or self.total_steps
+        return self.phase.evaluation_interval(len(self.batches))
 
     def count_seconds(self) -> None:
         """Add to the progress the wall time since this was last called."""
@@ -253,6 +250,9 @@ def run(recipe: Recipe) -> dict:
         check_batches(recipe, data, accelerator.num_processes)
         if accelerator.is_main_process:
             begin(recipe, data, folder)
+    if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and not folder.finished_phase(0).exists():
+        if seconds := estimate(recipe, data, folder.start):
+            accelerator.print(in_words(seconds))
     log = RunLog(accelerator, folder.log)
     for index in range(len(recipe.phases)):
         if not folder.finished_phase(index).exists():

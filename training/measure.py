@@ -42,9 +42,9 @@ def _scorer(accelerator: Accelerator, model: nn.Module, tokenizer, data: RunData
     return make_scorer(model, tokenizer, item_tokens, progress=_bar(accelerator), item_vectors=vectors)
 
 
-def _bar(accelerator: Accelerator) -> bool | None:
-    """Whether a progress bar is shown: on a terminal, by one process."""
-    return None if accelerator.is_main_process else False
+def _bar(accelerator: Accelerator) -> bool:
+    """Whether a progress bar is shown: by one process, also in a log file."""
+    return accelerator.is_main_process
 
 
 def _rank_together(accelerator: Accelerator, scorer: Scorer, split, settings: EvaluationRecipe) -> Ranks:

@@ -6,6 +6,7 @@ third place and there are no other flags.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Union
@@ -15,7 +16,7 @@ import yaml
 from ..baselines import BASELINE_MODELS
 from .data import DataRecipe
 from .phases import KINDS
-from .typed_yaml import nearest, read_typed_yaml
+from .typed_yaml import Range, check_ranges, nearest, read_typed_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 - made of what phases/ holds
@@ -54,9 +55,7 @@ class RunRecipe:
     telemetry_every: int = 100
 
     def __post_init__(self):
-        for name, least in {"log_every": 1, "save_every": 0, "telemetry_every": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_ranges(self, seed=Range(0), log_every=Range(1), save_every=Range(0), telemetry_every=Range(0))
 
 
 @dataclass(kw_only=True)
@@ -74,6 +73,10 @@ class TokenizerRecipe:
     description: bool | None = None
     vocab_size: int = 4000
 
+    def __post_init__(self):
+        limits = ("max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "vocab_size")
+        check_ranges(self, **dict.fromkeys(limits, Range(1)))
+
 
 @dataclass(kw_only=True)
 class ModelRecipe:
@@ -81,7 +84,9 @@ class ModelRecipe:
 
     `init`: a checkpoint of ours, or any BERT, RoBERTa, Longformer or Sentence-T5 (folder, Hub id, or `package:NAME` of
     an installed package), or "scratch": random weights of `family` and a WordPiece vocabulary learned from the run's
-    own item texts. `config` overrides fields of Jepa4RecConfig, or St5RecConfig. `whitening` sets the projection of an
+    own item texts. `config` overrides fields of Jepa4RecConfig, or St5RecConfig; where a recipe
+    shapes random weights and `--set model.init` takes others, what its file says of `config` and `family` is left out.
+    `whitening` sets the projection of an
     encoder that has one (`config.projection`) to a whitening of this power, learned from the item texts that
     pre-training reads.
 
@@ -121,6 +126,7 @@ class EvaluationRecipe:
     REMOVED: ClassVar = {"batch_tokens": (16384, "the device decides")}
 
     def __post_init__(self):
+        check_ranges(self, validation_users=Range(1))
         missing = [name for name in ("popularity", "item_transition") if name not in self.baselines]
         if missing:
             raise ValueError(
@@ -182,7 +188,18 @@ def read_recipe(path: str | Path, settings: list[str] = (), kind: type = Recipe)
         now = RENAMED.get(Path(path).name)
         hint = f"it is called {now} now" if now else "recipes/ holds ready ones"
         raise FileNotFoundError(f"recipe {path} does not exist; {hint}")
-    return read_typed_yaml(found, settings, kind)
+    return read_typed_yaml(found, settings, kind, _forget_the_shape_of_scratch)
+
+
+def _forget_the_shape_of_scratch(tree: dict, settings: Sequence[str]) -> None:
+    """A model that `--set model.init` brings has a shape of its own: the recipe's was meant for random weights."""
+    starts = [setting.partition("=")[2] for setting in settings if setting.startswith("model.init=")]
+    model = tree.get("model")
+    if not starts or starts[-1] == "scratch" or not isinstance(model, dict) or model.get("baseline"):
+        return
+    if model.get("init", "scratch") == "scratch":
+        model.pop("config", None)
+        model.pop("family", None)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict:

@@ -15,7 +15,15 @@ from ..baselines.item_sequences import Items
 from ..configuration_jepa4rec import Jepa4RecConfig
 from ..datasets_builders.contract import DOMAIN
 from ..hub.importing import import_checkpoint
-from ..hub.opening import ENCODERS, encoder_class, open_as_is, open_encoder, pretraining_class, read_config
+from ..hub.opening import (
+    ENCODERS,
+    check_reachable,
+    encoder_class,
+    open_as_is,
+    open_encoder,
+    pretraining_class,
+    read_config,
+)
 from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecConfig, St5RecModel
@@ -230,6 +238,7 @@ def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTok
 
 def _config_of(init: str) -> dict:
     """The checkpoint's config.json; empty where there is none, which the importer knows to explain."""
+    check_reachable(init)
     try:
         return read_config(init)
     except (OSError, ValueError):

@@ -5,17 +5,25 @@ as text, and a learning rate that silently became text has cost many a run.
 """
 
 import difflib
+import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 
-def read_typed_yaml(path: str | Path, settings: Sequence[str], kind: type) -> Any:
+def read_typed_yaml(
+    path: str | Path,
+    settings: Sequence[str],
+    kind: type,
+    prepare: Callable[[dict, Sequence[str]], None] = lambda tree, settings: None,
+) -> Any:
     """Read a dataclass from a YAML file after `section.key=value` settings, parsed as YAML too.
+
+    ``prepare`` may change the file's tree before the settings are applied to it.
 
     Raises:
         OSError: the file cannot be read.
@@ -24,10 +32,11 @@ def read_typed_yaml(path: str | Path, settings: Sequence[str], kind: type) -> An
     path = Path(path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a damaged !!timestamp is a ValueError
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold sections, found {_name_of(tree)}")
+    prepare(tree, settings)
     origins = [_apply_setting(tree, setting) for setting in settings]
     return _Reader(str(path), origins).read(kind, tree, "")
 
@@ -39,7 +48,7 @@ def _apply_setting(tree: dict, setting: str) -> str:
         raise ValueError(f"--set {setting}: write section.key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"--set {setting}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     *parents, last = dotted.split(".")
     place = tree
@@ -47,6 +56,8 @@ def _apply_setting(tree: dict, setting: str) -> str:
         place = _child(place, key, setting)
     if isinstance(place, list):
         place[_list_index(place, last, setting)] = value
+    elif not isinstance(place, dict):
+        raise ValueError(f"--set {setting}: {parents[-1]} is a single value, it has no keys inside")
     else:
         place[last] = value
     return dotted
@@ -54,8 +65,8 @@ def _apply_setting(tree: dict, setting: str) -> str:
 
 def _child(place: dict | list, key: str, setting: str) -> dict | list:
     if isinstance(place, list):
-        return place[_list_index(place, key, setting)]
-    if place.get(key) is None:
+        key = _list_index(place, key, setting)
+    elif place.get(key) is None:
         place[key] = {}
     if not isinstance(place[key], dict | list):
         raise ValueError(f"--set {setting}: {key} is a single value, it has no keys inside")
@@ -66,6 +77,29 @@ def _list_index(place: list, key: str, setting: str) -> int:
     if not key.isdigit() or int(key) >= len(place):
         raise ValueError(f"--set {setting}: {key} is not a position in a list of {len(place)} (counted from 0)")
     return int(key)
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may take; without its ``least`` where ``above``."""
+
+    least: float
+    most: float = math.inf
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        return (value > self.least if self.above else value >= self.least) and value <= self.most
+
+    def __str__(self) -> str:
+        least = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
+        return least if self.most == math.inf else f"{least} and at most {self.most:g}"
+
+
+def check_ranges(section: Any, **ranges: Range) -> None:
+    """Raise ValueError naming the first setting of a section that lies outside its range; None is no number."""
+    for name, allowed in ranges.items():
+        value = getattr(section, name)
+        if value is not None and not allowed.holds(value):
+            raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
 class _Reader:
@@ -129,7 +163,7 @@ class _Reader:
             raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
         kinds = {get_args(get_type_hints(o)["kind"])[0]: o for o in options}
         kind = value.get("kind")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise self.error(_join(where, "kind"), f"expected {_one_of(kinds)}, found {_name_of(kind)}")
         return kinds[kind]
 
@@ -152,6 +186,8 @@ class _Reader:
                 where,
                 f"expected {_TYPE_NAMES.get(cls, cls.__name__)}, found {_name_of(value)}{_float_hint(cls, value)}",
             )
+        if cls is float and not math.isfinite(value):
+            raise self.error(where, f"expected a finite number, found {value}")
         return value
 
 

@@ -95,12 +95,50 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("seed", "write section.key=value"),
         ("phases.1.item_vectors=keep", "no item matrix to keep"),
         ("phases.1.text_gate=0", "text_gate must be above 0"),
+        ("phases.0.lr=-0.1", "phases.0: lr must be at least 0, got -0.1"),
+        ("phases.0.weight_decay=-5.0", "phases.0: weight_decay must be at least 0"),
+        ("phases.0.epochs=.nan", "phases.0.epochs: expected a finite number, found nan"),
+        ("phases.0.lr=.inf", "phases.0.lr: expected a finite number"),
+        ("phases.0.epochs=0", "steps or epochs must be above 0"),
+        ("phases.0.steps=0", "steps must be at least 1"),
+        ("phases.0.warmup=2.0", "warmup must be at least 0 and at most 1"),
+        ("phases.0.clip_norm=0.0", "clip_norm must be above 0"),
+        ("phases.0.betas=[0.9]", "betas must be two numbers"),
+        ("phases.0.max_items=0", "max_items must be at least 1"),
+        ("phases.0.patience=-1", "patience must be at least 1"),
+        ("phases.0.evaluate_every_epochs=-1.0", "evaluate_every_epochs must be at least 0"),
+        ("phases.0.history_mask_rate=1.5", "history_mask_rate must be at least 0 and at most 1"),
+        ("phases.1.lr_items=-1.0", "phases.1: lr_items must be at least 0"),
+        ("evaluation.validation_users=0", "evaluation: validation_users must be at least 1"),
+        ("evaluation.batch_tokens=0", "evaluation: batch_tokens must be at least 1"),
+        ("tokenizer.max_tokens=0", "tokenizer: max_tokens must be at least 1"),
+        ("data.users=0", "data: users must be at least 1"),
+        ("phases.0.kind=[]", "phases.0.kind: expected one of"),
+        ("phases.0.lr=!!timestamp 2024-99-99", "the value is not valid YAML"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_sentence(minimal, setting, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_recipe(minimal, [setting])
     assert "\n" not in str(caught.value)
+
+
+def test_settings_inside_a_single_value_are_refused(write):
+    path = write({**MINIMAL, "phases": [1]})
+    for setting in ("phases.0.x=1", "phases.0.x.y=1"):
+        with pytest.raises(ValueError, match="0 is a single value, it has no keys inside"):
+            read_recipe(path, [setting])
+
+
+def test_a_model_that_is_given_has_a_shape_of_its_own(write):
+    scratch = {**MINIMAL, "model": {"init": "scratch", "config": {"hidden_size": 128}}}
+    assert read_recipe(write(scratch)).model.config == {"hidden_size": 128}
+    assert read_recipe(write(scratch), ["model.init=some/model"]).model.config == {}
+    settings = ["model.config.pooling=cls", "model.init=some/model"]
+    assert read_recipe(write(scratch), settings).model.config == {"pooling": "cls"}
+    assert read_recipe(write(scratch), [*settings, "model.init=scratch"]).model.config["hidden_size"] == 128
+    loaded = {**MINIMAL, "model": {"init": "a/b", "config": {"pooling": "mean"}}}
+    assert read_recipe(write(loaded), ["model.init=some/model"]).model.config == {"pooling": "mean"}
 
 
 def test_a_wrong_key_in_the_file_names_the_file(write):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ...hub.opening import recommendation_class
-from ...losses_seqrec import FineTuningObjective
+from ...losses_seqrec import FineTuningObjective, process_index
 from ...serving.encoding_seqrec import HistoryCollator, encode_items
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ..batches import Example, read_once
@@ -110,7 +110,8 @@ class FinetunePhase(Phase):
         """With `item_vectors: epoch`, encode the item matrix anew, unless that was done at this very step."""
         if self.item_vectors == "epoch" and work.made["encoded_at"] != step:
             item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
-            model.initialise_items(encode_items(model, work.tokenizer, item_tokens))
+            progress = process_index() == 0
+            model.initialise_items(encode_items(model, work.tokenizer, item_tokens, progress=progress))
             work.made["encoded_at"] = step
 
     def before_validation(self, model: nn.Module, work: Work, step: int) -> None:

@@ -17,6 +17,7 @@ from ...tokenization_itemsent import ItemSentTokenizer
 from ..batches import Batches, LengthGroupedBatchSampler, PrefixDataset
 from ..data import Corpus, RunData
 from ..measure import evaluate_validation
+from ..typed_yaml import Range, check_ranges
 
 if TYPE_CHECKING:
     from ..recipe import Recipe
@@ -76,10 +77,13 @@ class Phase:
     continue_schedule = False
 
     def __post_init__(self):
-        least = {"batch_size": 1, "gradient_accumulation": 1, "min_history": self.least_history}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
+        counts = dict.fromkeys(("batch_size", "gradient_accumulation", "steps", "max_items", "patience"), Range(1))
+        rates = dict.fromkeys(("lr", "lr_items", "weight_decay", "freeze_layers", "history_items"), Range(0))
+        every = dict.fromkeys(("evaluate_every_steps", "evaluate_every_epochs"), Range(0))
+        least = {"min_history": Range(self.least_history), "clip_norm": Range(0, above=True), "warmup": Range(0, 1)}
+        check_ranges(self, **counts, **rates, **every, **least)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be two numbers, each at least 0 and below 1, got {self.betas}")
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into gradient_accumulation = "
@@ -87,6 +91,17 @@ class Phase:
             )
         if (self.steps if self.steps is not None else self.epochs) <= 0:
             raise ValueError("steps or epochs must be above 0")
+
+    def total_steps(self, epoch_steps: int) -> int:
+        """Optimiser steps of the phase, where an epoch has so many."""
+        return self.steps or max(1, round(self.epochs * epoch_steps))
+
+    def evaluation_interval(self, epoch_steps: int) -> int:
+        """Optimiser steps between two evaluations; the last step is always followed by one."""
+        steps = self.evaluate_every_steps
+        if steps is None:
+            steps = round(self.evaluate_every_epochs * epoch_steps)
+        return steps or self.total_steps(epoch_steps)
 
     # ---- what a kind brings, or leaves as it is here
 

@@ -26,6 +26,7 @@ from ..masking import (
     word_starts,
     words_to_quota,
 )
+from ..typed_yaml import Range, check_ranges
 from .phase import Phase, Work
 
 MOST_PREDICTIONS = 512  # of a text, in RecFormer's published code
@@ -53,6 +54,10 @@ class PretrainPhase(Phase):
     lr_heads: float | None = None
     result_encoder: Literal["context", "target"] = "context"
     objective: PreTrainingObjective = field(default_factory=PreTrainingObjective)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ranges(self, history_mask_rate=Range(0, 1), next_mask_rate=Range(0, 1))
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         """A new target encoder is a copy of the context encoder."""

