@@ -136,6 +136,15 @@ def test_a_bad_row_is_named_in_its_place_and_loses_no_other(pipe):
         pipe(rows, top_k=3, strict=True)
 
 
+def test_broken_emoji_and_missing_values_are_read(pipe):
+    """Half a surrogate pair has no UTF-8, and NaN is what a data frame has for nothing."""
+    pipe.add_items([{"item_id": "b", "title": "Green tea \ud83c", "brand": np.nan, "\udc00": "x"}])
+    assert pipe.catalogue.items[-1] == {"title": "Green tea \ud83c", "\udc00": "x"}
+    assert len(pipe({"history": ["b", {"title": "\ud83c tea"}]}, top_k=3)) == 3
+    whole = pipe.item_vectors([{"title": "Grüner Tee 🍵"}, {"title": "Grüner Tee ?"}])
+    assert torch.equal(pipe.item_vectors([{"title": "Grüner Tee \ud83c"}])[0], whole[1])
+
+
 def test_unknown_ids_can_be_ignored(pipe):
     pipe.remove_items(["p11"])
     assert ids(pipe({"history": ["p11", "p0", "p4"]}, unknown="ignore")) == ids(pipe({"history": ["p0", "p4"]}))
