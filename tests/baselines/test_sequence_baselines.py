@@ -63,9 +63,9 @@ for checkpoint in sys.argv[1:]:
 
 def make_model(name, **overrides):
     """A tiny model of twelve items in evaluation mode, with random text vectors where it reads any."""
+    init = tiny_language_model() if name == "llamarec" else "scratch"
     torch.manual_seed(0)
     shape = {"num_items": 12, **SHAPE, **OWN_SHAPE.get(name, {}), **overrides}
-    init = tiny_language_model() if name == "llamarec" else "scratch"
     items = Items(TINY_ITEMS, lambda: torch.randn(12, 8), ["shop"] * 6 + ["market"] * 6, init)
     return SEQUENCE_MODELS[name].for_catalogue(shape, items).eval()
 
