@@ -17,13 +17,15 @@ from jepa4rec.baselines.sasrec import SasRec
 from jepa4rec.datasets_builders import contract
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.evaluation.ranking import rank_scores
-from jepa4rec.evaluation.scorers import SequenceScorer
+from jepa4rec.evaluation.scorers import ItemMeanScorer, SequenceScorer
 from jepa4rec.modeling_jepa4rec import (
     Jepa4RecForPreTraining,
     Jepa4RecForSequentialRecommendation,
     Jepa4RecModel,
 )
 from jepa4rec.scripts import evaluate_checkpoint
+from jepa4rec.serving.encoding_seqrec import encode_items
+from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 pytestmark = pytest.mark.slow("runs the command in processes")
 
@@ -273,3 +275,17 @@ def test_settings_that_cannot_be(refuses, save, dataset_dir):
     )
     refuses("max_items", checkpoint, dataset_dir, "--cutoffs", "2", "--max_items", "0")
     refuses("--device abacus cannot be used", checkpoint, dataset_dir, "--cutoffs", "2", "--device", "abacus")
+
+
+def test_a_history_may_be_read_as_its_items(save, run, dataset_dir):
+    """The same item vectors rank, once behind the history's text and once behind the mean of its items."""
+    checkpoint = save(Jepa4RecModel)
+    as_text, _ = run(checkpoint, dataset_dir)
+    as_items, table = run(checkpoint, dataset_dir, "--history", "items")
+    assert (as_text["history"], as_items["history"]) == ("text", "items")
+    assert as_text["metrics"] != as_items["metrics"]
+    model, tokenizer = Jepa4RecModel.from_pretrained(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
+    dataset = contract.load_dataset_dir(dataset_dir)
+    scorer = ItemMeanScorer(encode_items(model, tokenizer, tokenizer.encode_items(dataset.item_texts())))
+    test = contract.leave_one_out(dataset.sequences).test
+    assert table["rank"].to_pylist() == rank_scores(scorer.score(test.histories), test.targets).tolist()
