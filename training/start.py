@@ -69,8 +69,7 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
 
 def _whiten(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, recipe: Recipe, data: RunData) -> None:
     """Set the projection, the identity until now, to a whitening of the items that pre-training reads."""
-    item_tokens = data.item_tokens(tokenizer, data.read)
-    vectors = encode_items(model, tokenizer, item_tokens, recipe.evaluation.batch_tokens)
+    vectors = encode_items(model, tokenizer, data.item_tokens(tokenizer, data.read))
     model.base_model.whiten(vectors, recipe.model.whitening)
 
 
