@@ -1,4 +1,4 @@
-"""Markdown tables from published records, and the README's results block.
+"""Markdown tables from published records, and the block of them in a page.
 
 A record is a `metrics.json`: one run on one split of one dataset, its metrics, and the baselines measured beside it.
 Records are grouped by fingerprint and split; runs that differ in nothing but the seed become one row, mean ± sd. A

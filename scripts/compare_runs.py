@@ -9,9 +9,9 @@ Each argument is a run's folder (metrics.json and ranks.parquet), a published re
 results/ranks/NAME.parquet), or a pattern that matches one run a seed: a user's value is then the mean over the seeds.
 All must be of one dataset fingerprint, split and set of rules.
 
-Prints Markdown: the README's table (mean ± sd over seeds, baselines beside it, each metric strictly and by RecFormer's
-`official` ties; "–" where older records have no such ranks), then the first system against each other one: per metric
-the difference, its 95 % interval and p-value by a paired bootstrap over users.
+Prints Markdown: a table as in docs/results.md (mean ± sd over seeds, baselines beside it, each metric strictly and by
+RecFormer's `official` ties; "–" where older records have no such ranks), then the first system against each other one:
+per metric the difference, its 95 % interval and p-value by a paired bootstrap over users.
 """
 
 import glob

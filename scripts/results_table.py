@@ -1,6 +1,6 @@
 """Rewrite the results block of a page from published records.
 
-python scripts/results_table.py README.md results
+python scripts/results_table.py docs/results.md results
 """
 
 import sys
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jepa4rec.training.command_line import command, command_parser
 
 PARSER = command_parser(__file__, __doc__)
-PARSER.add_argument("page", type=Path, help="the page with the two markers, e.g. README.md")
+PARSER.add_argument("page", type=Path, help="the page with the two markers, e.g. docs/results.md")
 PARSER.add_argument("results", type=Path, help="folder of records")
 if __name__ == "__main__":
     PARSER.parse_args()  # --help and slips are answered before torch is loaded
