@@ -327,6 +327,8 @@ def computes_in_bf16() -> bool:
 
 def show_finished(accelerator: Accelerator, folder: RunFolder) -> dict:
     """There is nothing left to resume: tell the result again."""
+    if accelerator.is_main_process:
+        folder.close()  # a kill may have left the rest of state/
     record = json.loads(folder.metrics.read_text(encoding="utf-8"))
     accelerator.print(f"{folder.root} is finished.\n{result_table(record)}")
     return record
@@ -355,7 +357,9 @@ def run_phase(
     training.count_seconds()
     if accelerator.is_main_process:
         progress = training.progress
-        end = PhaseEnd(progress.step, training.total_steps, progress.best_metrics, progress.seconds)
+        end = PhaseEnd(
+            progress.step, training.total_steps, progress.best_metrics, progress.seconds, training.log.length()
+        )
         folder.finish_phase(index, folder.best(index, training.progress.best_step), end)
     accelerator.free_memory()
     accelerator.wait_for_everyone()
@@ -378,7 +382,8 @@ def set_up(
     optimizer = make_optimizer(model, *rates)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = phase.batches(work, accelerator.process_index, accelerator.num_processes)
-    progress = Progress(processes=accelerator.num_processes, log_bytes=log.length())
+    begun = folder.log_before(index)
+    progress = Progress(processes=accelerator.num_processes, log_bytes=log.length() if begun is None else begun)
     training = Training(accelerator, phase, index, work, model, optimizer, batches, folder, log, progress)
     if phase.continue_schedule:
         before = folder.end_of(index - 1)

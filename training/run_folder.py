@@ -18,6 +18,7 @@ A run's folder:
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,14 +45,19 @@ FREE_TO_CHANGE = (
 )
 
 
+# What may stand in state/, half-written things with a dot before their names.
+OWN_STATE = re.compile(r"\.|recipe\.json$|start$|result$|phase-\d+(\.json|-(best|step)-\d+)?$")
+
+
 class PhaseEnd(NamedTuple):
-    """How a phase ended: optimiser steps done, of how many, the validation metrics of the weights it left, and the
-    seconds it took (None: begun by code that did not count them)."""
+    """How a phase ended: optimiser steps done, of how many, the validation metrics of the weights it left, the seconds
+    it took (None: begun by code that did not count them), and the length of log.jsonl (None: likewise)."""
 
     steps: int
     total_steps: int
     metrics: dict[str, float]
     seconds: float | None = None
+    log_bytes: int | None = None
 
 
 @dataclass
@@ -105,7 +111,8 @@ class RunFolder:
         """Begin or continue a run here, after looking at what the folder holds already.
 
         Raises:
-            FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set.
+            FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set, or state/
+                holds what no run wrote.
             ValueError: the run to be resumed was started with another recipe.
         """
         restore_folder(self.checkpoint)
@@ -121,10 +128,19 @@ class RunFolder:
                 f"{self.root} holds a finished run: choose another run.output_dir, or replace it with "
                 "--set run.overwrite=true"
             )
+        self._check_own_state()
         shutil.rmtree(self.state, ignore_errors=True)
         self.log.unlink(missing_ok=True)
         write_json(self.state / "recipe.json", lasting_part(recipe_to_dict(recipe)))
         self.log.touch()  # a run without phases writes nothing into it
+
+    def _check_own_state(self) -> None:
+        foreign = sorted(p.name for p in self.state.glob("*") if not OWN_STATE.match(p.name))
+        if foreign:
+            raise FileExistsError(
+                f"{self.state} holds {foreign[0]}, which no run wrote and which would be deleted: move it, or choose "
+                "another run.output_dir"
+            )
 
     def _check_same_recipe(self, recipe: Recipe) -> None:
         started = json.loads((self.state / "recipe.json").read_text(encoding="utf-8"))
@@ -136,7 +152,8 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """The result stands; what was needed to resume goes."""
+        """The result stands; what was needed to resume goes, first what says that there is something to resume."""
+        (self.state / "recipe.json").unlink(missing_ok=True)
         shutil.rmtree(self.state, ignore_errors=True)
 
     def latest_step(self, phase: int) -> Path | None:
@@ -156,6 +173,10 @@ class RunFolder:
     def end_of(self, phase: int) -> PhaseEnd:
         """How a finished phase ended."""
         return PhaseEnd(**json.loads((self.state / f"phase-{phase}.json").read_text(encoding="utf-8")))
+
+    def log_before(self, phase: int) -> int | None:
+        """Bytes of log.jsonl when a phase began; None where the phase before did not say."""
+        return self.end_of(phase - 1).log_bytes if phase else 0
 
     def training_seconds(self, phases: int) -> float | None:
         """Wall seconds of all phases, validation included; None where one did not count its own."""

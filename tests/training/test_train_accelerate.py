@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +294,33 @@ def test_a_finished_run_is_not_overwritten_unless_asked(write_recipe, capsys):
     assert train(path, "run.overwrite=true")["metrics"] == first["metrics"]
 
 
+def test_a_finished_run_killed_while_it_tidies_up_is_finished(write_recipe, tmp_path, monkeypatch):
+    path, state, remove = write_recipe([{**FINETUNE, "steps": 2}]), tmp_path / "run" / "state", shutil.rmtree
+
+    def killed_half_way(folder, **options):
+        if folder == state and state.exists():
+            remove(state / "start")
+            raise KeyboardInterrupt
+        remove(folder, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jepa4rec.training.run_folder.shutil.rmtree", killed_half_way)
+        with pytest.raises(KeyboardInterrupt):
+            train(path)
+    assert state.exists()
+    train(path, "run.resume=true")
+    assert not state.exists()
+
+
+def test_what_no_run_wrote_is_not_deleted(write_recipe, tmp_path):
+    thesis = tmp_path / "run" / "state" / "thesis.txt"
+    thesis.parent.mkdir(parents=True)
+    thesis.write_text("three years")
+    with pytest.raises(FileExistsError, match=r"state holds thesis\.txt, which no run wrote"):
+        train(write_recipe([{**FINETUNE, "steps": 2}]), "run.overwrite=true")
+    assert thesis.read_text() == "three years"
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_and_no_half_written_one(write_recipe, tmp_path, monkeypatch):
     path = write_recipe([{**FINETUNE, "steps": 2}])
     train(path)
@@ -398,6 +426,18 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(write_
     assert logged_losses(tmp_path / "run") == logged_losses(tmp_path / "whole")
 
 
+def test_a_run_stopped_before_its_first_state_logs_nothing_twice(write_recipe, tmp_path, monkeypatch):
+    path = write_recipe([{**PRETRAIN, "steps": 2}, {**FINETUNE, "steps": 3}], log_every=1)
+    train(path, f"run.output_dir={tmp_path / 'whole'}")
+    for phase in (0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(train_accelerate, "after_step", interrupt_at(2, train_accelerate.after_step, phase))
+            with pytest.raises(KeyboardInterrupt):
+                train(path, "run.resume=true")
+    train(path, "run.resume=true")
+    assert logged_losses(tmp_path / "run") == logged_losses(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("second", "expected"), [(2.0, 3.5), (None, None)])
 def test_a_run_takes_as_long_as_its_phases_or_does_not_know(tmp_path, second, expected):
     folder = RunFolder(tmp_path)
@@ -407,9 +447,9 @@ def test_a_run_takes_as_long_as_its_phases_or_does_not_know(tmp_path, second, ex
     assert folder.training_seconds(2) == expected
 
 
-def interrupt_at(step: int, after_step):
+def interrupt_at(step: int, after_step, phase: int = 0):
     def after_or_interrupt(training, watch):
-        if training.progress.step == step:
+        if (training.index, training.progress.step) == (phase, step):
             raise KeyboardInterrupt
         return after_step(training, watch)
 
