@@ -22,7 +22,7 @@ def written_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = _beside(target, "new"), _beside(target, "old")
+    fresh = _beside(target, "new")
     restore_folder(target)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
@@ -30,11 +30,10 @@ def written_folder(target: str | Path) -> Iterator[Path]:
         yield fresh
         _open_to_readers(fresh)
         _to_disk(fresh)
+        replace_folder(fresh, target)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    replace_folder(fresh, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def replace_folder(fresh: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from conftest import ROOT
 from hub_server import run_client
 
 from jepa4rec import train_accelerate
+from jepa4rec.baselines import BASELINE_MODELS
 from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.training.phases.pretrain import PretrainPhase
 from jepa4rec.training.phases.sequence import SequencePhase
@@ -115,7 +116,8 @@ class Desk:
         settings += ["evaluation.validation_users=10"]
         if recipe.model.baseline:
             settings += ["model.config.hidden_size=16", "model.config.num_attention_heads=2"]
-        if not Path(recipe.model.init).exists():
+        reads = not recipe.model.baseline or getattr(BASELINE_MODELS[recipe.model.baseline], "reads_texts", False)
+        if reads and not Path(recipe.model.init).exists():
             settings += ["model.init=scratch", "tokenizer.vocab_size=400"]
         if not recipe.model.baseline and not Path(recipe.model.init).exists():
             shape = TINY_T5 if recipe.model.family == "st5rec" else TINY

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jepa4rec.datasets_builders import contract
 from jepa4rec.datasets_builders.contract import (
     absolute_timestamp,
     fingerprint,
@@ -108,7 +107,7 @@ def test_a_build_killed_while_writing_leaves_nothing_that_looks_finished(dataset
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(contract.os, "replace", full_disk)
+    monkeypatch.setattr("jepa4rec.serving.whole_files_seqrec.os.replace", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_dataset(dataset, tmp_path / "built")
     assert list(tmp_path.iterdir()) == []
