@@ -317,7 +317,9 @@ def test_weights_and_code_are_saved_and_nothing_is_pickled(tmp_path):
     saved = {path.name for path in tmp_path.iterdir()}
     modules = {f"{role}_jepa4rec.py" for role in ("configuration", "modeling", "attention")}
     modules |= {"losses_seqrec.py", "modeling_seqrec.py"}
-    assert saved == modules | {"config.json", "model.safetensors"}
+    served = {f"{name}_seqrec.py" for name in ("pipeline", "catalogue", "encoding", "embedding", "whole_files")}
+    served |= {"pipeline_catalogue.py", "modules.json"}
+    assert saved == modules | served | {"config.json", "model.safetensors"}
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"].keys() >= {"AutoModel", "AutoConfig"}
 
 

@@ -134,7 +134,7 @@ def test_a_checkpoint_is_exported_and_opens_by_itself_too(sentence_t5, tmp_path,
     own = library.SentenceTransformer(str(tmp_path / "checkpoint"), device="cpu", trust_remote_code=True)
     vectors = torch.from_numpy(own.encode([TINY_ITEMS[0], [TINY_ITEMS[2], TINY_ITEMS[4]], "tea"]))
     torch.testing.assert_close(vectors, sentence_t5[1], atol=1e-5, rtol=0)
-    with pytest.raises(SystemExit, match="a Sentence-T5 is not exported to onnx"):
+    with pytest.raises(SystemExit, match="a St5RecModel goes to sentence-transformers"):
         export_checkpoint.main([str(tmp_path / "checkpoint"), str(tmp_path / "onnx"), "--format", "onnx"])
     assert not (tmp_path / "onnx").exists()
 

@@ -32,7 +32,7 @@ def read_typed_yaml(
     path = Path(path)
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:  # a damaged !!timestamp is a ValueError
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # what a tag with a wrong value raises
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold sections, found {_name_of(tree)}")
@@ -48,7 +48,7 @@ def _apply_setting(tree: dict, setting: str) -> str:
         raise ValueError(f"--set {setting}: write section.key=value")
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise ValueError(f"--set {setting}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     *parents, last = dotted.split(".")
     place = tree

@@ -87,7 +87,7 @@ def test_one_moment_for_all_leaves_no_leakage_from_the_future():
 def test_parts_are_those_of_the_split(protocol):
     """On a whole shop, the audit deals out interactions as the ranking does."""
     shop = spread_over_the_split(build("toy_shop", shoppers=80))
-    splits, flat = audit_dataset.SPLITS[protocol](shop.sequences), lay_flat(shop, protocol)
+    splits, flat = PROTOCOLS[protocol](shop.sequences), lay_flat(shop, protocol)
     assert flat.items[flat.test].tolist() == splits.test.targets.tolist()
     assert flat.items[flat.train].tolist() == [item for history in splits.train for item in history.tolist()]
 

@@ -244,7 +244,12 @@ def test_a_long_history_is_cut_before_it_is_encoded(tiny_backend, tiny_tokenizer
     made.add_items(ITEMS)
     newest = IDS[:10]
     encoded, encode = [], ItemSentTokenizer.encode_items
-    spy = lambda *args: encoded.append(len(args[1])) or encode(*args)  # noqa: E731
+
+    def spy(self, items, *rest, **more):
+        items = list(items)
+        encoded.append(len(items))
+        return encode(self, items, *rest, **more)
+
     monkeypatch.setattr(ItemSentTokenizer, "encode_items", spy)
     answer = made({"history": ["p11"] * 100_000 + newest}, exclude_history=True)
     assert max(encoded) == 10 and "p11" not in ids(answer)

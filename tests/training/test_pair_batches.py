@@ -85,10 +85,16 @@ def test_sequences_are_paired_with_themselves_the_same_way_whatever_the_batch(to
     collate = SequenceSequenceCollator(tokenizer, tokens, RATIOS, seed=1)
     batch, alone = collate(examples), collate(examples[5:6])
     first = written(tokenizer, batch["input_ids"][:1])[0]
+    assert len(batch["input_ids"]) == 1 and batch["text_rows"].tolist() == [0] * 8  # they all say the same
     assert first.count("<extra_id_1>") == 5 and first.index("tea pot") < first.index("stove") < first.rindex("tea pot")
-    assert written(tokenizer, batch["positive_input_ids"][5:6]) == written(tokenizer, alone["positive_input_ids"])
+    assert positives(tokenizer, batch)[5:6] == positives(tokenizer, alone)
     later = collate([example._replace(epoch=4) for example in examples])
-    assert written(tokenizer, batch["positive_input_ids"]) != written(tokenizer, later["positive_input_ids"])
+    assert positives(tokenizer, batch) != positives(tokenizer, later)
+
+
+def positives(tokenizer, batch):
+    """The positive of every pair in words; the batch holds the distinct ones and which pair reads which."""
+    return written(tokenizer, batch["positive_input_ids"][batch["positive_text_rows"]])
 
 
 def test_histories_are_paired_with_their_next_items(tokenizer):

@@ -110,7 +110,6 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("phases.0.history_mask_rate=1.5", "history_mask_rate must be at least 0 and at most 1"),
         ("phases.1.lr_items=-1.0", "phases.1: lr_items must be at least 0"),
         ("evaluation.validation_users=0", "evaluation: validation_users must be at least 1"),
-        ("evaluation.batch_tokens=0", "evaluation: batch_tokens must be at least 1"),
         ("tokenizer.max_tokens=0", "tokenizer: max_tokens must be at least 1"),
         ("data.users=0", "data: users must be at least 1"),
         ("phases.0.kind=[]", "phases.0.kind: expected one of"),
