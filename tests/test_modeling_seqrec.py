@@ -215,6 +215,7 @@ STRANGER = """
 """
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_a_stranger_opens_the_checkpoint_as_encoder_and_as_fine_tuned_model(model, tmp_path):
     checkpoint, answers = tmp_path / "checkpoint", tmp_path / "answers.pt"
     model.eval().save_pretrained(checkpoint)

@@ -105,6 +105,7 @@ def test_an_exported_folder_gives_sentence_transformers_our_vectors(vocabulary, 
     }
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_the_command_makes_a_checkpoint_that_a_stranger_opens(sentence_t5, tmp_path, monkeypatch, capsys):
     folder, expected = sentence_t5
     monkeypatch.setattr(sys, "argv", ["import_checkpoint.py", str(folder), str(tmp_path / "Checkpoint")])

@@ -278,6 +278,7 @@ print("OUT" + json.dumps({"vectors": vectors.tolist(), "answer": answer, "model"
 )
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_a_stranger_opens_it_everywhere(imported, tmp_path):
     encoder, tokenizer = imported
     encoder.save_pretrained(tmp_path / "encoder")

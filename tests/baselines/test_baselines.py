@@ -97,6 +97,7 @@ def test_a_training_item_outside_the_catalogue_is_an_error(fit):
         fit(sequences([0, 9]), 6)
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_what_was_counted_is_saved_and_opened_again(tmp_path):
     fitted = {
         "popularity": Popularity.fit(TRAIN, 6),

@@ -100,6 +100,7 @@ def test_no_ratings_and_broken_ones_are_refused(model_class, ratings):
         model_class.fit(ids, ids, torch.tensor(ratings), 1, 1)
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_a_stranger_loads_both(tmp_path):
     models = {"mean": RatingMean.fit(*planted(), 60, 50), "pmf": Pmf.fit(*planted(), 60, 50, epochs=1)}
     for name, model in models.items():

@@ -39,6 +39,7 @@ def pushed(tmp_path_factory):
         yield hub, home, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_a_stranger_loads_and_streams_both_tables(pushed):
     hub, home, printed = pushed
     repository = hub.repositories["dataset", "me/shop"]

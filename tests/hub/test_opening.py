@@ -108,6 +108,7 @@ def test_new_layers_begin_small(family):
     assert all(0.01 < layer.weight.std() < 0.03 for layer in layers)
 
 
+@pytest.mark.slow("trains every family")
 def test_jepa_pre_training_learns(family):
     model = new_model(family, "pretraining")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)

@@ -49,6 +49,7 @@ FIRST = {"name": "first", "recipe": "first.yaml"}
 SECOND = {"name": "second", "recipe": "second.yaml", "after": ["first"], "publish": True}
 
 
+@pytest.mark.slow("trains in processes")
 def test_one_command_carries_a_campaign_out_and_a_second_one_starts_nothing(place, capfd):
     path = write(place, FIRST, SECOND)
     campaign.main([str(path)])
@@ -64,6 +65,7 @@ def test_one_command_carries_a_campaign_out_and_a_second_one_starts_nothing(plac
         plan(write(place, FIRST, {**SECOND, "set": ["phases.0.lr=1.0e-2"]}))
 
 
+@pytest.mark.slow("trains in processes")
 def test_a_killed_campaign_goes_on(place):
     path = write(place, {**FIRST, "set": ["phases.0.steps=4000", "run.save_every=1", "run.log_every=1"]})
     command = [sys.executable, str(ROOT / "scripts" / "campaign.py"), str(path)]
@@ -80,6 +82,7 @@ def test_a_killed_campaign_goes_on(place):
     assert "run.resume=true" in resumed[0]
 
 
+@pytest.mark.slow("trains in processes")
 def test_a_failed_run_does_not_stop_the_others(place):
     other = {**FIRST, "name": "other"}
     broken = {**FIRST, "set": ["model.init=nowhere"]}

@@ -101,6 +101,7 @@ def test_a_wheel_brings_all_that_commands_need(installed):
     assert wanted and not missing
 
 
+@pytest.mark.slow("builds a wheel and trains from it")
 def test_an_installed_package_has_its_version_and_runs_from_any_folder(installed, tmp_path):
     def run(*words):
         code = f"import runpy, sys; sys.path.insert(0, {str(installed)!r}); sys.argv[:] = {list(words)!r}\n"

@@ -139,6 +139,7 @@ def test_without_its_items_ids_a_checkpoint_is_refused(tmp_path):
         pipeline(TASK, model=str(tmp_path), trust_remote_code=True)
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_a_stranger_asks_both_kinds_in_one_process(tmp_path, tiny_config, tiny_tokenizer):
     save_checkpoint_files(Jepa4RecModel(tiny_config), tiny_tokenizer, tmp_path / "encoder")
     save(tmp_path / "sasrec", "sasrec", temperature=0.1)

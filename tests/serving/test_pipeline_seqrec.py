@@ -481,6 +481,7 @@ json.dump(answers, open("answers.json", "w"))
 )
 
 
+@pytest.mark.slow("opens it in a process of a stranger")
 def test_a_stranger_recommends_from_a_folder(tmp_path, fine_tuned, tiny_backend, tiny_tokenizer):
     encoder = make_model(tiny_backend)
     save_checkpoint_files(encoder, tiny_tokenizer, tmp_path / "encoder")

