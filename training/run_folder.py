@@ -16,6 +16,7 @@ A run's folder:
         phase-1-step-400/       everything the loop needs to go on from step 400
 """
 
+import hashlib
 import json
 import os
 import re
@@ -47,6 +48,7 @@ FREE_TO_CHANGE = (
 
 # What may stand in state/, half-written things with a dot before their names.
 OWN_STATE = re.compile(r"\.|recipe\.json$|start$|result$|phase-\d+(\.json|-(best|step)-\d+)?$")
+SEAL = "sha256.json"  # beside a saved state: the digests of its files
 
 
 class PhaseEnd(NamedTuple):
@@ -219,6 +221,7 @@ def save_state(accelerator, folder: RunFolder, phase: int, progress: Progress) -
     if accelerator.num_processes == 1:
         with written_folder(target) as fresh:
             _write_state(accelerator, fresh, progress)
+            _seal(fresh)
     else:
         _save_state_together(accelerator, target, progress)
     if accelerator.is_main_process:
@@ -236,6 +239,7 @@ def _save_state_together(accelerator, target: Path, progress: Progress) -> None:
     _write_state(accelerator, fresh, progress)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        _seal(fresh)
         replace_folder(fresh, target)
 
 
@@ -243,6 +247,29 @@ def _write_state(accelerator, folder: Path, progress: Progress) -> None:
     accelerator.save_state(str(folder))
     if accelerator.is_main_process:
         write_json(folder / "progress.json", asdict(progress))
+
+
+def _seal(folder: Path) -> None:
+    """Write down what the state's files are: a damaged one would go on silently, to other weights."""
+    write_json(folder / SEAL, _digests(folder))
+
+
+def _check_seal(folder: Path) -> None:
+    """Raises ValueError naming the first file that is missing or not what was saved. Older states have no seal."""
+    if not (folder / SEAL).is_file():
+        return
+    sealed, found = json.loads((folder / SEAL).read_text(encoding="utf-8")), _digests(folder)
+    damaged = next((name for name in sealed if found.get(name) != sealed[name]), None)
+    if damaged:
+        raise ValueError(
+            f"{folder / damaged} is not what was saved there: remove {folder.name} to begin the phase again, or start "
+            "the run again with --set run.overwrite=true"
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def whole_model(accelerator, model: nn.Module) -> nn.Module:
@@ -260,8 +287,10 @@ def load_state(accelerator, saved: Path) -> Progress:
     """Put model, optimiser and random states back to where `saved` was written.
 
     Raises:
-        ValueError: the number of processes has changed (each has its own random state and its share of every batch).
+        ValueError: a file is damaged, or the number of processes has changed (each has its own random state and its
+            share of every batch).
     """
+    _check_seal(saved)
     progress = Progress(**{"seconds": None, **json.loads((saved / "progress.json").read_text(encoding="utf-8"))})
     if progress.processes != accelerator.num_processes:
         raise ValueError(

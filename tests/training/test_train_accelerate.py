@@ -426,6 +426,25 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(write_
     assert logged_losses(tmp_path / "run") == logged_losses(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
+@pytest.mark.parametrize("damage", ["changed", "cut short", "gone"])
+def test_a_damaged_state_is_not_gone_on_from(write_recipe, tmp_path, monkeypatch, name, damage):
+    path = write_recipe([{**PRETRAIN, "steps": 6}], save_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_accelerate, "after_step", interrupt_at(3, train_accelerate.after_step))
+        with pytest.raises(KeyboardInterrupt):
+            train(path)
+    file = next((tmp_path / "run" / "state").glob(f"phase-0-step-*/{name}"))
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content if damage == "changed" else content[:-1])
+    with pytest.raises(ValueError, match=f"{name} is not what was saved there: remove phase-0-step-2"):
+        train(path, "run.resume=true")
+
+
 def test_a_run_stopped_before_its_first_state_logs_nothing_twice(write_recipe, tmp_path, monkeypatch):
     path = write_recipe([{**PRETRAIN, "steps": 2}, {**FINETUNE, "steps": 3}], log_every=1)
     train(path, f"run.output_dir={tmp_path / 'whole'}")
