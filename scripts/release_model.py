@@ -35,7 +35,7 @@ from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.serving.whole_files_seqrec import write_text
 
 MOST_BYTES = 50 * 10**6
-LARGE_FILES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"  # what the Hub keeps beside its Git
+LARGE_FILES = "/model.safetensors filter=lfs diff=lfs merge=lfs -text\n"  # what the Hub keeps beside its Git
 NOT_CODE = (".json", ".safetensors")
 
 

@@ -29,7 +29,9 @@ from jepa4rec.training.phases.pretrain import PretrainPhase
 from jepa4rec.training.phases.sequence import SequencePhase
 from jepa4rec.training.recipe import Recipe, read_recipe
 
-PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scripts", "studies", "train_accelerate.py")
+PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scripts", "serving", "studies")
+# The repository is a model too: `model="."` opens it.
+RELEASED = ("config.json", "model.safetensors", "modules.json", "tokenizer.json", "tokenizer_config.json")
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 TINY_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "projection_size": 16}
 RECFORMER_HEADS = 4  # the published files have 64 numbers a head, these fewer
@@ -50,7 +52,8 @@ def commands(block: str) -> list[str]:
 
 def steps(text: str) -> list[tuple[str, str]]:
     """What there is to run: ("python", code) and ("bash", one command), in order."""
-    found = re.findall(r"^```(python|bash)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    # A block that names its file is written there and run by test_extend.py.
+    found = re.findall(r"^```(python|bash)\n(?!# \w+/\S+\.py\n)(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [
         (language, step)
         for language, block in found
@@ -63,7 +66,7 @@ class Desk:
 
     def __init__(self, folder: Path, monkeypatch, hub):
         self.folder, self.monkeypatch, self.hub = folder, monkeypatch, hub
-        for name in PROGRAMS:
+        for name in (*PROGRAMS, *RELEASED, *(path.name for path in ROOT.glob("*.py"))):
             (folder / name).symlink_to(ROOT / name)
         monkeypatch.chdir(folder)
 
@@ -135,6 +138,8 @@ class Desk:
             done = run_client(self.hub.url, self.folder, *words)
             assert not done.returncode, done.stdout + done.stderr
             return
+        if words[0] == "scripts/campaign.py":  # its runs have the recipes as written, those made here are small
+            shutil.move("runs", "smaller_runs")
         module = importlib.import_module("jepa4rec." + words[0].removesuffix(".py").replace("/", "."))
         if words[0].startswith("studies/"):
             assert load_dataset_dir(words[words.index("--data") + 1]).num_users
@@ -149,6 +154,8 @@ class Desk:
             words = words[: words.index("--engine")]
         self.monkeypatch.setattr(sys, "argv", words)
         module.main()
+        if words[0] == "scripts/campaign.py":
+            shutil.move("smaller_runs", "runs")
 
     def tiny_base(self) -> Path:
         """The run that studies repeat, smaller still."""

@@ -310,8 +310,9 @@ def test_what_must_not_go_stays(broken, spoil, sentence, capsys):
 def test_code_that_computes_something_else_is_noticed(broken):
     code = broken / "modeling_jepa4rec.py"
     text = code.read_text(encoding="utf-8")
-    assert "return hidden[rows.first]" in text
-    code.write_text(text.replace("return hidden[rows.first]", "return 2 * hidden[rows.first]"), encoding="utf-8")
+    line = "return self._project(hidden[rows.first])"
+    assert line in text
+    code.write_text(text.replace(line, line.replace("hidden", "2 * hidden")), encoding="utf-8")
     with pytest.raises(SystemExit, match="gives a stranger other vectors"):
         push_to_hub.main([str(broken), "me/tiny", "--dry_run"])
 

@@ -371,7 +371,7 @@ def test_an_unknown_model_field_is_an_error(write_recipe):
 
 
 def test_a_loss_that_is_no_number_names_step_and_batch_and_keeps_what_was_good(write_recipe, tmp_path, monkeypatch):
-    calls = iter(range(1, 100))
+    calls = iter(range(-1, 100))  # the estimate of how long it will take calls twice
     forward = Jepa4RecForSequentialRecommendation.forward
 
     def broken_at_the_13th(self, *args, **kwargs):
@@ -618,10 +618,15 @@ def test_phases_of_st5_train_our_other_encoder_too(write_recipe):
     assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"]
 
 
-@pytest.mark.parametrize("phase", [{"kind": "finetune", "history_items": 2}, {**PRETRAIN, "max_items": 3}])
-def test_a_sentence_t5_learns_by_the_other_systems_phases(phase, write_recipe):
-    record = train(write_recipe([{**phase, "steps": 2, "batch_size": 8}]), *ST5)
+def test_a_sentence_t5_learns_by_full_softmax_too(write_recipe):
+    record = train(write_recipe([{"kind": "finetune", "history_items": 2, "steps": 2, "batch_size": 8}]), *ST5)
     assert 0 < record["metrics"]["mrr"] < 1
+
+
+def test_a_vocabulary_without_a_mask_is_named(write_recipe):
+    """A Sentence-T5 from scratch has none; an imported one masks by a sentinel."""
+    with pytest.raises(ValueError, match="the tokenizer has no mask_token, which pre-training needs"):
+        train(write_recipe([{**PRETRAIN, "max_items": 3, "steps": 2, "batch_size": 8}]), *ST5)
 
 
 def test_descriptions_that_no_item_has_are_named(write_recipe):
