@@ -106,6 +106,8 @@ def things(tmp_path_factory):
     )
     shutil.copytree(ROOT / "results", folder / "results")
     shutil.copy(ROOT / "README.md", folder)
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "results.md", folder / "docs")
     return folder
 
 
