@@ -385,12 +385,13 @@ def _read_whole(folder: Path) -> tuple[dict, list[dict], Tensor]:
                 raise
 
 
-def _identity(folder: Path) -> tuple[int, int] | None:
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """What tells two folders of one name apart; a number alone may be given again, to the next but one."""
     try:
         found = folder.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
