@@ -9,6 +9,8 @@ import difflib
 import inspect
 import os
 import sys
+import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from .contract import SeqRecDataset
 
 ROWS_PER_BATCH = 10_000
 SHARED = (contract, engines, meaning, preparation, reading, texts, times)  # what every builder is made with
+_UNZIPPED: list[tempfile.TemporaryDirectory] = []
 DataFiles = str | Path | Sequence[str | Path] | Mapping[str, str | Path] | None
 
 
@@ -121,7 +124,22 @@ def local_files(data_files: DataFiles) -> list[Path] | dict[str, Path] | None:
 
 
 def _expand(path: Path) -> list[Path]:
+    if path.suffix.lower() == ".zip":
+        path = _unzipped(path)
+        return sorted(p for p in path.rglob("*") if p.is_file() and "__MACOSX" not in p.parts)
     return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+
+
+def _unzipped(path: Path) -> Path:
+    """A folder with what an archive holds, there as long as the process."""
+    folder = tempfile.TemporaryDirectory(prefix="seqrec-")
+    _UNZIPPED.append(folder)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder.name)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f"{path} cannot be unpacked ({error}): unpack it yourself and give the files") from error
+    return Path(folder.name)
 
 
 def _local_file(path: str | Path) -> Path:

@@ -258,7 +258,7 @@ def build_tables(
     described = workspace.checkpoint(with_text(wanted, items_without_text, name, labels))
     known = interactions.semi_join(described, "item_id")
     if items_without_text != "drop":
-        _check_all_known(interactions.anti_join(described, "item_id"), name)
+        _check_all_known(interactions.anti_join(described, "item_id"), items, name)
     kept = k_core(workspace, known, min_user_interactions, min_item_interactions)
     _check_somebody_left(interactions, kept, min_user_interactions, min_item_interactions)
     catalogue = described.select("row", "item_id")
@@ -276,13 +276,21 @@ def _check_minimum(min_user: int, min_item: int) -> None:
             raise ValueError(f"{option} is a whole number, not {value!r}")
 
 
-def _check_all_known(unknown: ir.Table, name: str) -> None:
+def _check_all_known(unknown: ir.Table, items: ir.Table, name: str) -> None:
     first = unknown.order_by("row").limit(1).to_pyarrow().to_pylist()
-    if first:
-        raise ValueError(
-            f"{name}: item {first[0]['item_id']!r} has no text because it is not there (interaction in row "
-            f"{first[0]['row'] + 1}); add it, or set items_without_text=drop to leave such interactions out"
-        )
+    if not first:
+        return
+
+    def bare(item: str) -> str:
+        return item.lstrip("0").casefold()
+
+    item = first[0]["item_id"]
+    alike = next((other for other in items.item_id.to_pyarrow().to_pylist() if bare(other) == bare(item)), None)
+    hint = f", but {alike!r} is: if they are one, write them alike in both files" if alike else ""
+    raise ValueError(
+        f"{name}: item {item!r} has no text because it is not there (interaction in row {first[0]['row'] + 1}){hint}; "
+        "add it, or set items_without_text=drop to leave such interactions out"
+    )
 
 
 def _check_somebody_left(before: ir.Table, after: ir.Table, min_user: int, min_item: int) -> None:

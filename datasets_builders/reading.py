@@ -1,8 +1,8 @@
 """Files -> record batches of strings, in file order, a block at a time.
 
-CSV and its relatives (commas, semicolons, tabs, bars or ``::``; UTF-8, UTF-16 or latin-1; RecBole's ``.inter`` and
-``.item``), JSON lines, Parquet and Excel; text files also .gz, .bz2, .zst. Everything comes out as strings: what a
-value means is the builder's business, and ``17850`` must not depend on the form it was stored in.
+CSV and its relatives (commas, semicolons, tabs, bars or ``::``; UTF-8, UTF-16 or another encoding; RecBole's
+``.inter`` and ``.item``), JSON lines, Parquet and Excel; text files also .gz, .bz2, .xz, .zst and .zip. Everything
+comes out as strings: what a value means is the builder's business, and ``17850`` must not depend on its form.
 """
 
 import codecs
@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import json
+import lzma
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -29,10 +30,14 @@ from .texts import as_text, words
 BLOCK_BYTES = 16 << 20
 LONGEST_LINE = BLOCK_BYTES  # a file without line ends would be read into memory whole
 JSON_PIECE_BYTES = 4 << 20  # parsed by one core at a time
+FIRST_ROWS = 50  # in which a header must be
 HEAD_ROWS = 20_000  # that tell what a column of an Excel sheet holds
-COMPRESSIONS = (".gz", ".bz2", ".zst")
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "::": "double colons", "|": "bars"}
 TAB_SEPARATED = (".tsv", ".inter", ".item", ".user")
+_SIGNATURES = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+_SIGNATURES |= {b"PAR1": ".parquet", b"PK\3\4": ".zip or .xlsx", b"\xd0\xcf\x11\xe0": ".xls"}
+_NO_OBJECT = re.compile(rb"(?:^|\n)[ \t]*null\b")  # at the start of a line, which makes Arrow end the process
 _STAND_IN = "\x1f"  # readers of CSV know delimiters of one character only
 _ATOMIC = re.compile(r"(?P<name>[^:]+):(?P<kind>token|token_seq|float|float_seq)")  # RecBole's headers
 
@@ -41,13 +46,15 @@ _ATOMIC = re.compile(r"(?P<name>[^:]+):(?P<kind>token|token_seq|float|float_seq)
 class TableFile:
     """A file that holds one table, or one sheet of an Excel book.
 
-    ``delimiter`` None finds the one of a CSV file; ``header`` names the columns of one that has no header line.
+    ``sheet`` may also be a member of a .zip. ``delimiter`` None finds the one of a CSV file; ``header`` names the
+    columns of one that has no header line.
     """
 
     path: Path
     delimiter: str | None = None
     sheet: str | None = None
     header: tuple[str, ...] | None = None
+    stated_encoding: str | None = None
 
     def __str__(self) -> str:
         return f"{self.path}, sheet {self.sheet!r}" if self.sheet else str(self.path)
@@ -58,7 +65,7 @@ class TableFile:
 
     @cached_property
     def encoding(self) -> str:
-        return text_encoding(self.path)
+        return self.stated_encoding or text_encoding(self.path)
 
     @cached_property
     def form(self) -> "CsvForm":
@@ -74,7 +81,11 @@ class TableFile:
     def names(self) -> list[str]:
         """The columns, in the file's order; of RecBole's headers the name alone."""
         with damage_named(self.path):
-            return list(self.form.names) if self.kind == "csv" else self.head.column_names
+            names = list(self.form.names) if self.kind == "csv" else self.head.column_names
+        if not names:
+            raise ValueError(f"{self} is empty: a table with names for its columns is needed")
+        _check_once(self, names)
+        return names
 
     def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The named columns as batches of strings. Raises ValueError that names what is missing, and what is there."""
@@ -96,10 +107,15 @@ def file_kind(path: Path) -> str:
     kind = known.get(suffixes[-1]) if suffixes else None
     if kind is None:
         raise ValueError(
-            f"{path}: unknown kind of file; it may be .csv, .tsv, .inter, .item, .jsonl (each also .gz), .parquet or "
-            ".xlsx"
+            f"{path}: unknown kind of file; save it as .csv, .tsv, .inter, .item, .jsonl (each also .gz, .bz2, .xz, "
+            ".zst or .zip), .parquet or .xlsx"
         )
     return kind
+
+
+def _check_once(file: TableFile, names: Sequence[str]) -> None:
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{file}: two columns are called {twice[0]!r}; rename one")
 
 
 def require_columns(file: TableFile | Path, present: Sequence[str], needed: Sequence[str]) -> None:
@@ -117,8 +133,9 @@ def damage_named(path: Path) -> Iterator[None]:
     """Turns what the readers say about damaged files into one sentence with the file's name."""
     try:
         yield
-    except (pa.ArrowInvalid, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read, it seems damaged or of another format: {error}") from error
+    except (pa.ArrowInvalid, EOFError, zipfile.BadZipFile, lzma.LZMAError, UnicodeError) as error:
+        hint = " (a value that holds the delimiter needs quotation marks)" if "columns, got" in str(error) else ""
+        raise ValueError(f"{path} cannot be read, it seems damaged or of another format: {error}{hint}") from error
     except OSError as error:
         if str(path) in str(error):
             raise
@@ -131,10 +148,20 @@ def open_bytes(path: Path) -> io.BufferedReader:
 
 
 def _stream(path: Path) -> pa.NativeFile:
-    data = pa.input_stream(str(path), compression="detect", buffer_size=1 << 20)
-    with pa.input_stream(str(path), compression="detect") as start:
-        is_utf16 = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with _decompressed(path) as data:
+        start = data.read(6)
+    for signature, ending in _SIGNATURES.items():
+        if start.startswith(signature):
+            raise ValueError(f"{path} is no text, it begins like a file of the kind {ending}: give it that ending")
+    is_utf16 = start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and start[2:4] != b"\0\0"  # that is UTF-32
+    data = _decompressed(path)
     return pa.transcoding_input_stream(data, "utf-16", "utf8") if is_utf16 else data
+
+
+def _decompressed(path: Path) -> pa.NativeFile:
+    if path.suffix.lower() == ".xz":
+        return pa.PythonFile(lzma.open(path), "r")
+    return pa.input_stream(str(path), compression="detect", buffer_size=1 << 20)
 
 
 # CSV
@@ -142,59 +169,69 @@ def _stream(path: Path) -> pa.NativeFile:
 
 @dataclass(frozen=True)
 class CsvForm:
-    """How a CSV file is written: its delimiter, the columns' names, and the lines before the first row."""
+    """How a CSV file is written: its delimiter, the columns' names, the lines before the first row, and how many
+    lines of other text stand above the header."""
 
     delimiter: str
     names: tuple[str, ...]
     kinds: tuple[str | None, ...]
     skipped: int
+    above: int = 0
 
 
 def _csv_form(file: TableFile) -> CsvForm:
     lines = _first_lines(file)
-    skipped = 0
+    skipped, above = 0, 0
     given = file.delimiter
-    if lines and (stated := re.fullmatch(r"\ufeff?sep=(.)\s*", lines[0])):  # how Excel marks its exports
+    if lines and (stated := re.fullmatch(r"sep=(.)\s*", lines[0])):  # how Excel marks its exports
         given, skipped, lines = given or stated[1], 1, lines[1:]
     delimiter = given or _delimiter(file.path, lines)
     if file.header:
         return CsvForm(delimiter, file.header, (None,) * len(file.header), skipped)
     reader = _csv_rows(lines, delimiter)
-    header = next(filter(None, reader), [])
-    if not header:
-        raise ValueError(f"{file} is empty: a header line with the column names is needed")
-    header = [name.strip() for name in [header[0].removeprefix("\ufeff"), *header[1:]]]
-    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
-    if twice:
-        raise ValueError(f"{file}: two columns are called {twice[0]!r}; rename one")
+    rows = [(row, reader.line_num) for row in reader if any(row)]
+    above = next((place for place, (row, _) in enumerate(rows) if _is_table(row)), 0)
+    header, lines_read = rows[above] if rows else ([], 0)
+    header = [name.strip() for name in header]
     atomic = [_ATOMIC.fullmatch(name) for name in header]
     if all(atomic):
         header = [match["name"] for match in atomic]
     kinds = tuple(match["kind"] if match and all(atomic) else None for match in atomic)
     named = (name or f"column {place}" for place, name in enumerate(header, start=1))
-    return CsvForm(delimiter, tuple(named), kinds, skipped + reader.line_num)
+    return CsvForm(delimiter, tuple(named), kinds, skipped + lines_read, above)
+
+
+def _is_table(row: Sequence) -> bool:
+    """Whether a row can be a table's header; the lines above it (a title, a comment) fill one cell."""
+    return sum(bool(str(cell or "").strip()) for cell in row) > 1
 
 
 def _first_lines(file: TableFile) -> list[str]:
     """Enough lines to know the form by; a header may have lines within quotation marks."""
     with io.TextIOWrapper(open_bytes(file.path), encoding=file.encoding, newline="") as text:
-        return [line for _, line in zip(range(50), text, strict=False)]
+        lines = list(itertools.islice(text, FIRST_ROWS))
+    return [line.removeprefix("\ufeff") if number == 0 else line for number, line in enumerate(lines)]
 
 
 def _csv_rows(lines, delimiter: str, **options):
+    csv.field_size_limit(LONGEST_LINE)
     if len(delimiter) > 1:
         lines = map(lambda line: line.replace(delimiter, _STAND_IN), lines)
     return csv.reader(lines, delimiter=delimiter if len(delimiter) == 1 else _STAND_IN, **options)
 
 
 def _delimiter(path: Path, lines: list[str]) -> str:
-    """That which splits every one of the first rows into the most columns."""
-    if any(suffix.lower() in TAB_SEPARATED for suffix in path.suffixes):
+    """That which splits every one of the first rows into the most columns, with the fewest lines above these."""
+    if any(suffix.lower() in TAB_SEPARATED for suffix in path.suffixes) and lines and "\t" in lines[0]:
         return "\t"
+    if lines and lines[0].count(":") > 1 and all(map(_ATOMIC.fullmatch, lines[0].split())):
+        return " "
 
-    def columns(delimiter: str) -> int:
-        rows = [row for row, _ in zip(_csv_rows(lines, delimiter), range(10), strict=False) if row]
-        return min(map(len, rows[: max(1, len(rows) - 1)]), default=0)  # the last may be cut, lines are few
+    def columns(delimiter: str) -> tuple[bool, int, int]:
+        rows = [row for row in itertools.islice(_csv_rows(lines, delimiter), 20) if any(row)]
+        above = next((place for place, row in enumerate(rows) if _is_table(row)), 0)
+        shortest = min(map(len, rows[above : max(above + 1, len(rows) - 1)]), default=0)  # the last may be cut
+        return shortest > 1, -above, shortest
 
     return max(DELIMITERS, key=columns)
 
@@ -249,7 +286,6 @@ def check_quotes(file: TableFile) -> None:
     with open_bytes(file.path) as data:
         if not any(b'"' in block for block in iter(lambda: data.read(BLOCK_BYTES), b"")):
             return
-    csv.field_size_limit(LONGEST_LINE)
     with io.TextIOWrapper(open_bytes(file.path), encoding=file.encoding, newline="") as text:
         rows, line = _csv_rows(text, file.form.delimiter, strict=True), 1
         try:
@@ -272,16 +308,17 @@ def ends_in_a_line(file: TableFile) -> bool:
 
 
 def text_encoding(path: Path) -> str:
-    """ "utf8" where the whole file decodes as such, else "latin-1" (which decodes anything)."""
-    decoder, encoding, line = codecs.getincrementaldecoder("utf-8")(), "utf8", 0
+    """ "utf8" where the whole file decodes as such, else "cp1252" (Windows), else "latin-1", that decodes any."""
+    decoder, encoding, line, undefined = codecs.getincrementaldecoder("utf-8")(), "utf8", 0, False
     with damage_named(path), open_bytes(path) as data:
         for block in itertools.chain(iter(lambda: data.read(BLOCK_BYTES), b""), [b""]):
             line = _check_line(path, line, block)
             try:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError:
-                encoding = "latin-1"
-    return encoding
+                encoding = "cp1252"
+            undefined = undefined or any(byte in block for byte in b"\x81\x8d\x8f\x90\x9d")
+    return "latin-1" if encoding == "cp1252" and undefined else encoding
 
 
 def _check_line(path: Path, before: int, block: bytes) -> int:
@@ -369,6 +406,8 @@ def parse_json_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
     With a schema its fields only, null where a line lacks one. Raises ArrowInvalid where a line is no JSON or a value
     of another type.
     """
+    if _NO_OBJECT.search(lines):
+        raise pa.ArrowInvalid("a line is null where an object is needed")
     options = pa_json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore" if schema else "infer")
     longest = max(map(len, lines.split(b"\n", 1)[:1]), default=0)
     size = max(JSON_PIECE_BYTES, 4 * longest)
@@ -407,10 +446,9 @@ def book_sheets(file: TableFile) -> list[TableFile]:
     if file.kind != "xlsx" or file.sheet:
         return [file]
     with damage_named(file.path), _excel_book(file.path) as book:
-        filled = [
-            sheet.title for sheet in book.worksheets if any(map(any, sheet.iter_rows(max_row=1, values_only=True)))
-        ]
-    return [replace(file, sheet=name) for name in filled] if len(filled) > 1 else [file]
+        filled = [sheet.title for sheet in book.worksheets if any(_filled_rows(sheet, max_row=FIRST_ROWS))]
+        is_plain = filled in ([], [book.worksheets[0].title])
+    return [file] if is_plain else [replace(file, sheet=name) for name in filled]
 
 
 def _read_xlsx(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
@@ -421,16 +459,27 @@ def _read_xlsx(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def _excel_head(file: TableFile) -> pa.Table:
-    return pa.table({name: _array(cells) for name, cells in next(_excel_blocks(file), {}).items()})
+    columns = {name: _array(cells) for name, cells in next(_excel_blocks(file), {}).items()}
+    empty = [name for name, cells in columns.items() if name.startswith("column ") and cells.null_count == len(cells)]
+    return pa.table({name: cells for name, cells in columns.items() if name not in empty})
+
+
+def _filled_rows(sheet, **limits) -> Iterator[tuple]:
+    return (row for row in sheet.iter_rows(values_only=True, **limits) if any(cell is not None for cell in row))
 
 
 def _excel_blocks(file: TableFile, columns: list[str] | None = None) -> Iterator[dict[str, list]]:
     """The cells of some columns (None: of all that have a name), so many rows at a time."""
     with _excel_book(file.path) as book:
         sheet = book[file.sheet] if file.sheet else book.worksheets[0]
-        rows = sheet.iter_rows(values_only=True)
-        header = [words(cell) for cell in next(rows, ())]
-        places = {name: header.index(name) for name in columns or filter(None, header)}
+        rows = _filled_rows(sheet)
+        first = list(itertools.islice(rows, FIRST_ROWS))
+        above = next((place for place, row in enumerate(first) if _is_table(row)), 0)
+        header = [words(cell).strip() for cell in (first[above] if first else ())]
+        header = [name or f"column {place}" for place, name in enumerate(header, start=1)]
+        _check_once(file, header)
+        rows = itertools.chain(first[above + 1 :], rows)
+        places = {name: header.index(name) for name in columns or header}
         block = {name: [] for name in places}
         for number, row in enumerate(rows, start=1):
             for name, place in places.items():

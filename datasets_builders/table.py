@@ -8,8 +8,10 @@ where it tells of the items, too: an item's text is then what most of its rows s
 ``info["report"]`` says what was taken for what, and what was left out; options decide otherwise.
 """
 
+import codecs
+import datetime
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from ibis import _
 
 from .builder import SeqRecBuilder, table_configs
 from .contract import SeqRecDataset, make_dataset, marked_as_text
-from .meaning import TEXTS, TITLES, columns_for, item_columns, plain
+from .meaning import TEXTS, TITLES, columns_for, item_columns, names_a_time, plain
 from .preparation import (
     Workspace,
     build_tables,
@@ -36,17 +38,19 @@ from .reading import (
     TableFile,
     book_sheets,
     check_quotes,
+    damage_named,
     ends_in_a_line,
     require_columns,
     whole_number_ids,
 )
 from .texts import as_text, is_text, open_nested
-from .times import TimeColumn, read_time_column, ticks_to_milliseconds, to_ratings
+from .times import TimeColumn, are_times, read_time_column, ticks_to_milliseconds, to_ratings
 
 NONE = "none"  # of a column that is there and not wanted
 _ADDRESS = r"https?://\S+"
 _COMMA = r"^-?\d+(,\d+)?$"  # prices where the comma is the decimal sign
-_MISSING = r"^(nan|NaN|NaT|NULL|null|None|<NA>|\\N)$"  # what programs write where there is no id
+_MISSING = r"^(NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"  # what programs write where there is nothing
+_MISSING_ID = r"^(nan|NaN|NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"
 _LOST_DIGITS = r"^\d(\.\d+)?[eE]\+?\d\d+$"  # what spreadsheets and floats make of long numbers
 
 
@@ -64,6 +68,7 @@ def prepare(
     date_order: str | None = None,
     rating_range: Sequence[float] = (0, 10),
     delimiter: str | None = None,
+    encoding: str | None = None,
     sheets: Sequence[str] | None = None,
     interactions_columns: Sequence[str] | None = None,
     items_columns: Sequence[str] | None = None,
@@ -89,6 +94,7 @@ def prepare(
         date_order: of dates like 1/2/2024: "day_first" or "month_first"; None = as the column shows.
         rating_range: lowest and highest rating there may be.
         delimiter: of CSV files; None = each file's own.
+        encoding: of CSV files, such as "shift_jis"; None = UTF-8 or UTF-16, and where a file is neither, cp1252.
         sheets: two sheets of an Excel book: interactions, items; None = found by their columns.
         interactions_columns, items_columns: the columns' names where a file begins without a line of them.
         incomplete_rows: interactions that lack a value: "error" or "drop"; None = "drop" where one file tells
@@ -107,12 +113,14 @@ def prepare(
         if options[option] not in (None, *choices):
             raise ValueError(f"{option} is {options[option]!r}; it may be {' or '.join(choices)}")
     given = {"user_id": user_id, "item_id": item_id, "timestamp": timestamp, "rating": rating}
+    _check_words(**given, items_item_id=items_item_id, delimiter=delimiter, encoding=encoding)
     headers = [names and tuple(names) for names in (interactions_columns, items_columns)]
-    tables = _tables(files, delimiter and delimiter.replace("\\t", "\t"), headers)
+    tables = _tables(files, delimiter and delimiter.replace("\\t", "\t"), encoding, headers)
     interactions_file, items_file = _by_name(tables, sheets) if sheets else _by_meaning(tables, given)
     for file in (interactions_file, items_file):
         if file:
-            check_quotes(file)
+            with damage_named(file.path):
+                check_quotes(file)
     columns = _find_columns(interactions_file, items_file, given, items_item_id, _listed(attributes))
     time = _time_column(interactions_file, columns.roles.get("timestamp"), timestamp_unit, date_order)
     notes: dict[str, None] = {}  # a set in the order of arrival
@@ -122,7 +130,8 @@ def prepare(
         staged = workspace.stage(rows, interactions_file.path.name)
         interactions = _complete(workspace, staged.drop(*columns.in_interactions), notes)
         if items_file:
-            items = workspace.stage(_items(items_file, columns, notes), items_file.path.name)
+            rows = _items(items_file, columns, incomplete_rows == "drop", notes)
+            items = workspace.stage(rows, items_file.path.name)
             if duplicate_items == "error":
                 used = items if all_items else items.semi_join(interactions, "item_id")
                 check_one_text(used, items_file.path.name)
@@ -147,8 +156,20 @@ def prepare(
     order = "time, then file order" if time else "file order (there are no timestamps)"
     about = {"name": name, "config": config, "source": interactions_file.path.name, "licence": "not stated"}
     about |= {"splits": f"leave_one_out; order: {order}", "options": options}
-    about["report"] = [*_report(interactions_file, items_file, columns, time), *notes]
-    return make_dataset(marked_as_text(catalogue), _in_milliseconds(sequences, time), about)
+    sequences = _in_milliseconds(sequences, time)
+    about["report"] = [*_report(interactions_file, items_file, columns, time), *_span(sequences), *notes]
+    return make_dataset(marked_as_text(catalogue), sequences, about)
+
+
+def _check_words(**options: str | None) -> None:
+    """Raises ValueError where a value is none: a command line reads ``rating=no`` as false."""
+    for name, value in options.items():
+        if not isinstance(value, str | None):
+            raise ValueError(f"{name} is {value!r}: a word is needed, in quotation marks where it looks like more")
+    try:
+        codecs.lookup(options["encoding"] or "utf-8")
+    except LookupError as error:
+        raise ValueError(f"{error}; encoding is one that Python knows, such as cp1252, shift_jis or cp1251") from error
 
 
 def _listed(value: Sequence | str | None) -> list | None:
@@ -160,18 +181,23 @@ def _listed(value: Sequence | str | None) -> list | None:
 
 
 def _tables(
-    files: list[Path] | dict[str, Path] | None, delimiter: str | None, headers: list[tuple[str, ...] | None]
+    files: list[Path] | dict[str, Path] | None,
+    delimiter: str | None,
+    encoding: str | None,
+    headers: list[tuple[str, ...] | None],
 ) -> list[TableFile]:
     """The given tables: interactions and items by name, or in any order; of Excel books the sheets."""
     if isinstance(files, dict):
         if not {"interactions"} <= set(files) <= {"interactions", "items"}:
             raise ValueError('table takes data_files as a list or as {"interactions": FILE, "items": FILE}')
         files = [files[name] for name in ("interactions", "items") if name in files]
-        return [TableFile(path, delimiter, header=header) for path, header in zip(files, headers, strict=False)]
+        return [
+            TableFile(path, delimiter, None, header, encoding) for path, header in zip(files, headers, strict=False)
+        ]
     if not files:
         raise ValueError("table needs data_files: the interactions and the items, in one file or two")
     headers = headers if len(files) <= 2 else [None] * len(files)
-    tables = [TableFile(path, delimiter, header=header) for path, header in zip(files, headers, strict=False)]
+    tables = [TableFile(path, delimiter, None, header, encoding) for path, header in zip(files, headers, strict=False)]
     return [sheet for table in tables for sheet in (book_sheets(table) if _is_known(table) else [table])]
 
 
@@ -210,11 +236,11 @@ def _by_meaning(tables: list[TableFile], given: Mapping[str, str | None]) -> tup
 
 
 def _role(table: TableFile, given: Mapping[str, str | None]) -> str | None:
-    """ "interactions" or "items", as far as the columns' names tell."""
+    """ "interactions" or "items", as far as the columns' names tell, or why it cannot be read."""
     try:
         names = table.names
-    except ValueError:
-        return None
+    except ValueError as error:
+        return str(error)
     has_item = given["item_id"] in names or columns_for("item_id", names, of_items=True)
     users = [given["user_id"]] if given["user_id"] in names else columns_for("user_id", names)
     if users:
@@ -259,6 +285,7 @@ def _find_columns(
     wanted = {"user_id": next(iter(columns_for("user_id", names)), None), "item_id": theirs}
     wanted |= {role: next(iter(columns_for(role, names)), None) for role in ("timestamp", "rating")}
     wanted |= {role: name for role, name in given.items() if name}
+    wanted["timestamp"] = wanted["timestamp"] or _time_by_values(interactions, list(wanted.values()))
     roles = {role: name for role, name in wanted.items() if name and name != NONE}
     texts = attributes or []
     problems = _missing(interactions, [*roles.values(), *([] if items else texts)])
@@ -273,8 +300,25 @@ def _find_columns(
         _check_plain(file, ids)
     if attributes:
         return _Columns(roles, ours if items else None, texts)
-    texts, unused = _texts(items or interactions, [ours] if items else list(roles.values()), everything=bool(items))
+    texts, unused = _texts(items or interactions, ours if items else roles["item_id"], () if items else roles.values())
     return _Columns(roles, ours if items else None, texts, unused)
+
+
+def _time_by_values(file: TableFile, taken: Sequence[str | None]) -> str | None:
+    """The one column whose values are times, where no name says so; ValueError where there are several."""
+    found = []
+    for name in file.names:
+        is_named = names_a_time(name)
+        if name in taken or is_named is None:
+            continue
+        texts = pc.utf8_trim_whitespace(as_text(file.head[name].slice(0, 1000)).combine_chunks())
+        found += [name] if are_times(_without(_MISSING, texts), numbers=is_named) else []
+    if len(found) > 1:
+        raise ValueError(
+            f"{file}: {' and '.join(map(repr, found))} hold times: say timestamp=COLUMN for the one that counts, or "
+            "timestamp=none"
+        )
+    return next(iter(found), None)
 
 
 def _missing(file: TableFile, needed: list[str]) -> list[str]:
@@ -294,6 +338,8 @@ def _nameless(file: TableFile, needed: dict[str, str], found: Mapping[str, str])
     hint = ""
     if file.kind == "csv" and not file.header and sum(name[:1].isdigit() for name in names) > 0:
         hint = "; if its first line is no header, name its columns: interactions_columns=[...] or items_columns=[...]"
+    if file.kind == "csv" and len(names) == 1:
+        hint += "; if another sign parts its columns, say delimiter=SIGN"
     return [f"{file}: no column tells {' or '.join(lacking)}; the file has {', '.join(map(repr, names))}{hint}"]
 
 
@@ -306,14 +352,15 @@ def _check_plain(file: TableFile, ids: Sequence[str]) -> None:
             )
 
 
-def _texts(file: TableFile, taken: Sequence[str | None], everything: bool) -> tuple[list[str], dict[str, str]]:
+def _texts(file: TableFile, item: str, roles: Collection[str]) -> tuple[list[str], dict[str, str]]:
     """The columns that tell what an item is, and why the others do not.
 
-    Without ``everything`` only those whose name says so: in a file of interactions the rest may be about the user.
+    In a file of interactions, which has ``roles``, only those whose name says so and that say the same of an item in
+    most of its rows: the rest may be about the user or the order.
     """
-    texts, unused = [], {}
+    texts, unused, everything = [], {}, not roles
     for column in file.head.schema:
-        if column.name in taken:
+        if column.name in roles or column.name == item:
             continue
         if (
             plain(column.name) not in TEXTS
@@ -321,7 +368,7 @@ def _texts(file: TableFile, taken: Sequence[str | None], everything: bool) -> tu
             else not (is_text(column.type) or plain(column.name) in TITLES)
         ):
             unused[column.name] = "no text" if everything else ""
-        elif reason := _no_words(file, column.name):
+        elif reason := _no_words(file, column.name) or (not everything and _varies(file, item, column.name)):
             unused[column.name] = reason
         else:
             texts.append(column.name)
@@ -331,6 +378,16 @@ def _texts(file: TableFile, taken: Sequence[str | None], everything: bool) -> tu
             f"{file}: no column tells in words what an item is; name some with attributes=[COLUMN]{where}"
         )
     return texts, unused
+
+
+def _varies(file: TableFile, item: str, name: str) -> str | None:
+    """Why a column tells nothing of the item: rows of one item, as far as there are several, seldom agree in it."""
+    rows = pa.table({"item": as_text(file.head[item]), "text": as_text(file.head[name])})
+    times = rows.group_by(["item", "text"]).aggregate([([], "count_all")]).group_by("item")
+    times = times.aggregate([("count_all", "sum"), ("count_all", "max")])
+    times = times.filter(pc.greater(times["count_all_sum"], 1))
+    agreeing, all_rows = (pc.sum(times[f"count_all_{of}"]).as_py() or 0 for of in ("max", "sum"))
+    return "differs within an item" if 2 * agreeing <= all_rows and all_rows else None
 
 
 def _no_words(file: TableFile, name: str) -> str | None:
@@ -358,7 +415,7 @@ def _time_column(file: TableFile, column: str | None, unit: str, order: str | No
         return None
 
     def read() -> Iterator[pa.Array]:
-        return (pc.utf8_trim_whitespace(batch[column]) for batch in file.read([column]))
+        return (_without(_MISSING, pc.utf8_trim_whitespace(batch[column])) for batch in file.read([column]))
 
     where = f"{file}, column {column!r}"
     time = read_time_column(read, where, unit, order)
@@ -385,7 +442,7 @@ def _interactions(
     own = columns.labels if columns.in_interactions else {}
     for batch in file.read(list(dict.fromkeys([*roles.values(), *own.values()]))):
         texts = {ours: pc.utf8_trim_whitespace(batch[theirs]) for ours, theirs in roles.items()}
-        texts |= {ours: _without_missing(texts[ours]) for ours in ("user_id", "item_id")}
+        texts = {ours: _without(_MISSING_ID if "_id" in ours else _MISSING, texts[ours]) for ours in texts}
         empty = {ours: pc.equal(column, "") for ours, column in texts.items()}
         if strict:
             for ours, theirs in roles.items():
@@ -401,8 +458,8 @@ def _interactions(
         yield pa.RecordBatch.from_pydict(values | {ours: open_nested(batch[theirs]) for ours, theirs in own.items()})
 
 
-def _without_missing(ids: pa.Array) -> pa.Array:
-    return pc.replace_substring_regex(ids, _MISSING, "")
+def _without(pattern: str, texts: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(texts, pattern, "")
 
 
 def _check_filled(empty: pa.Array, file: TableFile, column: str, first_row: int) -> None:
@@ -446,15 +503,21 @@ def _complete(workspace: Workspace, rows: ir.Table, notes: dict[str, None]) -> i
     return workspace.checkpoint(rows.filter(_.user_id != ""))
 
 
-def _items(file: TableFile, columns: _Columns, notes: dict[str, None]) -> Iterator[pa.RecordBatch]:
+def _items(file: TableFile, columns: _Columns, drop: bool, notes: dict[str, None]) -> Iterator[pa.RecordBatch]:
     row = 1
     for batch in file.read([columns.item_id, *columns.texts]):
-        ids = _without_missing(pc.utf8_trim_whitespace(batch[columns.item_id]))
+        ids = _without(_MISSING_ID, pc.utf8_trim_whitespace(batch[columns.item_id]))
+        if drop:
+            batch, ids = batch.filter(pc.not_equal(ids, "")), ids.filter(pc.not_equal(ids, ""))
         _check_filled(pc.equal(ids, ""), file, columns.item_id, row)
         values = {"item_id": _ids(ids, file, columns.item_id, row, notes)}
         row += batch.num_rows
-        texts = zip(columns.labels, columns.texts, strict=True)
-        yield pa.RecordBatch.from_pydict(values | {ours: open_nested(batch[theirs]) for ours, theirs in texts})
+        for ours, theirs in zip(columns.labels, columns.texts, strict=True):
+            texts = _without(_MISSING_ID, batch[theirs])
+            values[ours] = open_nested(texts)
+            if not texts.equals(batch[theirs]):
+                notes[f"{file.path.name}: words like NULL and nan in {theirs!r} are read as nothing"] = None
+        yield pa.RecordBatch.from_pydict(values)
 
 
 def _items_of_rows(rows: ir.Table, columns: _Columns) -> ir.Table:
@@ -477,6 +540,14 @@ def _in_milliseconds(sequences: pa.Table, time: TimeColumn | None) -> pa.Table:
 # The report
 
 
+def _span(sequences: pa.Table) -> Iterator[str]:
+    """From when to when, where impossible years show."""
+    if "timestamps" in sequences.column_names:
+        ends = pc.min_max(pc.list_flatten(sequences["timestamps"])).as_py().values()
+        first, last = (datetime.date(1970, 1, 1) + datetime.timedelta(milliseconds=end) for end in ends)
+        yield f"times run from {first} to {last}"
+
+
 def _report(interactions: TableFile, items: TableFile | None, columns: _Columns, time: TimeColumn | None) -> list[str]:
     """What was taken for what, a line a file."""
     roles = dict(columns.roles)
@@ -497,10 +568,19 @@ def _report(interactions: TableFile, items: TableFile | None, columns: _Columns,
 
 
 def _line(what: str, file: TableFile, said: list[str], unused: list[str], quoted: bool = False) -> str:
-    form = f" ({DELIMITERS.get(file.form.delimiter, file.form.delimiter)})" if file.kind == "csv" else ""
+    form = f" ({_form(file)})" if file.kind == "csv" else ""
     place = f"{file.path.name}, sheet {file.sheet}" if file.sheet else file.path.name
     names = ", ".join(unused if quoted else map(repr, unused))
     return f"{what}: {place}{form}: {'; '.join(said)}" + (f"; not used: {names}" if unused else "")
+
+
+def _form(file: TableFile) -> str:
+    said = [DELIMITERS.get(file.form.delimiter, f"parted by {file.form.delimiter!r}")]
+    if file.encoding != "utf8" and not file.stated_encoding:
+        said.append(f"not UTF-8, read as {file.encoding}; encoding= says otherwise")
+    if file.form.above:
+        said.append(f"lines above the header left out: {file.form.above}")
+    return ", ".join(said)
 
 
 class Table(SeqRecBuilder):

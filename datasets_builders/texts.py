@@ -18,7 +18,8 @@ def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
         return as_text(column.cast(kind.storage_type))
     if pa.types.is_dictionary(kind):
         return as_text(column.cast(kind.value_type))
-    if pa.types.is_nested(kind) or pa.types.is_duration(kind) or pa.types.is_interval(kind):
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    if pa.types.is_nested(kind) or pa.types.is_duration(kind) or pa.types.is_interval(kind) or is_binary:
         return _in_words(column)
     texts = _of_floats(column) if pa.types.is_floating(kind) else column.cast(pa.string())
     if pa.types.is_timestamp(kind):
@@ -43,6 +44,8 @@ def words(value) -> str:
     """One Python value as text: of lists the members, of objects names and values, nothing for what is missing."""
     if value is None or value != value:  # not a number is the only value that differs from itself
         return ""
+    if isinstance(value, dict) and len(value) == 1 and str(next(iter(value))).startswith("$"):
+        return words(next(iter(value.values())))  # how MongoDB writes a type: {"$date": ...}
     if isinstance(value, dict):
         return " ".join(
             f"{name.strip()} {text}" for name, text in ((str(k), words(v)) for k, v in value.items()) if text
@@ -51,9 +54,14 @@ def words(value) -> str:
         return " ".join(filter(None, map(words, value)))
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
-    text = value.decode("utf-8", "ignore") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.hex()
+    text = str(value)
     return text.encode("utf-8", "ignore").decode("utf-8")  # JSON may hold half a surrogate pair, Arrow may not
 
 

@@ -14,17 +14,33 @@ import pyarrow.compute as pc
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # nanoseconds in each
 TIMESTAMP_UNITS = ("auto", *UNITS)
 DATE_ORDERS = ("day_first", "month_first")
+LAST_SHORT_YEAR = 26  # a first number above it is a day, not a year of two digits
 # Seconds, 1980 and 2100: narrow enough that no number is a time in two units, and none is that lost its last digit.
 EARLIEST, LATEST = 315_532_800, 4_102_444_800
 EARLIEST_OF_KNOWN_UNIT = -2_208_988_800  # 1900
 
 SHOWN = 60  # letters of a value in an error
 _KINDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "date": "a date"}
-_NUMBER = r"^[+-]?(?:\d+(?:[.,]\d*)?(?:[eE][+-]?\d+)?|(?i:nan|inf|infinity))$"
+_NUMBER = r"^[+-]?(?:(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?|(?i:nan|inf|infinity))$"
 _YEAR, _SHORT_YEAR = r"(?P<year>(?:19|20)\d{2})", r"(?P<year>(?:19|20)\d{2}|\d{2})"
 _DAY, _MONTH = r"(?P<day>0?[1-9]|[12]\d|3[01])", r"(?P<month>0?[1-9]|1[0-2])"
-_NAME = r"(?P<month>(?i:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec))[A-Za-z]*"
-_WEEKDAY = r"^(?:[A-Za-z]{3,9},? )?"
+_MONTHS = (  # in English, German, French, Spanish, Italian, Portuguese, Dutch and Swedish
+    "jan january januar janvier janv enero ene gennaio gen janeiro januari",
+    "feb february februar février fevrier févr fév febrero febbraio fevereiro fev februari",
+    "mar march märz maerz mär mrz mars marzo março marco maart mrt",
+    "apr april avril avr abril abr aprile",
+    "may mai mayo maggio mag maio mei maj",
+    "jun june juni juin junio giugno giu junho",
+    "jul july juli juillet juil julio luglio lug julho",
+    "aug august août aout agosto ago augustus augusti",
+    "sep sept september septembre septiembre settembre set setembro",
+    "oct october oktober okt octobre octubre ottobre ott outubro out",
+    "nov november novembre noviembre novembro",
+    "dec december dezember dez décembre decembre déc diciembre dic dicembre dezembro",
+)
+_MONTH_OF = {name: str(number) for number, names in enumerate(_MONTHS, start=1) for name in names.split()}
+_NAME = rf"(?P<month>(?i:{'|'.join(sorted(_MONTH_OF, key=len, reverse=True))}))"
+_WEEKDAY = r"^(?:\p{L}{2,12}[.,]* )?"
 _CLOCK = (
     r"(?:(?:[T ,]| at )\s*(?P<hour>[01]?\d|2[0-3]):(?P<rest>[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?)"
     r"\s*(?P<half>(?i:am|pm|a\.m\.|p\.m\.))?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?$"
@@ -34,10 +50,11 @@ _DATES = {
     "eight digits": rf"^{_YEAR}(?P<month>0[1-9]|1[0-2])(?P<day>0[1-9]|[12]\d|3[01]){_CLOCK}",
     # which of the two is the day is decided by the column
     "two numbers": rf"^{_DAY}[-/. ]{_DAY.replace('day', 'month')}(?:[-/.]|,? ){_SHORT_YEAR}{_CLOCK}",
-    "day name": rf"{_WEEKDAY}{_DAY}(?:[-/ ]|\. ?){_NAME}(?:[-/ ]|[.,] ?){_SHORT_YEAR}{_CLOCK}",
+    "day name": rf"{_WEEKDAY}{_DAY}(?:[-/ ]|\. ?| de ){_NAME}(?:[-/ ]|[.,]+ ?| de ){_SHORT_YEAR}{_CLOCK}",
     "name day": rf"{_WEEKDAY}{_NAME}\.? {_DAY}(?:st|nd|rd|th)?,? {_YEAR}{_CLOCK}",
 }  # fmt: skip
-_MONTHS = pa.array("jan feb mar apr may jun jul aug sep oct nov dec".split())
+# What stands for a space, and 20240301T101500 and 20240301101500 without signs in them.
+_REWRITTEN = ((r"[\x{a0}\x{202f}]", " "), (r"^(\d{8})T?(\d\d)(\d\d)(\d\d)(Z?)$", r"\1T\2:\3:\4\5"))
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,8 @@ def parse_dates(texts: pa.Array, order: str) -> pa.Array:
 
 def _date_parts(texts: pa.Array) -> Iterator[tuple[str, dict[str, pa.Array]]]:
     """Of each form that occurs its year, month, day, hour, rest, half and zone as texts, null in all other rows."""
+    for pattern, form in _REWRITTEN:
+        texts = pc.replace_substring_regex(texts, pattern, form)
     for form, pattern in _DATES.items():
         if texts.null_count == len(texts):
             return
@@ -127,8 +146,8 @@ def _nanoseconds(parts: dict[str, pa.Array], month_is_first: bool) -> pa.Array:
     year, month, day = parts["year"], parts["month"], parts["day"]
     if month_is_first:
         month, day = day, month
-    named = pc.index_in(pc.utf8_slice_codeunits(pc.utf8_lower(month), 0, 3), _MONTHS)
-    month = pc.coalesce(pc.add(named, 1).cast(pa.string()), month)
+    named = pc.index_in(pc.utf8_lower(month), pa.array(list(_MONTH_OF)))
+    month = pc.coalesce(pa.array(list(_MONTH_OF.values())).take(named), month)
     century = pc.if_else(pc.equal(pc.utf8_length(year), 4), "", pc.if_else(pc.less(year, "69"), "20", "19"))
     rest = pc.if_else(pc.equal(parts["rest"], ""), "00", pc.replace_substring(parts["rest"], ",", "."))
     date = [pc.binary_join_element_wise(century, year, ""), *(pc.utf8_lpad(part, 2, "0") for part in (month, day))]
@@ -250,6 +269,10 @@ def read_time_column(
         raise ValueError(
             f"{where}: {seen.show('zone')} has a time zone and {seen.show('no zone')} has none: give all of them one"
         )
+    if "exponent" in seen.first and "exact" not in seen.first:
+        raise ValueError(
+            f"{where}: {seen.show('exponent')} lost its digits as a number: write the file again with all of them"
+        )
     if kinds and kinds[0] in UNITS:
         tick = 1 if "fraction" in seen.first else min(UNITS["ms"], UNITS[kinds[0]])
         return TimeColumn(kinds[0], None, tick)
@@ -267,6 +290,8 @@ def _labels(texts: pa.Array, unit: str) -> Iterator[tuple[str, pa.Array]]:
         inside = pc.and_(pc.greater_equal(seconds, least), pc.less(seconds, LATEST))
         known = pc.or_(known, pc.fill_null(inside, False))
         yield name, inside
+    yield "exponent", pc.match_substring_regex(texts, r"^[\d.,]+[eE]")
+    yield "exact", pc.match_substring_regex(texts, r"^(\d[.,]\d{6,}[eE].*|[\d.,]+)$")
     yield "fraction", pc.and_(pc.is_valid(numbers), pc.match_substring_regex(texts, r"[.,]\d*[1-9]\d*$"))
     for form, parts in _date_parts(pc.if_else(known, None, texts)):
         known = pc.or_(known, pc.is_valid(parts["year"]))
@@ -286,6 +311,8 @@ def _date_labels(form: str, parts: dict[str, pa.Array]) -> Iterator[tuple[str, p
         yield "either", pc.is_valid(parts["year"])
         yield "day_first", pc.greater(parts["day"].cast(pa.int64()), 12)
         yield "month_first", pc.greater(parts["month"].cast(pa.int64()), 12)
+        yield "long year", pc.equal(pc.utf8_length(parts["year"]), 4)
+        yield "late day", pc.greater(parts["day"].cast(pa.int64()), LAST_SHORT_YEAR)
 
 
 def _date_order(seen: _Evidence, where: str, order: str | None) -> str | None:
@@ -305,7 +332,20 @@ def _date_order(seen: _Evidence, where: str, order: str | None) -> str | None:
             f"{where}: {seen.show('either')} may have the day or the month first, and no row tells which: say "
             "date_order=day_first or date_order=month_first"
         )
+    if order is None and found == ["day_first"] and not seen.among("long year", "late day"):
+        raise ValueError(
+            f"{where}: {seen.show('day_first')} may have the day or the year first: say date_order=day_first, or "
+            "write years with four digits"
+        )
     return order or found[0]
+
+
+def are_times(texts: pa.Array, numbers: bool) -> bool:
+    """Whether texts, those that are filled, are times throughout: dates, or with ``numbers`` also numbers."""
+    met = {label for label, found in _labels(texts, "auto") if pc.any(found).as_py()}
+    if not met or "neither" in met or len(met & set(_KINDS)) > 1:
+        return False
+    return numbers or not pc.any(pc.match_substring_regex(texts, r"^[\d.,eE+]+$")).as_py()
 
 
 # Numbers
@@ -326,6 +366,7 @@ def to_numbers(texts: pa.Array, where: str) -> pa.Array:
 def to_ratings(texts: pa.Array, where: str, span: tuple[float, float], first_row: int) -> pa.Array:
     """The same for ratings within a span, decimal commas allowed; ValueError names the row of a value outside."""
     is_number = pc.match_substring_regex(texts, _NUMBER)
+    is_number = pc.and_not(is_number, pc.match_substring_regex(texts, r"^[+-]?\d{1,3},\d{3}$"))  # or a thousand
     numbers = to_numbers(pc.if_else(is_number, pc.replace_substring(texts, ",", "."), ""), where)
     inside = pc.fill_null(pc.and_(pc.greater_equal(numbers, span[0]), pc.less_equal(numbers, span[1])), False)
     place = pc.index(pc.or_(inside, pc.equal(texts, "")), False).as_py()

@@ -1,7 +1,11 @@
 """Anybody's tables: what columns mean, what values are, and what is refused, by small files of each kind."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +14,9 @@ import pytest
 from foreign_tables import write_atomic, write_book, write_export
 
 from jepa4rec.datasets_builders import build, load_dataset_dir, save_dataset
+from jepa4rec.datasets_builders.meaning import columns_for
+from jepa4rec.datasets_builders.reading import TableFile, book_sheets
+from jepa4rec.datasets_builders.times import parse_dates, read_time_column
 
 PRODUCTS = "item_id,title\na,Tea\nb,Pot\n"
 
@@ -92,6 +99,63 @@ def test_columns_are_found_by_what_their_names_mean(table, header, products_head
     assert [list(text.values()) for text in texts(dataset).values()] == [["Tea"], ["Pot"]]
     user, item, time = (name.partition(":")[0] for name in header.split(","))
     assert f"user from '{user}'; item from '{item}'; timestamp from '{time}', in seconds" in report(dataset)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "Käufer usuario_id utilisateur_id utente klant пользователь 用户 user_id_hash customer_no session_id".split(),
+)
+def test_users_are_known_in_other_words(name):
+    assert columns_for("user_id", ["order_id", name, "item_id"]) == [name]
+
+
+@pytest.mark.parametrize("name", "prodotto produto Référence товар 商品 Artikel-Nr. movieId product_key".split())
+def test_items_are_known_in_other_words(name):
+    assert columns_for("item_id", ["order_id", name, "user_id"]) == [name]
+
+
+@pytest.mark.parametrize("time", ["visit_time", "created_at_utc", "eventTimeMs", "t", "loan_date"])
+@pytest.mark.parametrize(("later", "earlier"), [("1709280001", "1709280000"), ("2024-03-02", "2024-03-01")])
+def test_a_time_is_found_by_its_values(table, time, later, earlier):
+    sales = f"user_id,item_id,{time},amount,birth_date\nu,b,{later},7,1990-01-01\nu,a,{earlier},8,1990-01-01\n"
+    dataset = table(sales)
+    assert histories(dataset) == {"u": ["a", "b"]}
+    assert f"timestamp from '{time}'" in report(dataset) and "times run from 2024-03-01 to 2024" in report(dataset)
+
+
+def test_of_two_unknown_times_one_is_asked_for(table):
+    sales = "user_id,item_id,left,came\nu,b,2024-03-03,2024-03-01\nu,a,2024-03-01,2024-03-01\n"
+    with pytest.raises(ValueError, match="'left' and 'came' hold times: say timestamp=COLUMN"):
+        table(sales)
+    assert histories(table(sales, timestamp="left")) == {"u": ["a", "b"]}
+    assert "timestamps" not in table(sales, timestamp="none").sequences.column_names
+
+
+def test_numbers_are_times_only_where_the_name_says_so(table):
+    assert "no timestamp" in report(table("user_id,item_id,phone\nu,b,2125551234\nu,a,2125551233\n"))
+
+
+def test_the_one_name_that_both_files_have_is_the_items(table):
+    dataset = table("patient,drug_code,dose\nu,b,1\nu,a,2\n", "drug_code,drug_name\na,Tea\nb,Pot\n")
+    assert histories(dataset) == {"u": ["b", "a"]}
+
+
+def test_a_name_that_differs_within_an_item_is_not_the_items(table):
+    sales = "Name,Email,Lineitem name,Lineitem sku\n#1,x@a.de,Tea,a\n#2,y@a.de,Tea,a\n#3,x@a.de,Pot,b\n"
+    dataset = table(sales, None)
+    assert dataset.attributes == ["Lineitem name"]
+    assert "not used: 'Name'" in report(dataset)
+
+
+def test_an_id_that_lost_its_zeros_is_pointed_at(table):
+    with pytest.raises(ValueError, match=r"item '007' has no text.*but '7' is: if they are one, write them alike"):
+        table("user_id,item_id\nu,007\n", "item_id,title\n7,Tea\n")
+
+
+@pytest.mark.parametrize("option", ["rating", "timestamp", "user_id", "encoding"])
+def test_options_are_words(table, option):
+    with pytest.raises(ValueError, match=f"{option} is False: a word is needed"):
+        table("user_id,item_id\nu,a\n", **{option: False})
 
 
 def test_an_id_that_both_files_have_is_the_items(table):
@@ -235,6 +299,114 @@ def test_files_without_a_header_get_their_names_by_option(table):
     assert texts(dataset)["10"] == {"title": "Toy Story, The (1995)", "genres": "Animation|Comedy"}
 
 
+SALES = "user_id,item_id\nu,b\nu,a\n"
+
+
+def rows_of(path: Path, **options) -> list[dict[str, str]]:
+    [file] = book_sheets(TableFile(path, **options))
+    return [row for batch in file.read(file.names) for row in batch.to_pylist()]
+
+
+def zipped(name: str, text: str) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(f"shop/{name}", text)
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("s.csv.gz", gzip.compress(SALES.encode()), {}),
+        ("s.csv.bz2", bz2.compress(SALES.encode()), {}),
+        ("s.csv.xz", lzma.compress(SALES.encode()), {}),
+        ("cr.csv", SALES.replace("\n", "\r"), {}),
+        ("cr_lf.csv", "\ufeff" + SALES.replace("\n", "\r\n").replace("user_id", '"user_id"'), {}),
+        ("above.csv", "# export of May\n\n" + SALES, {"above": 1}),
+        ("above.csv", "Sales, all of May\n;\n" + SALES.replace(",", ";"), {"delimiter": ";", "above": 1}),
+        ("title.csv", "Sales;\n" + SALES.replace(",", ";"), {"delimiter": ";", "above": 1}),
+        ("m.inter", "user_id:token item_id:token\nu b\nu a\n", {"delimiter": " "}),
+        ("m.inter", "user_id:token,item_id:token\nu,b\nu,a\n", {"delimiter": ","}),
+    ],
+)
+def test_one_table_in_many_forms(tmp_path, name, content, form):
+    path = write(tmp_path, name, content if isinstance(content, bytes) else content.encode())
+    assert rows_of(path) == [{"user_id": "u", "item_id": "b"}, {"user_id": "u", "item_id": "a"}]
+    assert {key: getattr(TableFile(path).form, key) for key in form} == form
+
+
+def test_archives_are_folders(tmp_path):
+    archive = write(tmp_path, "shop.zip", zipped("sales.csv", SALES))
+    assert histories(build("table", data_files=[archive, write(tmp_path, "p.csv", PRODUCTS)])) == {"u": ["b", "a"]}
+    with pytest.raises(ValueError, match="broken.zip cannot be unpacked"):
+        build("table", data_files=write(tmp_path, "broken.zip", b"PK"))
+
+
+def test_commas_in_the_texts_of_a_file_with_semicolons(tmp_path):
+    path = write(tmp_path, "p.csv", "item_id;title\na;Tea, green, loose\nb;Pot, blue\n")
+    assert rows_of(path)[0] == {"item_id": "a", "title": "Tea, green, loose"}
+
+
+def test_other_encodings_are_read_as_windows_and_said_or_named(table):
+    products = "item_id,title\na,Tee 5€ “süß”\nb,Pot\n"
+    dataset = table(SALES, products.encode("cp1252"))
+    assert texts(dataset)["a"] == {"title": "Tee 5€ “süß”"}
+    assert "not UTF-8, read as cp1252; encoding= says otherwise" in report(dataset)
+    dataset = table(SALES, "item_id,title\na,お茶\nb,急須\n".encode("shift_jis"), encoding="shift_jis")
+    assert texts(dataset)["a"] == {"title": "お茶"} and "not UTF-8" not in report(dataset)
+    with pytest.raises(ValueError, match="unknown encoding: klingon; encoding is one that Python knows"):
+        table(SALES, encoding="klingon")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("s.csv", gzip.compress(SALES.encode()), "begins like a file of the kind .gz: give it that ending"),
+        ("s.csv", zipped("s.csv", SALES), "begins like a file of the kind .zip or .xlsx"),
+        ("s.csv", b"\xd0\xcf\x11\xe0 x", "begins like a file of the kind .xls"),
+        ("s.csv.gz", SALES.encode(), "s.csv.gz cannot be read"),
+        ("s.csv.gz", gzip.compress(SALES.encode() * 99)[:-9], "s.csv.gz cannot be read"),
+        ("s.csv.xz", lzma.compress(SALES.encode())[:-9], "s.csv.xz cannot be read"),
+        ("s.xls", SALES.encode(), "s.xls: unknown kind of file; save it as .csv"),
+        ("s.csv", SALES.encode("utf-32"), "is no text: it holds zero bytes"),
+        ("s.csv", b"", "s.csv is empty"),
+        ("s.json", b"[]", "s.json is empty"),
+        ("s.jsonl", b"null\n", "a line is null where an object is needed"),
+        ("s.jsonl", b"[1, 2]", "s.jsonl cannot be read"),
+        ("s.csv", b"user_id,item_id\nu,a,b\n", "a value that holds the delimiter needs quotation marks"),
+        ("s.csv", b"user_id^item_id\nu^a\n", "if another sign parts its columns, say delimiter=SIGN"),
+        ("s.csv", b"user_id,item_id\nNone,a\n", "row 1 has no value in column 'user_id'"),
+    ],
+)
+def test_what_is_no_table_says_what_it_is(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        build("table", data_files=[write(tmp_path, name, content), write(tmp_path, "p.csv", PRODUCTS)])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sheet", "row"),
+    [
+        ([["Sales of May"], [], ["Who", "What"], ["u", 1]], {"Who": "u", "What": "1"}),
+        ([[], ["Who", " What "], [None, None], ["u", 1.0], [None, None]], {"Who": "u", "What": "1"}),
+        ([["Who", None, "What"], ["u", None, 1]], {"Who": "u", "What": "1"}),
+        ([["Who", None, "What"], ["u", "x", 1]], {"Who": "u", "column 2": "x", "What": "1"}),
+        ([["Who", "What"], ["u", 12345678901234567890.0]], {"Who": "u", "What": "1.234567890123457e+19"}),
+    ],
+)
+def test_sheets_as_people_leave_them(tmp_path, sheet, row):
+    assert rows_of(write(tmp_path, "s.xlsx", {"Empty": [], "Sheet": sheet})) == [row]
+
+
+def test_a_name_twice_is_refused_in_every_form(tmp_path):
+    twice = pa.table([["a"], ["x"], ["y"]], names=["item_id", "title", "title"])
+    pq.write_table(twice, tmp_path / "p.parquet")
+    book = write(tmp_path, "p.xlsx", {"S": [["item_id", "title", "title"], ["a", "x", "y"]]})
+    for path in (tmp_path / "p.parquet", book):
+        with pytest.raises(ValueError, match="two columns are called 'title'"):
+            _ = TableFile(path).names
+
+
 ORDERS = [["Customer", "Product ID", "Date", "Note"], ["ann", 2, "2024-03-02", "x"], ["ann", 1, "2024-03-01", ""]]
 GOODS = [["Product ID", "Title", "Price"], [1, "Tea", 2.5], [2, 1984, 3]]
 
@@ -376,12 +548,64 @@ def test_the_order_of_day_and_month_may_be_said(table, clock, order, expected):
     assert histories(table(sales, date_order=order)) == {"u": expected}
 
 
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("2. März 2024", "2024-03-02"), ("1 février 2024", "2024-02-01"), ("2 de marzo de 2024", "2024-03-02"),
+        ("lun., 2 mai 2024", "2024-05-02"), ("2 mei 2024", "2024-05-02"), ("2 Sept. 2024", "2024-09-02"),
+        ("20240302T000000Z", "2024-03-02"), ("20240302000000", "2024-03-02"), ("Sat, 02 Mar 2024", "2024-03-02"),
+        ("2024/3/2", "2024-03-02"), ("2 marraskuu 2024", None), ("2 junk 2024", None), ("2024-02-30", None),
+        ("2024-W09-5", None), ("2024-03", None), ("2024-03-02 10:00 CET", None), ("0000-00-00 00:00:00", None),
+    ],
+)  # fmt: skip
+def test_dates_in_words_of_other_languages(text, day):
+    found = parse_dates(pa.array([text]), "day_first").cast(pa.timestamp("ns")).cast(pa.date32(), safe=False)
+    assert str(found[0].as_py()) == str(day)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (["1.70928E+12", "1.70929E+12"], r"'1.70928E\+12' \(row 1\) lost its digits as a number"),
+        (["1.709280001E+09", "1.709280002E+09"], None),
+        (["24/03/02", "24/03/01"], "may have the day or the year first: say date_order=day_first"),
+        (["31.12.24", "01.03.24"], None),
+        (["3/2/2024 1:05\u202fPM", "3/13/2024 1:05\u202fPM"], None),
+        (["1709280000", "0"], r"'0' is not a date and time \(row 2\)"),
+        (["45353", "45352"], r"'45353' is not a date and time"),
+    ],
+)  # fmt: skip
+def test_times_that_may_mislead(times, message):
+    def read():
+        yield pa.array(times)
+
+    if message is None:
+        read_time_column(read, "t")
+        return
+    with pytest.raises(ValueError, match=message):
+        read_time_column(read, "t")
+
+
+@pytest.mark.parametrize("word", ["NULL", "N/A", "\\N", "NaT", ""])
+def test_words_for_nothing_are_no_times(table, word):
+    sales = f"user_id,item_id,timestamp\nu,b,2024-03-02\nu,a,{word}\n"
+    with pytest.raises(ValueError, match="row 2 has no value in column 'timestamp'; .* incomplete_rows=drop"):
+        table(sales)
+
+
+def test_items_without_an_id_follow_incomplete_rows(table):
+    products = PRODUCTS + ",Jar\n"
+    with pytest.raises(ValueError, match="products.csv: row 3 has no value in column 'item_id'"):
+        table(SALES, products)
+    assert list(texts(table(SALES, products, incomplete_rows="drop"))) == ["a", "b"]
+
+
 def test_a_known_unit_is_taken_at_its_word(table):
     dataset = table("user_id,item_id,timestamp\nu,a,2\nu,b,1\n", timestamp_unit="s")
     assert dataset.sequences["timestamps"].to_pylist() == [[1000, 2000]]
 
 
-@pytest.mark.parametrize("rating", ["1e400", "nan", "inf", "99", "-3", "good"])
+@pytest.mark.parametrize("rating", ["1e400", "nan", "inf", "99", "-3", "good", '"1,000"', "4/5", "80%", "True"])
 def test_ratings_that_cannot_be_are_refused_by_row(table, rating):
     with pytest.raises(ValueError, match=r"column 'stars': .* \(row 2\) is no rating between 0 and 10"):
         table(f"user_id,item_id,stars\nu,a,5\nu,b,{rating}\n")
@@ -390,8 +614,8 @@ def test_ratings_that_cannot_be_are_refused_by_row(table, rating):
 def test_ratings_on_another_scale_and_with_decimal_commas(table):
     dataset = table("user_id,item_id,rating\nu,a,99\nu,b,-1\n", rating_range=[-10, 100])
     assert dataset.sequences["ratings"].to_pylist() == [[99, -1]]
-    dataset = table("user_id;item_id;rating\nu;a;4,5\nu;b;3\n")
-    assert dataset.sequences["ratings"].to_pylist() == [[4.5, 3]]
+    dataset = table("user_id;item_id;rating\nu;a;4,5\nu;b;,5\n")
+    assert dataset.sequences["ratings"].to_pylist() == [[4.5, 0.5]]
 
 
 # Texts and ids
@@ -411,6 +635,7 @@ def test_text_of_every_type_of_parquet(table):
         "tags": pa.array([["x", None, "y"], ["z"]]),
         "categories": pa.array([[["Beauty", "Hair"]], []]),
         "made": pa.array([{"by": "Acme", "in": {"town": "York"}, "year": None}, None]),
+        "bytes": pa.array([b"\xff\x00", b"ok"]),
         "price": pa.array([1.5, 2.0]),
         "fresh": pa.array([True, False]),
     }
@@ -422,9 +647,9 @@ def test_text_of_every_type_of_parquet(table):
         "made": "by Acme in town York",
     }  # fmt: skip
     assert histories(dataset) == {str(10**18 + 1): ["1", "2"]}
-    assert "not used: 'price' (no text), 'fresh' (no text)" in report(dataset)
-    dataset = table(sales, columns, names=names, attributes=["made", "price", "fresh"])
-    assert texts(dataset)["1"] == {"made": "by Acme in town York", "price": "1.5", "fresh": "true"}
+    assert "not used: 'bytes' (no text), 'price' (no text), 'fresh' (no text)" in report(dataset)
+    dataset = table(sales, columns, names=names, attributes=["made", "bytes", "price", "fresh"])
+    assert texts(dataset)["1"] == {"made": "by Acme in town York", "bytes": "ff00", "price": "1.5", "fresh": "true"}
 
 
 def test_prices_with_decimal_commas_and_pictures_are_no_text(table):
@@ -447,6 +672,18 @@ def test_lists_and_objects_inside_a_text_are_opened(table):
         "a": {"title": "[1984]", "details": "Brand Acme Colours red blue"},
         "b": {"title": "[Import] Pot", "details": "Beauty Hair"},
     }
+
+
+def test_words_for_nothing_are_no_texts(table):
+    dataset = table(SALES, "item_id,title,brand\na,Tea,NULL\nb,nan,Acme\n")
+    assert texts(dataset) == {"a": {"title": "Tea"}, "b": {"brand": "Acme"}}
+    assert "products.csv: words like NULL and nan in 'brand' are read as nothing" in report(dataset)
+
+
+def test_types_as_mongodb_writes_them(table):
+    lines = '{"user_id": "u", "item_id": "%s", "created_at": {"$date": "2024-03-0%dT10:00:00Z"}}\n'
+    dataset = table(lines % ("b", 2) + lines % ("a", 1), names=("sales.jsonl", "products.csv"))
+    assert histories(dataset) == {"u": ["a", "b"]}
 
 
 def test_ids_keep_their_letters(table):
