@@ -37,7 +37,8 @@ a1,Two-person tent,Northpath
 a2,Camping stove,Lumo</pre>"""
 NO_CATALOGUE = "There is no catalogue yet: upload one as CSV."
 REVEAL_HELP = """<p>Choose the item that should come next and tell the model some of its words: how fast does it rise?
-The words count as much as your history.</p>"""
+A pre-trained JEPA4Rec predicts the item from them and your history; with any other model they count as much as your
+history.</p>"""
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,16 @@ def only_words(item: Item, kept: Iterable[Word]) -> dict[str, str]:
     return {name: " ".join(texts[name]) for name in item if name in texts}
 
 
+def masked_words(item: Item, told: Iterable[Word], tokenizer) -> dict[str, str]:
+    """The item with the tokenizer's mask in place of each token of the words that are not told."""
+    texts = {name: str(text) for name, text in item.items()}
+    for word in sorted(set(words_of(item)) - set(told), key=lambda word: word.start, reverse=True):
+        text = texts[word.attribute]
+        masks = tokenizer.mask_token * len(tokenizer.tokenize(text[word.start : word.end]))
+        texts[word.attribute] = text[: word.start] + masks + text[word.end :]
+    return texts
+
+
 def attribute(
     history: History, targets: np.ndarray, vectors_of: VectorsOf, max_words: int | None = None
 ) -> Attribution:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import Pipeline
+from transformers import AutoModelForPreTraining, Pipeline, PreTrainedModel
 
-from attribution_seqrec import Word, attribute, only_words, without_item, without_word, words_of
+from attribution_seqrec import Word, attribute, masked_words, only_words, without_item, without_word, words_of
 from reading import TASK, add_catalogue, open_checkpoint
 
 EXAMPLE_ITEMS = 4
@@ -251,9 +251,10 @@ class Recommender:
         return Explanation(score, rank, lost, found.items[0], found.words[0], found.places, items, checks)
 
     def reveal(self, history: Sequence[str], target: str) -> Reveal:
-        """The target's rank as its words are told, mixed with the history as half of the score (JEPA4Rec, Figure 7).
+        """The target's rank as its words are told (JEPA4Rec, Appendix D, Figure 7).
 
-        Which word is told when is drawn once for each item; a word that was told stays told.
+        Where the checkpoint has JEPA4Rec's predictor, that is told them; else they are mixed with the history as half
+        of the score. Which word is told when is drawn once for each item; a word that was told stays told.
         """
         item = self.read_item(target)
         words = words_of(item)
@@ -264,11 +265,41 @@ class Recommender:
         first = 0 if history else 1
         steps = np.linspace(first, len(order), min(MOST_REVEALED, len(order) + 1 - first))
         counts = sorted({int(round(step)) for step in steps})
-        known = self._history_scores([list(history)])
-        told = self._text_scores([only_words(item, order[:count]) for count in counts if count])
-        scores = torch.cat([known, mixed(known, told, 0.5)]) if history else mixed(known, told, 0.5)
+        if history and self._pretrained is not None:
+            scores = self._predicted_scores(history, item, [order[:count] for count in counts])
+        else:
+            known = self._history_scores([list(history)])
+            told = self._text_scores([only_words(item, order[:count]) for count in counts if count])
+            scores = torch.cat([known, mixed(known, told, 0.5)]) if history else mixed(known, told, 0.5)
         row = self.catalogue.rows([target])[0]
         return Reveal(item, order, counts, ranks(scores, row), len(self.catalogue))
+
+    @cached_property
+    def _pretrained(self) -> PreTrainedModel | None:
+        """The checkpoint with its predictor and target encoder; None where it has none, or none that ever learned."""
+        config = self.pipe.model.config
+        if not any(name.endswith("ForPreTraining") for name in config.architectures or []):
+            return None
+        revision = getattr(config, "_commit_hash", None) or "main"
+        model = AutoModelForPreTraining.from_pretrained(config.name_or_path, trust_remote_code=True, revision=revision)
+        # RecFormer's pre-training leaves the predictor as it was drawn, with biases of zero.
+        return model.eval() if model.predictor.next[0].bias.any() else None
+
+    @torch.no_grad()
+    def _predicted_scores(self, history: Sequence[str], item: Mapping, told: Sequence[Sequence[Word]]) -> Tensor:
+        """Cosines (B, N) of FFN2(h_CLS ⊕ h_{n+1,M}) with the target encoder's items (JEPA4Rec, section 3.3.2)."""
+        model, tokenizer = self._pretrained, self.pipe.tokenizer
+        masked = [[masked_words(item, words, tokenizer)] for words in told]
+        texts = ([[self.read_item(own) for own in history]], masked)
+        user, parts = (model.base_model.embed(**tokenizer(text, return_tensors="pt")) for text in texts)
+        predicted = model.predictor.next_item(user.expand(len(parts), -1), parts)
+        return normalize(predicted, dim=1) @ self._targets.T
+
+    @cached_property
+    def _targets(self) -> Tensor:
+        """What the predictor aims at: the target encoder's vectors of the catalogue (N, d), each one long."""
+        pipe = type(self.pipe)(self._pretrained.target_encoder, self.pipe.tokenizer, task=TASK)
+        return pipe.item_vectors(self.catalogue.items)
 
 
 def mixed(history: Tensor, text: Tensor, weight: float) -> Tensor:

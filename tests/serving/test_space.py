@@ -27,7 +27,7 @@ from attribution_seqrec import words_of
 from jepa4rec.baselines.sasrec import SasRec, SasRecConfig
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
-from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecModel
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
@@ -187,6 +187,44 @@ def test_reasons_are_differences_of_scores(shop, wish):
     hidden = shop.catalogue.rows(history)
     assert why.checks[0].rank == ranks(shop.scores([rest], wish), row, hidden)[0]
     assert TINY_ITEMS[int(history[strongest][1:])]["title"] in why.checks[0].what
+
+
+@pytest.fixture
+def pretrained(tmp_path, tiny_backend, tiny_tokenizer):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    ids = {"vocab_size": len(tiny_backend), "pad_token_id": tiny_backend.pad_token_id}
+    model = Jepa4RecForPreTraining(Jepa4RecConfig(**shape, **ids, initializer_range=0.3)).eval()
+    for parameter in model.target_encoder.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model, tmp_path / "checkpoint"
+
+
+@torch.no_grad()
+def test_a_predictor_is_told_the_words_in_place_of_masks(pretrained, tiny_tokenizer, dataset_dir):
+    model, folder = pretrained
+    save_checkpoint_files(model, tiny_tokenizer, folder)
+    assert Recommender.open(str(folder), str(dataset_dir))._pretrained is None  # it never learned
+    torch.nn.init.normal_(model.predictor.next[0].bias)
+    save_checkpoint_files(model, tiny_tokenizer, folder)
+    shop = Recommender.open(str(folder), str(dataset_dir))
+    reveal = shop.reveal(["p0", "p2"], "p9")
+
+    def rank_of(target: dict) -> float:
+        user, seen = (
+            model.base_model.embed(**tiny_tokenizer([history], return_tensors="pt"))
+            for history in ([TINY_ITEMS[0], TINY_ITEMS[2]], [target])
+        )
+        predicted = model.predictor.next_item(user, seen)
+        items = model.target_encoder.embed(**tiny_tokenizer([[item] for item in TINY_ITEMS], return_tensors="pt"))
+        return ranks(torch.cosine_similarity(predicted, items)[None], 9)[0]
+
+    masks = {name: " ".join("[MASK]" for _ in tiny_tokenizer.tokenize(text)) for name, text in TINY_ITEMS[9].items()}
+    assert reveal.counts[0] == 0 and reveal.ranks[0] == rank_of(masks)
+    assert reveal.ranks[-1] == rank_of(TINY_ITEMS[9])
+    assert (
+        len(shop.reveal([], "p9").ranks) == len(reveal.ranks) - 1
+    )  # without a history there is nothing to predict from
 
 
 def test_told_words_stay_told_and_all_of_them_bring_the_target_up(shop):
