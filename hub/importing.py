@@ -32,7 +32,7 @@ from ..modeling_textrec import TextRecConfig, TextRecModel
 from ..tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ST5_SETTINGS, ItemSentTokenizer
 from .opening import ENCODERS, WITHOUT_NETWORK, check_reachable
 from .recformer import RecFormerWeights, read_recformer, recformer_shape
-from .sentence_t5 import read_sentence_t5
+from .sentence_t5 import read_max_tokens, read_sentence_t5
 
 LONGFORMER = "allenai/longformer-base-4096"
 
@@ -105,7 +105,8 @@ def import_checkpoint(
         model, tokenizer = read_sentence_t5(folder, config, **overrides), _read(folder, AutoTokenizer)
         if tokenizer.mask_token is None and T5_MASK in tokenizer.get_vocab():
             tokenizer.mask_token = T5_MASK
-        return model, ItemSentTokenizer.wrap(tokenizer, **ST5_SETTINGS)
+        limit = {"max_tokens": read_max_tokens(folder, tokenizer)}
+        return model, ItemSentTokenizer.wrap(tokenizer, **ST5_SETTINGS | limit)
     pooling = overrides.pop("pooling", None) or read_pooling(folder, config)
     family = FAMILIES.get(config.model_type)
     if family is None:

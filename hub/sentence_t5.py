@@ -16,11 +16,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import cached_file
 
 from ..modeling_st5rec import St5RecConfig, St5RecModel
-from ..tokenization_itemsent import ItemSentTokenizer
+from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from ..tokenization_st5rec import INSTRUCTION, TAGS, item_text
 
 MODULES = ("Transformer", "Pooling", "Dense", "Normalize")
@@ -57,6 +58,14 @@ def read_sentence_t5(source: str, config: PreTrainedConfig, **overrides) -> St5R
     except RuntimeError as error:
         raise ValueError(f"{source} does not fit its own config: {str(error).splitlines()[1].strip()}") from error
     return model.eval()
+
+
+def read_max_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a text that sentence-transformers reads; the thesis' 255 where neither folder nor tokenizer says."""
+    path = _find(source, "sentence_bert_config.json")
+    limit = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length") if path else None
+    limit = limit or tokenizer.model_max_length
+    return ST5_SETTINGS["max_tokens"] if limit >= VERY_LARGE_INTEGER else limit
 
 
 def _check_modules(source: str) -> dict[str, str]:

@@ -58,7 +58,7 @@ from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 TOLERANCE = 1e-4
-VectorsOf = Callable[[list], np.ndarray]  # of items or of histories
+VectorsOf = Callable[[list], np.ndarray]  # of items, of histories, or of texts
 PROBE = [
     {"title": "Green tea, loose leaf", "brand": "Leafwell", "category": "Grocery"},
     {"title": "Ceramic teapot"},
@@ -116,7 +116,8 @@ def to_sentence_transformers(model: SeqRecPreTrainedModel, tokenizer: ItemSentTo
     if isinstance(model, St5RecModel):
         write_sentence_t5(model, tokenizer, folder)
         opened = SentenceTransformer(str(folder), **options)
-        return lambda texts: opened.encode([write_sentence(tokenizer, text) for text in texts])
+        written = lambda text: text if isinstance(text, str) else write_sentence(tokenizer, text)  # noqa: E731
+        return lambda texts: opened.encode([written(text) for text in texts])
     checkpoint = Path(model.config.name_or_path)
     save_checkpoint_files(model, tokenizer, folder)
     for name in (IDS_FILE, "README.md"):
@@ -125,12 +126,19 @@ def to_sentence_transformers(model: SeqRecPreTrainedModel, tokenizer: ItemSentTo
     return SentenceTransformer(str(folder), trust_remote_code=True, **options).encode
 
 
-def check_vectors(pipe: SequentialRecommendationPipeline, vectors_of: VectorsOf) -> float:
-    """Largest difference between the export's vectors and ours. Raises ValueError over `TOLERANCE`."""
+def check_vectors(pipe: SequentialRecommendationPipeline, vectors_of: VectorsOf, plain_texts: bool) -> float:
+    """Largest difference between the export's vectors and ours, of items and histories, and of a text too long to be
+    read whole where the export takes `plain_texts`. Raises ValueError over `TOLERANCE`."""
     ids = list((pipe.known_items or {"rows": ()})["rows"])[:3]
     items = PROBE + [PROBE[0] | {"item_id": item_id} for item_id in ids]
     histories = [PROBE[:1], items, items[::-1]]
     pairs = (pipe.item_vectors(items), vectors_of(items)), (pipe.user_vectors(histories), vectors_of(histories))
+    if plain_texts:
+        from jepa4rec.serving.embedding_seqrec import ItemSentEmbedding
+
+        long = [" ".join([PROBE[0]["title"]] * pipe.tokenizer.max_tokens)]  # more than is read: where it is cut shows
+        reader = ItemSentEmbedding(pipe.model, pipe.tokenizer)
+        pairs += ((reader(reader.preprocess(long))["sentence_embedding"], vectors_of(long)),)
     difference = max(float(np.abs(ours.numpy() - theirs).max()) for ours, theirs in pairs)
     if not difference <= TOLERANCE:
         raise ValueError(f"the export's vectors differ from the checkpoint's by {difference:.2g}: nothing was kept.")
@@ -156,7 +164,8 @@ def main(options: Namespace) -> None:
     with written_folder(options.out) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch's exporter says of torch's own insides
         vectors_of = write(model, tokenizer, folder)
-        difference = check_vectors(SequentialRecommendationPipeline(model, tokenizer), vectors_of)
+        pipe = SequentialRecommendationPipeline(model, tokenizer)
+        difference = check_vectors(pipe, vectors_of, plain_texts=options.format != "onnx")
     print(f"{options.out}: {options.format}, vectors equal to {difference:.1g}")
 
 

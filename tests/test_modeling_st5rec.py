@@ -105,6 +105,30 @@ def test_an_exported_folder_gives_sentence_transformers_our_vectors(vocabulary, 
     }
 
 
+def test_a_source_that_reads_less_stays_so_and_an_export_that_reads_more_is_noticed(broken, tmp_path, monkeypatch):
+    library = pytest.importorskip("sentence_transformers")
+    (broken / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 120}))
+    long = [" ".join(SENTENCES * 20)]
+    expected = torch.from_numpy(library.SentenceTransformer(str(broken), device="cpu").encode(long))
+    model, tokenizer = import_checkpoint(str(broken))
+    assert tokenizer.max_tokens == 120
+    save_checkpoint_files(model, tokenizer, tmp_path / "ours")
+    command = [str(tmp_path / "ours"), str(tmp_path / "out"), "--format", "sentence-transformers"]
+    export_checkpoint.main(command)
+    for place in ("ours", "out"):
+        opened = library.SentenceTransformer(str(tmp_path / place), device="cpu", trust_remote_code=True)
+        torch.testing.assert_close(torch.from_numpy(opened.encode(long)), expected, atol=1e-5, rtol=0)
+
+    def reads_more(model, tokenizer, folder):
+        write_sentence_t5(model, tokenizer, folder)
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 255}))
+
+    monkeypatch.setattr(export_checkpoint, "write_sentence_t5", reads_more)
+    command[1] = str(tmp_path / "more")
+    with pytest.raises(SystemExit, match="the export's vectors differ"):
+        export_checkpoint.main(command)
+
+
 @pytest.mark.slow("opens it in a process of a stranger")
 def test_the_command_makes_a_checkpoint_that_a_stranger_opens(sentence_t5, tmp_path, monkeypatch, capsys):
     folder, expected = sentence_t5
