@@ -84,7 +84,7 @@ def _columns_without_pads(batch: PackedBatch, pad_token_id: int) -> Tensor:
 
 
 class Jepa4RecEmbeddings(nn.Module):
-    """LayerNorm(word + position + token type + item position), dropout after (RecFormer, §2.1)."""
+    """LayerNorm(word + position + token type + item position), dropout after (JEPA4Rec, section 3.2)."""
 
     def __init__(self, config: Jepa4RecConfig):
         super().__init__()

@@ -1,7 +1,7 @@
 """Item sentences: attributes of items -> token ids, on top of any fast tokenizer.
 
 An item is a mapping of attribute name to text, a history is a list of items, oldest first. The history becomes one
-sentence, newest item first (RecFormer, Li et al. 2023, section 3.1; JEPA4Rec section 3.1):
+sentence, newest item first (RecFormer, Figure 2 and eq. 1; JEPA4Rec, sections 3.1 and 3.2):
 
     [CLS] title Tape brand Acme   title Glue brand Acme      tokens
       0     1    2     1    2       1     2    1    2        token_type_ids: CLS, attribute name, value (pads have 3)

@@ -12,7 +12,7 @@ first of a (user, item) counts and which are filtered to the config's k-core, as
 publisher's JSON lines. Which file is which is seen from its first line.
 
 Item text: ``title``, ``brand`` (brand among the details, else the store), ``category``, ``description``; entities,
-tags, non-ASCII letters and repeated white space are cleaned away (Sentence-T5 thesis, §4.1; ``clean=false`` keeps
+tags, non-ASCII letters and repeated white space are cleaned away (Sentence-T5 thesis, §3.4; ``clean=false`` keeps
 them). Items without metadata or text are left out with their interactions, and counted.
 """
 
@@ -381,7 +381,7 @@ def _cleaned(texts: pa.ChunkedArray) -> pa.Array:
 
 
 def clean_text(text: str) -> str:
-    """Entities resolved, tags and non-ASCII letters removed, white space made single (Sentence-T5 thesis, §4.1)."""
+    """Entities resolved, tags and non-ASCII letters removed, white space made single (Sentence-T5 thesis, §3.4)."""
     if "&" in text:
         text = html.unescape(text)
     if "<" in text:

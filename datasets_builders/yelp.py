@@ -2,7 +2,7 @@
 
 Give ``yelp_academic_dataset_business.json`` and ``yelp_academic_dataset_review.json`` (JSON lines, also .gz) as
 ``data_files``: its terms want everybody to fetch it from Yelp, so nothing is downloaded here. Item text: ``title``
-(the name), ``category``, ``address`` (street, city, state), as in the Sentence-T5 thesis, Appendix C.
+(the name), ``category``, ``address`` (street, city, state), as in the Sentence-T5 thesis, section 5.1.4.
 
 Configs: ``five_core`` (every user and business with five reviews or more), ``all``.
 """

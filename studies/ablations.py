@@ -3,7 +3,7 @@
     python studies/ablations.py --data data/scientific
 
 The base recipe is trained whole and with one part taken out or changed at a time, once a seed; each variant is
-compared with the whole by a paired bootstrap over users. JEPA4Rec, section 4.4 (Table 3).
+compared with the whole by a paired bootstrap over users. JEPA4Rec, section 4.4, Table 3.
 """
 
 import sys

@@ -4,7 +4,8 @@
 
 A share of the items (`hold_out` percent, drawn by `items_seed`) is taken out of everybody's past: out of every
 sequence but its last place. The base recipe then learns without ever seeing them bought, and the test users whose last
-item is one of them show how cold items fare, beside the users whose last item is known. JEPA4Rec, section 4.5.
+item is one of them show how cold items fare, beside the users whose last item is known. RecFormer,
+Table 3.
 """
 
 import hashlib

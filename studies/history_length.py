@@ -3,7 +3,8 @@
     python studies/history_length.py --data data/online_retail
 
 The base recipe is trained once a seed; test users are put into groups by the number of items in their history. The
-edges are given, or quartiles of the dataset (`edges: []`). ST5 thesis, chapter 6; JEPA4Rec, section 4.6.
+edges are given, or quartiles of the dataset (`edges: []`). ST5 thesis, sections 5.1.6
+and 5.2.6, Figure 5.4.
 """
 
 import sys

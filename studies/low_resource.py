@@ -3,7 +3,8 @@
     python studies/low_resource.py --data data/scientific
 
 The base recipe is trained on the first 1, 5, 10, 50 and 100 % of the training users (`percents`), once a seed, and
-always measured on all test users; the baselines count the same users. RecFormer, section 3.6; JEPA4Rec, section 4.5.
+always measured on all test users; the baselines count the same users. RecFormer, Figure 5;
+JEPA4Rec, section 4.3 and Figure 5.
 With `systems`, several starts are trained side by side, each of two compared user by user (paired bootstrap):
 
     python studies/low_resource.py --recipe recipes/studies/low_resource_scientific.yaml

@@ -4,7 +4,8 @@
 
 The base recipe's pre-training is repeated with each share of the next item's tokens masked; what is measured is
 zero-shot ranking, or with `finetune: true` the recipe's fine-tuned result. At least one token is always masked: an
-untouched next item would give itself away, so 0 % means one token. JEPA4Rec, section 4.6 (optimum 50 % there).
+untouched next item would give itself away, so 0 % means one token. JEPA4Rec, Appendix F and Figure 8 (the
+optimum is 50 % there).
 """
 
 import sys

@@ -4,7 +4,8 @@
 
 The base recipe's pre-training phases are run for each seed; items and histories are then read as texts alone. Its
 `data.pretrain` names the domains to learn from; where it names none, the shop's own training sequences are read (the
-item texts are then known, the ranking task is not). JEPA4Rec paper, section 4.4 and Appendix E.
+item texts are then known, the ranking task is not). RecFormer, Figure 4; JEPA4Rec, section 4.3,
+Figure 4 and Appendix E.
 """
 
 import sys

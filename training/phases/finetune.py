@@ -1,4 +1,5 @@
-"""Fine-tuning by full softmax over the catalogue (JEPA4Rec section 3.4; RecFormer section 2.3, its two stages)."""
+"""Fine-tuning by full softmax over the catalogue (JEPA4Rec, section 3.4; RecFormer, eq. 12, its two stages
+by Algorithm 1)."""
 
 from __future__ import annotations
 
