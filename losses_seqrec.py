@@ -94,7 +94,8 @@ class PreTrainingObjective:
 
 @dataclass(frozen=True)
 class FineTuningObjective:
-    """What fine-tuning minimises: cross-entropy over the whole catalogue on cos / temperature (section 3.4).
+    """What fine-tuning minimises: cross-entropy over the whole catalogue on cos / temperature (JEPA4Rec,
+    section 3.4).
 
     Args:
         temperature: where the temperature starts, or stays when `learn_temperature` is false.
@@ -265,15 +266,15 @@ def symmetric_ranking_loss(
     return (forward + contrastive_loss(positives, anchors, temperature, pair_ids)) / 2
 
 
-def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Masked language modelling: mean cross-entropy over the predicted tokens of all processes.
+def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Masked language modelling: the cross-entropy of each predicted token, (T,). Their `whole_batch_mean` is L_MLM.
 
     Args:
         logits: (T, vocabulary) at the predicted positions only; T may be 0.
         labels: (T,) the original token ids.
     """
     with _full_precision(logits):
-        return whole_batch_mean(F.cross_entropy(logits.float(), labels, reduction="none"))
+        return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
 def mapping_loss(
@@ -370,7 +371,8 @@ def full_softmax_loss(
     scale: float | Tensor,
     chunk_items: int | None = None,
 ) -> Tensor:
-    """Fine-tuning loss over the whole catalogue: -log softmax(scale * cos(user, item)) at the target (section 3.4).
+    """Fine-tuning loss over the whole catalogue: -log softmax(scale * cos(user, item)) at the target (JEPA4Rec,
+    section 3.4).
 
     Args:
         user_vectors: (B, d), any length.

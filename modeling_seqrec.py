@@ -17,14 +17,17 @@ Sizes: B rows of L slots, T predicted tokens, vectors of width d, catalogue of N
 """
 
 import importlib
+import itertools
 import math
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -41,9 +44,10 @@ from .losses_seqrec import (
     ema_distance,
     full_softmax_loss,
     mapping_loss,
-    mlm_loss,
     normalise,
+    token_losses,
     weighted_total,
+    whole_batch_mean,
 )
 
 # Token types of an input that names none.
@@ -185,6 +189,25 @@ class SeqRecTrainingOutput(ModelOutput):
     telemetry: dict[str, Tensor] | None = None
 
 
+def in_slices(read: Callable[..., dict[str, Tensor]], rows: Sequence[Tensor | None], slices: int) -> dict[str, Tensor]:
+    """`read` of a batch in `slices` parts; activations are kept of one part at a time (GradCache, Gao et al. 2021).
+
+    Each part is read without keeping activations, and once more when its gradient is known, with the random numbers of
+    the first time, so that dropout is the same. What comes out, put end to end, has the gradients of the whole batch.
+
+    Args:
+        read: of some rows of every tensor.
+        rows: (B, …) each; the first is given, others may be None.
+    """
+    if slices == 1:
+        return read(*rows)
+    size = -(-len(rows[0]) // slices)
+    parts = zip(*(itertools.repeat(None) if part is None else part.split(size) for part in rows), strict=False)
+    # Recomputing a whole forward pass at its backward pass is what GradCache does with a chunk.
+    results = [checkpoint(read, *part, use_reentrant=False) for part in parts]
+    return {name: torch.cat([result[name] for result in results]) for name in results[0]}
+
+
 class SeqRecModelWithHead(SeqRecPreTrainedModel):
     """An encoder under the name `base_model_prefix` and what is trained around it."""
 
@@ -207,7 +230,7 @@ class SeqRecModelWithHead(SeqRecPreTrainedModel):
 
 
 class SeqRecPredictor(nn.Module):
-    """Predicts an item's full vector from the history's and a hint of which item is meant (section 3.3.2)."""
+    """Predicts an item's full vector from the history's and a hint at the item meant (JEPA4Rec, section 3.3.2)."""
 
     def __init__(self, width: int, positions: int = 0):
         """`positions`: rows of a table of item positions, for an encoder that has none."""
@@ -263,7 +286,8 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
     from a checkpoint that has none (a plain encoder), it starts as a copy of the context encoder, never at random.
 
     `objective` says what is minimised (`PreTrainingObjective`); it belongs to a run, so it is not in `config.json`.
-    Without its mapping loss this is RecFormer's pre-training.
+    Without its mapping loss this is RecFormer's pre-training. `slices` n reads a batch in n parts (`in_slices`): the
+    same loss and gradients, with the activations of one part.
     """
 
     # As `register_for_auto_class` would set it: the key of `auto_map`.
@@ -271,7 +295,7 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
 
     def __init__(self, config: SeqRecConfig):
         super().__init__(config)
-        self._objective = PreTrainingObjective()
+        self._objective, self.slices = PreTrainingObjective(), 1
         self._add_encoder()
         own_positions = 0 if self.base_model.get_item_position_embeddings() else PREDICTED_POSITIONS
         self.predictor = SeqRecPredictor(config.vector_size, own_positions)
@@ -363,7 +387,7 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
         clean_input_ids: Tensor | None = None,
         telemetry: bool = False,
     ) -> SeqRecTrainingOutput:
-        """One step's losses (section 3.3.2) as `loss_parts` "contrastive", "mlm" and, where it has a weight, "map".
+        """One step's losses (JEPA4Rec, section 3.3.2) as `loss_parts` "contrastive", "mlm" and, if weighted, "map".
 
         Args:
             input_ids, attention_mask, token_type_ids, item_position_ids: the masked history, (B, L).
@@ -377,27 +401,67 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
             clean_input_ids: (B, L) the untouched history, for `contrastive_history="clean"`.
             telemetry: also measure collapse (a singular value decomposition of a (B, d) matrix).
         """
-        history_rest = (attention_mask, token_type_ids, item_position_ids)
         next_rest = (next_attention_mask, next_token_type_ids, next_item_position_ids)
         item = (item_input_ids, item_attention_mask, item_token_type_ids, item_item_position_ids)
-        clean_next = (clean_next_input_ids, *next_rest)
-        history = self.base_model(input_ids, *history_rest)
-        masked_next = self.base_model(next_input_ids, *next_rest)
-        item_targets, next_targets = self._target_vectors(item, clean_next)
-        users = self._contrastive_users(history.pooler_output, clean_input_ids, history_rest)
-        positives = self._positives(next_targets, clean_next)
+        item_targets, next_targets = self._target_vectors(item, (clean_next_input_ids, *next_rest))
+        history = (input_ids, attention_mask, token_type_ids, item_position_ids, labels, clean_input_ids)
+        read = in_slices(
+            self._read, (*history, next_input_ids, *next_rest, next_labels, clean_next_input_ids), self.slices
+        )
+        users = read.get("clean_history", read["history"])
+        positives = read.get("clean_next", next_targets)
         parts = {
             "contrastive": self._contrastive(users, positives, next_item_ids),
-            "mlm": self._mlm([(history.last_hidden_state, labels), (masked_next.last_hidden_state, next_labels)]),
+            "mlm": self._mlm(read["history_tokens"], read["next_tokens"]),
         }
         if self.objective.map_weight:
-            vectors = (history.pooler_output, masked_next.pooler_output, masked_item_positions)
+            vectors = (read["history"], read["masked_next"], masked_item_positions)
             item_predictions, next_predictions = self._predict(*vectors)
             parts["map"] = self._map(item_predictions, item_targets) + self._map(next_predictions, next_targets)
         weights = {"mlm": self.objective.mlm_weight, "map": self.objective.map_weight}
         loss, reported = weighted_total(parts, weights)
         gauges = self._telemetry(users, positives, next_targets) if telemetry else {}
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
+
+    def _read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        item_position_ids: Tensor,
+        labels: Tensor,
+        clean_input_ids: Tensor | None,
+        next_input_ids: Tensor,
+        next_attention_mask: Tensor,
+        next_token_type_ids: Tensor,
+        next_item_position_ids: Tensor,
+        next_labels: Tensor,
+        clean_next_input_ids: Tensor,
+    ) -> dict[str, Tensor]:
+        """What the losses need of some rows: the context encoder's vectors (b, d), losses of predicted tokens (t,)."""
+        rest = (attention_mask, token_type_ids, item_position_ids)
+        next_rest = (next_attention_mask, next_token_type_ids, next_item_position_ids)
+        history, masked_next = self.base_model(input_ids, *rest), self.base_model(next_input_ids, *next_rest)
+        read = {
+            "history": history.pooler_output,
+            "masked_next": masked_next.pooler_output,
+            "history_tokens": self._token_losses(history.last_hidden_state, labels),
+            "next_tokens": self._token_losses(masked_next.last_hidden_state, next_labels),
+        }
+        if self.objective.contrastive_history == "clean":
+            if clean_input_ids is None:
+                raise ValueError(
+                    'contrastive_history="clean" needs clean_input_ids: build the collator with clean_history=True.'
+                )
+            read["clean_history"] = self.base_model.embed(clean_input_ids, *rest)
+        if self.objective.positive == "context":
+            read["clean_next"] = self.base_model.embed(clean_next_input_ids, *next_rest)
+        return read
+
+    def _token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
+        """(t,), of the predicted tokens alone: only they are decoded."""
+        predicted = labels != -100
+        return token_losses(self.lm_head(states[predicted]), labels[predicted])
 
     @torch.no_grad()
     def _target_vectors(
@@ -411,20 +475,6 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
         item_targets, next_targets = self.target_encoder.embed(*rows).chunk(2)
         return item_targets, next_targets
 
-    def _contrastive_users(
-        self, masked_history: Tensor, clean_input_ids: Tensor | None, rest: tuple[Tensor, ...]
-    ) -> Tensor:
-        if self.objective.contrastive_history == "masked":
-            return masked_history
-        if clean_input_ids is None:
-            raise ValueError(
-                'contrastive_history="clean" needs clean_input_ids: build the collator with clean_history=True.'
-            )
-        return self.base_model.embed(clean_input_ids, *rest)
-
-    def _positives(self, next_targets: Tensor | None, clean_next: tuple[Tensor, ...]) -> Tensor:
-        return next_targets if self.objective.positive == "target" else self.base_model.embed(*clean_next)
-
     def _predict(self, history: Tensor, masked_next: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         table = self.base_model.get_item_position_embeddings() or self.predictor.item_position_embeddings
         item_position = table(positions.clamp(max=table.num_embeddings - 1))
@@ -437,14 +487,11 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
         known = item_ids if self.objective.mask_duplicates else None
         return contrastive_loss(users, positives, self.objective.temperature, known)
 
-    def _mlm(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Over the predicted tokens of history and next item, as `mlm_average` says; only they are scored."""
+    def _mlm(self, history: Tensor, next_item: Tensor) -> Tensor:
+        """Of the losses of their predicted tokens, as `mlm_average` says."""
         if self.objective.mlm_average == "sides":
-            return sum(
-                mlm_loss(self.lm_head(states[kept := labels != -100]), labels[kept]) for states, labels in pairs
-            )
-        hidden = torch.cat([states[labels != -100] for states, labels in pairs])
-        return mlm_loss(self.lm_head(hidden), torch.cat([labels[labels != -100] for _, labels in pairs]))
+            return whole_batch_mean(history) + whole_batch_mean(next_item)
+        return whole_batch_mean(torch.cat([history, next_item]))
 
     def _map(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return mapping_loss(predictions, targets, self.objective.map_distance, self.objective.normalise_targets)
@@ -462,7 +509,7 @@ def _widen(rows: Tensor, width: int) -> Tensor:
 
 
 class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
-    """Fine-tuned on one catalogue: softmax over all its items on the cosine of user and item vector (section 3.4).
+    """Fine-tuned on one catalogue: softmax over all items on the cosine of user and item (JEPA4Rec, section 3.4).
 
     The user's vector is that of the history's text, and, with `config.history_items` = K > 0, also that of its K most
     recent items by id: u = gate * h / |h| + sum_k recency_k * v_{i_k}, gate and recency learned and positive.

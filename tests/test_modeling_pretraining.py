@@ -86,6 +86,28 @@ def test_the_forward_is_section_3_3_computed_row_by_row(batch, window):
     torch.testing.assert_close(fast_gradients, torch.autograd.grad(total, trained), rtol=1e-3, atol=1e-4)
 
 
+OBJECTIVES = {
+    "JEPA4Rec": {},
+    "RecFormer": {"contrastive_history": "clean", "mlm_average": "sides", "map_weight": 0.0},
+    "target positives": {"positive": "target"},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("slices", [2, 4, 6])
+def test_a_batch_read_in_slices_has_the_loss_and_gradients_of_the_whole(model, batch, name, slices):
+    model.objective = PreTrainingObjective(**OBJECTIVES[name])
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    whole = model(**batch)
+    expected = torch.autograd.grad(whole.loss, list(trained.values()))
+    model.slices = slices
+    cut = model(**batch)
+    torch.testing.assert_close(dict(cut.loss_parts), dict(whole.loss_parts), rtol=1e-5, atol=1e-6)
+    cut.loss.backward()
+    for (key, parameter), gradient in zip(trained.items(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-5, msg=key)
+
+
 def test_every_parameter_but_the_target_encoders_gets_a_gradient(model, batch):
     model(**batch).loss.backward()
     without = {name for name, parameter in model.named_parameters() if parameter.grad is None}

@@ -26,10 +26,10 @@ HALVES = [slice(0, 3), slice(3, None)]  # padded to 13 and 16 tokens
 UNEQUAL = [slice(0, 4), slice(4, None)]  # four rows and two
 
 
-def _pre_training(**settings):
+def _pre_training(slices=1, **settings):
     torch.manual_seed(0)
     model = Jepa4RecForPreTraining(tiny_config(initializer_range=0.3, attention_window=4))
-    model.objective = PreTrainingObjective(**settings)
+    model.objective, model.slices = PreTrainingObjective(**settings), slices
     model.predictor.unmasked_item.data.normal_()
     return model
 
@@ -49,7 +49,7 @@ def _fine_tuning_batch(rows=slice(None)):
 def _pairs(**settings):
     torch.manual_seed(0)
     model = SentencePairModel(tiny_config(initializer_range=0.3, attention_window=4, pooling="mean"))
-    model.objective, model.cache_chunk = SentencePairObjective(**settings), 2
+    model.objective, model.slices = SentencePairObjective(**settings), 2
     return model
 
 
@@ -65,6 +65,7 @@ def _pair_batch(rows=slice(None)):
 CASES = {
     "pre-training": (_pre_training, pretraining_batch, HALVES),
     "pre-training, unequal rows": (_pre_training, pretraining_batch, UNEQUAL),
+    "pre-training, cached gradients": (lambda: _pre_training(slices=2), pretraining_batch, UNEQUAL),
     "pre-training, duplicates kept": (lambda: _pre_training(mask_duplicates=False), pretraining_batch, HALVES),
     "pre-training, target positives, clean histories": (
         lambda: _pre_training(positive="target", contrastive_history="clean"),

@@ -35,20 +35,20 @@ def model_of(tokenizer, dropout: float = 0.0) -> SentencePairModel:
     return SentencePairModel(St5RecConfig(**shape, projection_size=8, dropout_rate=dropout)).double().train()
 
 
-def gradients(model, batch, chunk) -> tuple[float, dict]:
+def gradients(model, batch, slices) -> tuple[float, dict]:
     model.zero_grad()
-    model.cache_chunk = chunk
+    model.slices = slices
     torch.manual_seed(7)
     loss = model(**batch).loss
     loss.backward()
     return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 12])
-def test_cached_gradients_are_those_of_the_whole_batch(chunk, tokenizer, batch):
+@pytest.mark.parametrize("slices", [2, 4, 12])
+def test_cached_gradients_are_those_of_the_whole_batch(slices, tokenizer, batch):
     model = model_of(tokenizer)
-    loss, expected = gradients(model, batch, None)
-    cached_loss, cached = gradients(model, batch, chunk)
+    loss, expected = gradients(model, batch, 1)
+    cached_loss, cached = gradients(model, batch, slices)
     assert cached_loss == pytest.approx(loss, abs=1e-6)
     for name, gradient in expected.items():
         assert gradient.abs().sum() > 0, name
@@ -57,9 +57,9 @@ def test_cached_gradients_are_those_of_the_whole_batch(chunk, tokenizer, batch):
 
 def test_the_second_pass_has_the_dropout_of_the_first(tokenizer, batch, monkeypatch):
     model = model_of(tokenizer, dropout=0.3)
-    loss, cached = gradients(model, batch, 5)
-    monkeypatch.setattr("jepa4rec.training.phases.pairs.checkpoint", lambda function, use_reentrant: function())
-    kept_loss, kept = gradients(model, batch, 5)  # the same chunks, activations kept
+    loss, cached = gradients(model, batch, 3)
+    monkeypatch.setattr("jepa4rec.modeling_seqrec.checkpoint", lambda read, *rows, use_reentrant: read(*rows))
+    kept_loss, kept = gradients(model, batch, 3)  # the same slices, activations kept
     assert loss == kept_loss
     for name, gradient in kept.items():
         torch.testing.assert_close(cached[name], gradient, atol=1e-9, rtol=1e-7, msg=name)
@@ -67,7 +67,7 @@ def test_the_second_pass_has_the_dropout_of_the_first(tokenizer, batch, monkeypa
     assert model(**batch).loss.item() != loss  # dropout does something here
 
 
-def test_activations_of_one_chunk_at_a_time_are_kept(tokenizer, batch):
+def test_activations_of_one_slice_at_a_time_are_kept(tokenizer, batch):
     model, alive, most = model_of(tokenizer), [], []
 
     def remember(module, inputs):
@@ -78,11 +78,11 @@ def test_activations_of_one_chunk_at_a_time_are_kept(tokenizer, batch):
     for block in model.encoder.t5.encoder.block:
         block.layer[1].DenseReluDense.wo.register_forward_pre_hook(remember)
     rows = {}
-    for chunk in (None, 3):
+    for slices in (1, 4):
         most.clear()
-        gradients(model, batch, chunk)
-        rows[chunk] = max(most)
-    assert rows == {None: 2 * 2 * 12, 3: 2 * 3}  # two layers; without chunks both sides of the batch at once
+        gradients(model, batch, slices)
+        rows[slices] = max(most)
+    assert rows == {1: 2 * 2 * 12, 4: 2 * 3}  # two layers; in one slice both sides of the batch at once
 
 
 def test_what_is_saved_is_the_encoder(tokenizer, tmp_path):

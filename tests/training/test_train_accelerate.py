@@ -517,6 +517,17 @@ def test_saving_memory_does_not_change_what_is_learned(write_recipe, tmp_path, s
     assert_same_training(tmp_path / "run", tmp_path / "plain")
 
 
+def test_slices_keep_the_negatives_of_the_whole_batch_unless_told_otherwise(write_recipe, tmp_path):
+    path = write_recipe([{**PRETRAIN, "steps": 5}])
+    train(path, *STILL, f"run.output_dir={tmp_path / 'plain'}")
+    cut = [*STILL, "phases.0.gradient_accumulation=4"]
+    train(path, *cut)
+    assert_same_training(tmp_path / "run", tmp_path / "plain")
+    train(path, *cut, "phases.0.negatives=slice", f"run.output_dir={tmp_path / 'slices'}")
+    whole, own = (log_lines(tmp_path / name)[0]["contrastive"] for name in ("plain", "slices"))
+    assert own < whole - 1  # the next item among 4 instead of 16: ln 4 less
+
+
 # ------------------------------------------------------------------------------------------------ optimisation
 
 
@@ -576,8 +587,8 @@ ST5 = [
 PAIRS = {"batch_size": 16, "lr": 1e-2, "evaluate_every_epochs": 0.0, "max_items": 2}
 ST5_PHASES = [
     {"kind": "item_description", "description": ["brand", "category"], "steps": 4, **PAIRS, "batch_size": 12},
-    {"kind": "sequence_sequence", "steps": 4, **PAIRS, "cache_chunk": 4},
-    {"kind": "sequence_item", "steps": 40, **PAIRS, "cache_chunk": 8},
+    {"kind": "sequence_sequence", "steps": 4, **PAIRS, "gradient_accumulation": 4},
+    {"kind": "sequence_item", "steps": 40, **PAIRS, "gradient_accumulation": 2},
 ]
 
 
@@ -614,7 +625,7 @@ def test_without_phases_the_starting_weights_are_measured(write_recipe, tmp_path
 
 
 def test_phases_of_st5_train_our_other_encoder_too(write_recipe):
-    record = train(write_recipe([{**ST5_PHASES[2], "cache_chunk": None}]))
+    record = train(write_recipe([{**ST5_PHASES[2], "negatives": "slice"}]))
     assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"]
 
 

@@ -10,24 +10,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...hub.opening import ENCODERS, open_encoder
 from ...losses_seqrec import SentencePairObjective, collapse_telemetry, symmetric_ranking_loss, weighted_total
-from ...modeling_seqrec import SeqRecTrainingOutput
+from ...modeling_seqrec import SeqRecTrainingOutput, in_slices
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ...tokenization_st5rec import DESCRIPTION
 from ..batches import AUGMENTATION_STREAM, Example, PrefixDataset, read_once
 from ..data import RunData
-from .phase import Phase, Work
+from .phase import InBatchPhase, Work
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
 
@@ -35,9 +33,8 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
 class SentencePairModel(PreTrainedModel):
     """Any of our encoders under `objective`. It has no weights of its own, and what it saves is the encoder.
 
-    With `cache_chunk` n the gradients of a batch of any size need the activations of n texts at a time (GradCache, Gao
-    et al. 2021): each chunk is encoded without keeping activations, and once more when its gradient is known, with the
-    random numbers of the first time, so that dropout is the same. Loss and gradients are those of the whole batch.
+    With `slices` n a batch is read in n parts (`in_slices`): the loss and the gradients of the whole batch, with the
+    activations of one part of its texts.
     """
 
     base_model_prefix = "encoder"
@@ -48,7 +45,7 @@ class SentencePairModel(PreTrainedModel):
         super().__init__(encoder.config)
         self.encoder = encoder
         self._no_split_modules = self.encoder._no_split_modules
-        self.objective, self.cache_chunk = SentencePairObjective(), None
+        self.objective, self.slices = SentencePairObjective(), 1
 
     @classmethod
     def from_encoder(cls, checkpoint) -> SentencePairModel:
@@ -90,12 +87,17 @@ class SentencePairModel(PreTrainedModel):
         positives = (
             positive_input_ids, positive_attention_mask, positive_token_type_ids, positive_item_position_ids,
         )  # fmt: skip
-        vectors = [embed_in_chunks(self.encoder.embed, texts, self.cache_chunk) for texts in (anchors, positives)]
+        vectors = [in_slices(self._read, texts, self.slices)["vectors"] for texts in (anchors, positives)]
         rows = (text_rows, positive_text_rows)
         vectors = [read if row is None else read[row] for read, row in zip(vectors, rows, strict=True)]
         loss, reported = weighted_total(self.losses(*vectors, pair_ids), {})
         gauges = collapse_telemetry(*vectors, vectors[1]) if telemetry else {}
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
+
+    def _read(self, *texts: Tensor) -> dict[str, Tensor]:
+        """Vectors (b, d) of texts (b, L), read as far as the longest of them goes."""
+        longest = int(texts[1].any(0).nonzero().max()) + 1
+        return {"vectors": self.encoder.embed(*(part[:, :longest] for part in texts))}
 
     def losses(self, anchors: Tensor, positives: Tensor, pair_ids: Tensor | None) -> dict[str, Tensor]:
         """What is minimised, by name, of vectors (B, d) whose rows belong together."""
@@ -103,43 +105,20 @@ class SentencePairModel(PreTrainedModel):
         return {"ranking": symmetric_ranking_loss(anchors, positives, self.objective.temperature, known)}
 
 
-def embed_in_chunks(embed, texts: tuple[Tensor, ...], chunk: int | None) -> Tensor:
-    """`embed` of a batch (INPUTS, (B, L) each), activations kept for at most `chunk` rows at a time: (B, d)."""
-    if chunk is None or len(texts[0]) <= chunk:
-        return embed(**dict(zip(INPUTS, texts, strict=True)))
-    parts = []
-    for rows in zip(*(part.split(chunk) for part in texts), strict=True):
-        rows = [part[:, : int(rows[1].any(0).nonzero().max()) + 1] for part in rows]  # a chunk's own longest row
-        inputs = dict(zip(INPUTS, rows, strict=True))
-        # Recomputing a whole forward pass at its backward pass is what GradCache does with a chunk.
-        parts.append(checkpoint(partial(embed, **inputs), use_reentrant=False))
-    return torch.cat(parts)
-
-
 # ------------------------------------------------------------------------------------------------ the three kinds
 
 
 @dataclass(kw_only=True)
-class PairPhase(Phase):
-    """What ST5's contrastive phases share; they train any text encoder.
+class PairPhase(InBatchPhase):
+    """What ST5's contrastive phases share; they train any text encoder."""
 
-    `cache_chunk` n keeps the activations of n texts at a time (cached gradients): the same loss and gradients, a third
-    more time, and memory for n texts instead of `batch_size`.
-    """
-
-    cache_chunk: int | None = None
     objective: SentencePairObjective = field(default_factory=SentencePairObjective)
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.cache_chunk is not None and self.cache_chunk < 1:
-            raise ValueError(f"cache_chunk must be at least 1, got {self.cache_chunk}")
 
     model_class: ClassVar[type] = SentencePairModel
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         model = self.model_class.from_encoder(source)
-        model.cache_chunk, model.objective = self.cache_chunk, self.objective
+        model.slices, model.objective = self.slices_in_model, self.objective
         return model
 
 

@@ -137,7 +137,12 @@ class Phase:
             seed=work.recipe.run.seed,
             domains=self.corpus(work.data).domains if self.same_domain else None,
         )
-        return Batches(sampler, self.collator(work), self.gradient_accumulation, process, processes)
+        return Batches(sampler, self.collator(work), self.slices, process, processes)
+
+    @property
+    def slices(self) -> int:
+        """Batches that the loop adds up for one optimiser step."""
+        return self.gradient_accumulation
 
     def begin(self, model: nn.Module, work: Work) -> Any:
         """What has to happen before the first step, or after a resume; what it returns is `work.made`."""
@@ -172,3 +177,25 @@ class Phase:
     def results(self, model: nn.Module, work: Work) -> dict:
         """What the record of a run that ends with this phase says besides the ranking."""
         return {}
+
+
+@dataclass(kw_only=True)
+class InBatchPhase(Phase):
+    """A phase whose examples are each other's negatives, so that cutting a batch is not free.
+
+    `negatives` "batch": all of `batch_size`, read in `gradient_accumulation` slices by cached gradients, which gives
+    the same loss and gradients for any number of slices and costs a third more time. "slice": those of the own slice,
+    and the mean loss of the slices, as in published runs: 64 × 4 accumulated has 63 negatives, not 255.
+    """
+
+    negatives: Literal["batch", "slice"] = "batch"
+
+    REMOVED: ClassVar = {"cache_chunk": (None, "gradient_accumulation says in how many slices a batch is read")}
+
+    @property
+    def slices(self) -> int:
+        return self.gradient_accumulation if self.negatives == "slice" else 1
+
+    @property
+    def slices_in_model(self) -> int:
+        return self.gradient_accumulation // self.slices

@@ -1,4 +1,4 @@
-"""JEPA4Rec's pre-training, and RecFormer's, which is the same without the mapping loss (section 3.3)."""
+"""JEPA4Rec's pre-training (section 3.3), and RecFormer's, which is the same without the mapping loss (eq. 11)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from ..masking import (
     words_to_quota,
 )
 from ..typed_yaml import Range, check_ranges
-from .phase import Phase, Work
+from .phase import InBatchPhase, Work
 
 MOST_PREDICTIONS = 512  # of a text, in RecFormer's published code
 
 
 @dataclass(kw_only=True)
-class PretrainPhase(Phase):
+class PretrainPhase(InBatchPhase):
     """JEPA4Rec pre-training: contrastive + MLM + mapping (paper section 3.3), or RecFormer's, without mapping.
 
     The mask rates are over tokens, or over words where `mask_unit` is "word". "spaced_word" is the rule of RecFormer's
@@ -62,7 +62,7 @@ class PretrainPhase(Phase):
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         """A new target encoder is a copy of the context encoder."""
         model = pretraining_class(source).from_pretrained(source)
-        model.objective = self.objective
+        model.objective, model.slices = self.objective, self.slices_in_model
         return model
 
     def collator(self, work: Work) -> Callable:
@@ -90,7 +90,7 @@ class PretrainPhase(Phase):
 
 
 class PreTrainingCollator:
-    """Examples -> the batch of JEPA4Rec's pre-training (section 3.3 of the paper).
+    """Examples -> the batch of JEPA4Rec's pre-training (JEPA4Rec, section 3.3).
 
     Tokens are chosen independently, 15 % in the history and 50 % in the next item; of the chosen ones 80 % become the
     mask token, 10 % a random token, 10 % stay. At least one token of the next item is always chosen: an untouched

@@ -40,6 +40,11 @@ class SequencePhase(Phase):
     knows_items: ClassVar[bool] = True
 
     def check(self, recipe: Recipe, index: int) -> None:
+        if self.gradient_accumulation > 1:
+            raise ValueError(
+                f"phases.{index}.gradient_accumulation is {self.gradient_accumulation}, but a baseline's loss is "
+                "that of the whole batch: leave it out"
+            )
         known = BASELINE_MODELS[recipe.model.baseline].objectives
         if self.objective not in known:
             raise ValueError(
