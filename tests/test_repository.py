@@ -5,6 +5,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
@@ -79,3 +80,14 @@ def test_continuous_integration_runs_the_readmes_target():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text(encoding="utf-8").rstrip().endswith("make test")
+
+
+def test_the_page_of_results_says_which_ranks_lack_official_ties():
+    files = sorted((ROOT / "results" / "ranks").glob("*.parquet"))
+    older = [path for path in files if "official_rank" not in pq.read_schema(path).names]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert f"{len(older)} of the {len(files)}\n" in page
+    hybrids = [path for path in older if not re.search(r"zero-shot|unisrec", path.stem)]
+    assert f"all {len(hybrids)} of the hybrids" in page
+    most = max(int((pq.read_table(path)["rank"].to_numpy() % 1 > 0).sum()) for path in hybrids)
+    assert f"at most {most} users" in page
