@@ -65,12 +65,14 @@ class Items(NamedTuple):
         encode: gives their frozen text vectors, (num_items, text_size).
         domains: the domain of each item, where the dataset has several.
         init: `model.init` of the recipe.
+        seen: which items occur in a training sequence, bool (num_items,).
     """
 
     texts: Sequence[Mapping[str, str]]
     encode: Callable[[], Tensor]
     domains: Sequence[str] | None = None
     init: str = "scratch"
+    seen: Tensor | None = None
 
 
 @dataclass
@@ -189,7 +191,7 @@ def full_softmax(vectors: Tensor, targets: Tensor, items: Tensor, temperature: f
     Where (M, N) logits would be too many they are computed a block of rows at a time, and again for the gradient.
     """
     vectors, items = _scaled(vectors, items, temperature)
-    return _mean_over_blocks(_cross_entropy_sum, len(items), (vectors, targets), items)
+    return mean_over_blocks(_cross_entropy_sum, len(items), (vectors, targets), items)
 
 
 def sampled_softmax(
@@ -201,7 +203,7 @@ def sampled_softmax(
     """
     vectors, items = _scaled(vectors, items, temperature)
     size = min(len(items), negatives.shape[1] * items.shape[1])
-    return _mean_over_blocks(_sampled_cross_entropy_sum, size, (vectors, targets, negatives), items)
+    return mean_over_blocks(_sampled_cross_entropy_sum, size, (vectors, targets, negatives), items)
 
 
 def contrastive(
@@ -235,7 +237,7 @@ def _scaled(vectors: Tensor, items: Tensor, temperature: float | None) -> tuple[
     return F.normalize(vectors, dim=1) / temperature, F.normalize(items, dim=1)
 
 
-def _mean_over_blocks(loss_sum: Callable, numbers: int, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
+def mean_over_blocks(loss_sum: Callable, numbers: int, rows: tuple[Tensor, ...], items: Tensor) -> Tensor:
     """`loss_sum(*rows, items)` over the number of rows, in blocks where a row of `numbers` would make it too many."""
     count, most = len(rows[0]), max(1, MOST_LOGITS // numbers)
     if count <= most:

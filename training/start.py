@@ -94,7 +94,8 @@ def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrai
 def _items(recipe: Recipe, data: RunData) -> Items:
     table = data.dataset.items
     domains = table[DOMAIN].to_pylist() if DOMAIN in table.column_names else None
-    return Items(data.dataset.item_texts(), lambda: encode_texts(recipe, data), domains, recipe.model.init)
+    texts, encode = data.dataset.item_texts(), lambda: encode_texts(recipe, data)
+    return Items(texts, encode, domains, recipe.model.init, data.seen_items())
 
 
 def encode_texts(recipe: Recipe, data: RunData) -> torch.Tensor:

@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import train_accelerate
 from jepa4rec.baselines import SEQUENCE_MODELS
+from jepa4rec.baselines.hybrid_gru import age_group, first_of_each
 from jepa4rec.baselines.item_sequences import Items, full_softmax, pad_sequences, sampled_softmax
 from jepa4rec.baselines.llamarec import PROMPT
 from jepa4rec.baselines.lrurec import LruRec, LruRecConfig
@@ -66,7 +67,7 @@ def make_model(name, **overrides):
     init = tiny_language_model() if name == "llamarec" else "scratch"
     torch.manual_seed(0)
     shape = {"num_items": 12, **SHAPE, **OWN_SHAPE.get(name, {}), **overrides}
-    items = Items(TINY_ITEMS, lambda: torch.randn(12, 8), ["shop"] * 6 + ["market"] * 6, init)
+    items = Items(TINY_ITEMS, lambda: torch.randn(12, 16), ["shop"] * 6 + ["market"] * 6, init)
     return SEQUENCE_MODELS[name].for_catalogue(shape, items).eval()
 
 
@@ -269,6 +270,50 @@ def test_zesrec_is_a_gru_over_mapped_texts_and_offsets_with_a_prior():
     parts = model.losses(torch.tensor([[3, 1, 4]]))
     lengths = [model.item_offsets.weight[n].norm().item() ** 2 for n in range(12)]
     assert parts["offsets"].item() == pytest.approx(0.5 * sum(lengths) / 12, rel=1e-5)
+
+
+def slow_hybrid_scores(model, history):
+    """Scores (12,) of the hybrid after one history, an item, an age and a step of the recurrence at a time."""
+    texts = torch.nn.functional.normalize(model.text_vectors, dim=1)
+    items = torch.stack([texts[n] + (model.item_offsets[n] if model.seen[n] else 0) for n in range(12)])
+    unit, gru, state = items / items.norm(dim=1, keepdim=True), model.gru, torch.zeros(32)
+    for row in history:
+        seen = gru.weight_ih_l0 @ unit[row] + gru.bias_ih_l0
+        known = gru.weight_hh_l0 @ state + gru.bias_hh_l0
+        reset, update = ((seen[p] + known[p]).sigmoid() for p in (slice(0, 32), slice(32, 64)))
+        state = (1 - update) * (seen[64:] + reset * known[64:]).tanh() + update * state
+    user = model.out.weight @ state + model.out.bias
+    for age, row in enumerate(history[::-1][: model.config.newest_items]):
+        user = user + model.log_age_weights[age].exp() * unit[row]
+    scores = unit @ (user / user.norm())
+    for row in set(history):
+        scores[row] += model.again[history[::-1].index(row)]
+    return scores
+
+
+def test_the_hybrid_adds_its_newest_items_to_a_gru_and_knows_what_was_had_before():
+    model = stir(make_model("hybrid_gru", newest_items=2))
+    model.seen[[0, 5]] = False
+    rows = [3, 1, 4, 1]
+    wanted = slow_hybrid_scores(model, rows)
+    assert not torch.allclose(wanted[[1, 3, 4]], slow_hybrid_scores(model, [3, 4, 1])[[1, 3, 4]])
+    torch.testing.assert_close(SequenceScorer(model).score([np.array(rows)])[0], wanted.detach())
+    order = model.order_candidates([np.array(rows)], torch.tensor([[4, 2, 1, 3]]))[0]
+    assert order.tolist() == wanted[[4, 2, 1, 3]].argsort(descending=True).tolist()
+    losses = []
+    for history, target in ((rows[:1], 1), (rows[:2], 4), (rows[:3], 1), ([7], 3)):
+        logits = slow_hybrid_scores(model, history)[model.seen] / model.config.temperature
+        losses.append(logits.logsumexp(0) - slow_hybrid_scores(model, history)[target] / model.config.temperature)
+    loss = model.losses(torch.tensor([rows, [7, 3, -1, -1]]))["softmax"]
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    loss.backward()
+    assert model.item_offsets.grad[[0, 5]].abs().max() == 0 < model.item_offsets.grad[3].abs().max()
+
+
+def test_ages_beyond_the_eighth_share_an_amount_for_every_doubling():
+    assert [age_group(age) for age in range(34)] == [*range(8), *[8] * 8, *[9] * 16, 10, 10]
+    known = torch.tensor([[4, 1, 4, -1], [2, 2, 2, 3]])
+    assert first_of_each(known).tolist() == [[4, 1, -1, -1], [2, -1, -1, 3]]
 
 
 def test_lrurec_recurs_a_step_at_a_time():
@@ -709,7 +754,7 @@ def test_a_row_is_history_and_target():
 def test_every_recipe_learns_and_is_recorded(train, name):
     record, folder = train(name)
     assert record["metrics"]["recall@10"] > 0.9 and record["validation_metrics"]["ndcg@10"] > 0.8
-    assert record["system"].lower().replace("-", "") == name and (folder / "ranks.parquet").is_file()
+    assert record["system"].lower().replace("-", "") == name.removesuffix("_gru") and (folder / "ranks.parquet").is_file()
     assert (folder / "checkpoint" / f"{name}.py").is_file()
 
 

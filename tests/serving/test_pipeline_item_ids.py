@@ -53,8 +53,9 @@ def opened(folder) -> ItemIdPipeline:
     return pipe
 
 
-@pytest.mark.parametrize("temperature", [0.1, None])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "temperature"), [(n, t) for n in NAMES for t in (0.1, None) if t or n != "hybrid_gru"]
+)
 def test_it_ranks_as_the_evaluation_does(tmp_path, name, temperature):
     model = save(tmp_path, name, temperature=temperature)
     with torch.no_grad():
@@ -62,6 +63,8 @@ def test_it_ranks_as_the_evaluation_does(tmp_path, name, temperature):
             model, "item_embeddings"
         ):  # items of different lengths, which cosine and dot product rank differently
             model.item_embeddings.weight[:12] *= torch.linspace(0.5, 3, 12)[:, None]
+        if hasattr(model, "again"):
+            model.again.copy_(torch.linspace(-0.8, 0.5, len(model.again)))
     save_item_checkpoint(model, tmp_path)
     scores = SequenceScorer(model).score([np.array(history) for history in HISTORIES])
     found = opened(tmp_path)([{"history": [IDS[row] for row in history]} for history in HISTORIES], top_k=12)
