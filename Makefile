@@ -20,8 +20,9 @@ SET ?=
 BENCH ?= results/benchmarks
 REAL ?= $(or $(SEQREC_DATA),../shared/data)
 TEXTS ?= $(REAL)/amazon_2018/scientific_unisrec/Scientific.text
-# A file of tests stays in one process, as many processes as cores, up to four: each loads torch.
-PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# A file of tests stays in one process, as many processes as cores, up to four: each loads torch. The files' order is
+# that of tests/conftest.py: xdist's own leaves few long tests for the end.
+PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 

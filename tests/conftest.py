@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 """
+
+
+def pytest_collection_modifyitems(items):
+    """Processes are dealt whole files: those that are slow as a whole go first, so that none of them is left for the
+    end, where the other processes have nothing to do; then the larger of the others."""
+    sizes = Counter(item.path for item in items)
+
+    def place(item) -> tuple:
+        slow, size = hasattr(item.module, "pytestmark"), sizes[item.path]
+        return (0, size) if slow else (1, -size)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -61,6 +61,7 @@ def test_symmetric_ranking_loss_is_the_mean_of_both_directions(rng):
         assert loss.item() == pytest.approx(sum(both) / 2, rel=1e-5)
 
 
+@pytest.mark.slow("loads sentence-transformers")
 def test_symmetric_ranking_loss_is_that_of_sentence_transformers(rng):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     anchors, positives = torch.randn(6, 8, generator=rng), torch.randn(6, 8, generator=rng)

@@ -275,12 +275,12 @@ def test_bfloat16_autocast_trains(model, batch):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_fifty_steps_make_the_loss_smaller(batch):
+def test_some_steps_make_the_loss_smaller(batch):
     torch.manual_seed(0)
     model = Jepa4RecForPreTraining(tiny_config())
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
-    for _ in range(50):
+    for _ in range(15):
         loss = model(**batch).loss
         loss.backward()
         optimiser.step()

@@ -237,9 +237,9 @@ def test_bfloat16_autocast_trains(model, batch):
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(full, rel=0.05)
 
 
-def test_fifty_steps_learn_the_targets_by_heart(model, batch):
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
-    for _ in range(50):
+def test_some_steps_learn_the_targets_by_heart(model, batch):
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.03)
+    for _ in range(20):
         loss = model(**batch).loss
         loss.backward()
         optimiser.step()

@@ -76,6 +76,7 @@ def vectors_of(model, tokenizer, sentences=SENTENCES) -> torch.Tensor:
     return torch.cat([model.embed(**tokenizer(text, return_tensors="pt")) for text in sentences])
 
 
+@pytest.mark.slow("loads sentence-transformers")
 def test_an_imported_folder_equals_sentence_transformers(sentence_t5):
     folder, expected = sentence_t5
     model, tokenizer = import_checkpoint(str(folder))
@@ -89,6 +90,7 @@ def test_an_imported_folder_equals_sentence_transformers(sentence_t5):
     torch.testing.assert_close(own.norm(dim=1), torch.ones(3))
 
 
+@pytest.mark.slow("loads sentence-transformers")
 def test_an_exported_folder_gives_sentence_transformers_our_vectors(vocabulary, tmp_path):
     library = pytest.importorskip("sentence_transformers")
     torch.manual_seed(1)
@@ -148,6 +150,7 @@ def test_the_command_makes_a_checkpoint_that_a_stranger_opens(sentence_t5, tmp_p
     assert {path.suffix for path in (tmp_path / "Checkpoint").iterdir()} == {".py", ".json", ".safetensors"}
 
 
+@pytest.mark.slow("loads sentence-transformers")
 def test_a_checkpoint_is_exported_and_opens_by_itself_too(sentence_t5, tmp_path, capsys):
     library = pytest.importorskip("sentence_transformers")
     model, tokenizer = import_checkpoint(str(sentence_t5[0]))

@@ -270,6 +270,7 @@ class TestRoundTrip:
     HISTORY = [{"title": text, "brand": "Red"} for text in TEXTS]
     CHANGED = {"max_items": 4, "max_attribute_tokens": 7, "max_tokens": 40, "pad_item_position": 4}
 
+    @pytest.mark.slow("opens it in a process of a stranger")
     def test_stranger_in_another_process_gets_the_same_ids(self, tmp_path):
         kinds = ["WordPiece", "BPE", "Unigram"]
         tokenizers = [ItemSentTokenizer.wrap(trained_backend(kind), **self.CHANGED) for kind in kinds]

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from jepa4rec.baselines import BASELINES, ItemTransition, Popularity, fit_baseline
+from jepa4rec.baselines.pmf import Pmf
+from jepa4rec.baselines.rating_mean import RatingMean
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.evaluation.ranking import rank_split
 from tests.conftest import WITHOUT_PACKAGE
@@ -21,11 +24,15 @@ STRANGER = (
     + """
 import json, sys
 import numpy as np
+import torch
 from transformers import AutoModel
 
 histories = [np.array(items) for items in json.loads(sys.argv[1])]
 for checkpoint in sys.argv[2:]:
-    print(json.dumps(AutoModel.from_pretrained(checkpoint, trust_remote_code=True).score(histories).tolist()))
+    model = AutoModel.from_pretrained(checkpoint, trust_remote_code=True)
+    asked = torch.tensor([0, 1, -1]), torch.tensor([2, -1, 3])
+    stars = model.predict(*asked).tolist() if model.predicts_ratings else []
+    print(json.dumps([model.score(histories).tolist(), stars]))
 """
 )
 
@@ -99,10 +106,13 @@ def test_a_training_item_outside_the_catalogue_is_an_error(fit):
 
 @pytest.mark.slow("opens it in a process of a stranger")
 def test_what_was_counted_is_saved_and_opened_again(tmp_path):
+    ratings = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 3, 1, 2]), torch.tensor([5.0, 3.0, 1.0, 4.0])
     fitted = {
         "popularity": Popularity.fit(TRAIN, 6),
         "first": ItemTransition.fit(TRAIN, 6),
         "decayed": ItemTransition.fit(TRAIN, 6, order="decayed", decay=0.5, window=2),
+        "mean": RatingMean.fit(*ratings, 2, 4),
+        "pmf": Pmf.fit(*ratings, 2, 4, epochs=1),
     }
     histories = [[4, 0, 1], [2], [5, 3]]
     for name, model in fitted.items():
@@ -115,7 +125,11 @@ def test_what_was_counted_is_saved_and_opened_again(tmp_path):
     done = subprocess.run(command, cwd=away, env=clean, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert told == [model.score(sequences(*histories)).tolist() for model in fitted.values()]
+    asked, wanted = (torch.tensor([0, 1, -1]), torch.tensor([2, -1, 3])), []
+    for model in fitted.values():
+        stars = model.predict(*asked).tolist() if model.predicts_ratings else []
+        wanted.append([model.score(sequences(*histories)).tolist(), stars])
+    assert told == wanted
 
 
 def test_unknown_names_are_errors():

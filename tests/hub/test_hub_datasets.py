@@ -53,6 +53,7 @@ def test_a_stranger_loads_and_streams_both_tables(pushed):
                      "sequences": dataset.sequences.slice(0, 1).to_pylist()[0]}  # fmt: skip
 
 
+@pytest.mark.slow("builds and pushes in a process of its own")
 def test_the_card_says_what_the_dataset_is(pushed):
     _, home, printed = pushed
     card = DatasetCard.load(home / "toy" / "README.md", ignore_metadata_errors=False)

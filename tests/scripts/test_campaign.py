@@ -19,12 +19,18 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("campaign") / "toy"
+    save_dataset(build("toy_shop", shoppers=60), folder)
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with a shop and two recipes: pre-training, and fine-tuning from where it ends."""
+def place(shop, tmp_path, monkeypatch):
+    """A folder with two recipes: pre-training, and fine-tuning from where it ends."""
     monkeypatch.chdir(tmp_path)
-    save_dataset(build("toy_shop"), tmp_path / "data" / "toy")
-    shared = {"data": {"dir": "data/toy"}, "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 300}}
+    shared = {"data": {"dir": str(shop)}, "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 300}}
     shared["evaluation"] = {"zero_shot": False, "validation_users": 20}
     steps = {"steps": 2, "batch_size": 16, "max_items": 2}
     first = {"run": {"output_dir": "unused"}, "model": {"config": TINY}, "phases": [{"kind": "pretrain", **steps}]}
