@@ -69,6 +69,7 @@ class SeqRecConfig(PreTrainedConfig):
         catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
     """
 
+    _auto_class = "AutoConfig"  # as `register_for_auto_class` would set it for each family
     code = {}  # a family's `auto_map`: one checkpoint serves each class; the code it names travels beside the weights
 
     num_items: int = 0
@@ -210,6 +211,3 @@ class Jepa4RecConfig(SeqRecConfig):
             raise ValueError(f"type_vocab_size must be >= 4 (CLS, name, value, pad), got {self.type_vocab_size}.")
         if self.max_item_embeddings < 2:
             raise ValueError(f"max_item_embeddings must be >= 2 (CLS and one item), got {self.max_item_embeddings}.")
-
-
-Jepa4RecConfig.register_for_auto_class()

@@ -324,9 +324,6 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         return pooled if self.projection is None else self.projection(normalise(pooled).to(pooled.dtype))
 
 
-Jepa4RecModel.register_for_auto_class("AutoModel")
-
-
 class Jepa4RecForPreTraining(Jepa4RecPreTrainedModel, SeqRecForPreTraining):
     """`SeqRecForPreTraining` around a `Jepa4RecModel`."""
 

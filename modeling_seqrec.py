@@ -70,6 +70,7 @@ PREDICTED_POSITIONS = 51
 class SeqRecPreTrainedModel(PreTrainedModel):
     """Loading that is strict about what it loads; a subclass names its encoder's weights."""
 
+    _auto_class = "AutoModel"  # as `register_for_auto_class` would set it for each family
     encoder_class = None  # of the family, for its heads
     pretraining_class = recommendation_class = None  # of the family, for its encoder
     _encoder_weights: tuple[str, ...] = ()  # how their names begin inside the encoder
@@ -106,6 +107,10 @@ class SeqRecPreTrainedModel(PreTrainedModel):
     def get_item_position_embeddings(self) -> nn.Embedding | None:
         """The encoder's table of item positions, row k the k-th most recent item; None where it has none."""
         return None
+
+    def embed(self, *inputs: Tensor | None, **named: Tensor | None) -> Tensor:
+        """`forward(...).pooler_output` (B, d), arguments as there; a family that can leave work out has its own."""
+        return self(*inputs, **named).pooler_output
 
     def __getstate__(self) -> dict:
         """A copy or a pickle takes no access token along."""
@@ -290,7 +295,6 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
     same loss and gradients, with the activations of one part.
     """
 
-    # As `register_for_auto_class` would set it: the key of `auto_map`.
     _auto_class = "AutoModelForPreTraining"
 
     def __init__(self, config: SeqRecConfig):

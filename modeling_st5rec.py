@@ -60,9 +60,6 @@ class St5RecConfig(SeqRecConfig, T5Config):
             raise ValueError(f"projection_size must be at least 1, got {self.projection_size}.")
 
 
-St5RecConfig.register_for_auto_class()
-
-
 class St5RecPreTrainedModel(SeqRecPreTrainedModel):
     """What the encoder and the models around it share."""
 
@@ -123,19 +120,6 @@ class St5RecModel(St5RecPreTrainedModel):
         hidden = self.t5(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mean = (hidden * attention_mask[..., None].to(hidden.dtype)).sum(1) / lengths.to(hidden.dtype)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=normalise(self.projection(mean)))
-
-    def embed(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        item_position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """`forward(...).pooler_output`, (B, d)."""
-        return self(input_ids, attention_mask).pooler_output
-
-
-St5RecModel.register_for_auto_class("AutoModel")
 
 
 class St5RecForPreTraining(St5RecPreTrainedModel, SeqRecForPreTraining):

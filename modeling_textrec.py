@@ -101,9 +101,6 @@ class TextRecConfig(SeqRecConfig):
             )
 
 
-TextRecConfig.register_for_auto_class()
-
-
 class TextRecPreTrainedModel(SeqRecPreTrainedModel):
     """What the encoder and the models around it share."""
 
@@ -206,16 +203,6 @@ class TextRecModel(TextRecPreTrainedModel):
         hidden = self.text_model(**inputs, attention_mask=valid.long()).last_hidden_state
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=self._pool(hidden, valid, cls))
 
-    def embed(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        item_position_ids: Tensor | None = None,
-    ) -> Tensor:
-        """`forward(...).pooler_output`, (B, d)."""
-        return self(input_ids, attention_mask, token_type_ids, item_position_ids).pooler_output
-
     def _cls_columns(self, valid: Tensor) -> Tensor:
         """Column of each row's `[CLS]`, (B, L) -> (B, 1)."""
         columns = torch.arange(valid.shape[1], device=valid.device)
@@ -240,9 +227,6 @@ class TextRecModel(TextRecPreTrainedModel):
             weights = valid.to(hidden.dtype)
             return torch.einsum("bl,bld->bd", weights, hidden) / weights.sum(1, keepdim=True)
         return hidden.take_along_dim(cls[..., None], dim=1).squeeze(1)
-
-
-TextRecModel.register_for_auto_class("AutoModel")
 
 
 class TextRecForPreTraining(TextRecPreTrainedModel, SeqRecForPreTraining):

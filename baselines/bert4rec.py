@@ -62,7 +62,3 @@ class Bert4Rec(ItemSequenceModel):
         asked = torch.cat([histories, histories.new_full((len(histories), 1), PADDING)], dim=1)
         asked[torch.arange(len(asked), device=asked.device), lengths] = self.config.num_items
         return last_places(self.read(asked), lengths + 1)
-
-
-Bert4RecConfig.register_for_auto_class()
-Bert4Rec.register_for_auto_class("AutoModel")

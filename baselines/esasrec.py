@@ -76,7 +76,3 @@ class ESasRec(ItemSequenceModel):
         shape = (len(targets), self.config.num_negatives)
         negatives = torch.randint(self.config.num_items, shape, device=targets.device)
         return {"sampled_softmax": sampled_softmax(vectors, targets, items, self.config.temperature, negatives)}
-
-
-ESasRecConfig.register_for_auto_class()
-ESasRec.register_for_auto_class("AutoModel")

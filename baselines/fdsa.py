@@ -39,7 +39,3 @@ class Fdsa(TextSequenceModel):
         """(B, L) -> hidden states (B, L, d). Padding comes last, so causal attention never looks at it."""
         rows, texts = item_ids.clamp_min(0), self.adaptor(self.text_vectors)
         return self.join(torch.cat([self.item_body(items[rows]), self.text_body(texts[rows])], dim=-1))
-
-
-FdsaConfig.register_for_auto_class()
-Fdsa.register_for_auto_class("AutoModel")

@@ -34,7 +34,3 @@ class Gru4Rec(ItemSequenceModel):
         """(B, L) -> (B, L, d). A state knows nothing of what comes after it, so padding at the end does no harm."""
         states, _ = self.gru(self.dropout(items[item_ids.clamp_min(0)]))
         return self.out(self.dropout(states))
-
-
-Gru4RecConfig.register_for_auto_class()
-Gru4Rec.register_for_auto_class("AutoModel")

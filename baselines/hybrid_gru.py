@@ -154,7 +154,3 @@ def first_of_each(known: Tensor) -> Tensor:
     again = torch.zeros_like(known, dtype=torch.bool)
     again.scatter_(1, places[:, 1:], ordered[:, 1:] == ordered[:, :-1])
     return known.masked_fill(again, PADDING)
-
-
-HybridGruConfig.register_for_auto_class()
-HybridGru.register_for_auto_class("AutoModel")

@@ -33,6 +33,8 @@ class ItemSequenceConfig(PreTrainedConfig):
         catalogue_fingerprint: of the dataset whose items the rows of the item matrix are.
     """
 
+    _auto_class = "AutoConfig"
+
     num_items: int = 1
     hidden_size: int = 128
     num_hidden_layers: int = 2
@@ -85,7 +87,7 @@ class ItemSequenceOutput(ModelOutput):
 
 
 class ItemSequenceModel(PreTrainedModel):
-    """A model that reads items from left to right and predicts every next one; a subclass brings `read`.
+    """A model that reads items from left to right and predicts every next one; a subclass brings `body` or `read`.
 
     What else a subclass may say: `objectives` that a phase can train it by, `item_weights`, the modules and buffers
     that belong to its catalogue and mean nothing to another, and `reads_texts` where it needs frozen text vectors.
@@ -93,6 +95,7 @@ class ItemSequenceModel(PreTrainedModel):
 
     config_class = ItemSequenceConfig
     base_model_prefix = "model"
+    _auto_class = "AutoModel"  # as `register_for_auto_class` would set it for each: the code travels with the weights
     trained_by, predicts_ratings = "sequence", False  # the kind of phase, None for what is counted
     reads_texts = False  # whether `for_catalogue` asks for text vectors of the items
     objectives: ClassVar[tuple[str, ...]] = ("next_item",)
@@ -133,8 +136,11 @@ class ItemSequenceModel(PreTrainedModel):
         return self.item_embeddings.weight[: self.config.num_items]
 
     def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
-        """(B, L) rows of `items` (num_items, d) -> (B, L, d), each place knowing nothing of those after it."""
-        raise NotImplementedError
+        """(B, L) rows of `items` (num_items, d) -> (B, L, d), each place knowing nothing of those after it.
+
+        This is a causal `body`'s: padding comes last, so that no item looks at it.
+        """
+        return self.body(items[item_ids.clamp_min(0)])
 
     def user_vectors(self, histories: Tensor) -> Tensor:
         """Histories (B, L), oldest item first, padded at the end with -1 -> (B, d)."""

@@ -30,6 +30,7 @@ class ItemTransitionConfig(PreTrainedConfig):
     """
 
     model_type = "item_transition"
+    _auto_class = "AutoConfig"
     order: str = "first"
     decay: float | int = 0.7
     window: int = 20
@@ -54,6 +55,7 @@ class ItemTransition(PreTrainedModel):
     """
 
     config_class = ItemTransitionConfig
+    _auto_class = "AutoModel"
     trained_by, predicts_ratings = None, False
 
     def __init__(self, config: ItemTransitionConfig):
@@ -146,7 +148,3 @@ def _by_age(histories: Sequence[np.ndarray], window: int) -> Iterator[tuple[np.n
     for age in range(min(window, lengths.max(initial=0))):
         rows = np.flatnonzero(lengths > age)
         yield rows, np.array([histories[row][-1 - age] for row in rows], dtype=np.int64)
-
-
-ItemTransitionConfig.register_for_auto_class()
-ItemTransition.register_for_auto_class("AutoModel")

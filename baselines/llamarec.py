@@ -196,7 +196,3 @@ def prompt_tokens(tokenizer, max_shown: int) -> dict:
         "letters": [encode(f"({x}) ") for x in letters],
     }
     return {**pieces, **marks, "answers": answers}
-
-
-LlamaRecConfig.register_for_auto_class()
-LlamaRec.register_for_auto_class("AutoModel")

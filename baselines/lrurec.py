@@ -95,7 +95,3 @@ class LruRec(ItemSequenceModel):
         for block in self.blocks:
             hidden = block(hidden)
         return hidden
-
-
-LruRecConfig.register_for_auto_class()
-LruRec.register_for_auto_class("AutoModel")

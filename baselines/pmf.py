@@ -6,13 +6,13 @@ squashes ratings by a sigmoid, where these are kept in the range of the training
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+
+from .item_sequences import ItemSequenceOutput
 
 
 class PmfConfig(PreTrainedConfig):
@@ -21,6 +21,7 @@ class PmfConfig(PreTrainedConfig):
     """
 
     model_type = "pmf"
+    _auto_class = "AutoConfig"
     num_users: int = 1
     num_items: int = 1
     hidden_size: int = 16
@@ -33,15 +34,6 @@ class PmfConfig(PreTrainedConfig):
     catalogue_fingerprint: str | None = None
 
 
-@dataclass
-class PmfOutput(ModelOutput):
-    """`loss` to call `backward` on; `loss_parts` by name, detached; `telemetry` is empty."""
-
-    loss: Tensor | None = None
-    loss_parts: dict[str, Tensor] | None = None
-    telemetry: dict[str, Tensor] | None = None
-
-
 class Pmf(PreTrainedModel):
     """rating(u, i) = mean + b_u + b_i + p_u · q_i; a user or item of index -1 is unknown and adds nothing.
 
@@ -49,6 +41,7 @@ class Pmf(PreTrainedModel):
     """
 
     config_class = PmfConfig
+    _auto_class = "AutoModel"
     trained_by, predicts_ratings = "rating", True
 
     def __init__(self, config: PmfConfig):
@@ -64,13 +57,15 @@ class Pmf(PreTrainedModel):
             if not self.config.biases:
                 init.zeros_(module.weight[:, -1])
 
-    def forward(self, user_ids: Tensor, item_ids: Tensor, ratings: Tensor, telemetry: bool = False) -> PmfOutput:
+    def forward(
+        self, user_ids: Tensor, item_ids: Tensor, ratings: Tensor, telemetry: bool = False
+    ) -> ItemSequenceOutput:
         """Mean squared error of ratings (n,) with the priors on what they touch."""
         users, items = self.users(user_ids), self.items(item_ids)
         error = (self._ratings(users, items) - ratings).square().mean()
         prior = (users.square().sum(1) + items.square().sum(1)).mean()
         parts = {"squared_error": error.detach(), "prior": prior.detach()}
-        return PmfOutput(loss=error + self.config.l2 * prior, loss_parts=parts, telemetry={})
+        return ItemSequenceOutput(loss=error + self.config.l2 * prior, loss_parts=parts, telemetry={})
 
     def predict(self, users: Tensor, items: Tensor) -> Tensor:
         """Indices (n,), -1 for unknown, -> ratings (n,) within the range of the training ratings."""
@@ -91,7 +86,7 @@ class Pmf(PreTrainedModel):
         return ratings + users[:, -1] + items[:, -1] if self.config.biases else ratings
 
     @classmethod
-    def for_ratings(cls, ratings: Tensor, **shape) -> "Pmf":
+    def start(cls, users: Tensor, items: Tensor, ratings: Tensor, **shape) -> "Pmf":
         """An untrained model of the mean and range of training ratings (n,); `shape`: other fields of `PmfConfig`.
 
         Raises ValueError for no ratings, or one that is not finite.
@@ -100,11 +95,6 @@ class Pmf(PreTrainedModel):
             raise ValueError("ratings must be finite numbers, at least one: there is nothing to learn from these.")
         span = {"mean": ratings.mean().item(), "lowest": ratings.min().item(), "highest": ratings.max().item()}
         return cls(PmfConfig(**span, **shape))
-
-    @classmethod
-    def start(cls, users: Tensor, items: Tensor, ratings: Tensor, **shape) -> "Pmf":
-        """What a run starts from: see `for_ratings`."""
-        return cls.for_ratings(ratings, **shape)
 
     @classmethod
     def fit(
@@ -132,7 +122,7 @@ class Pmf(PreTrainedModel):
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = cls.for_ratings(ratings, num_users=num_users, num_items=num_items, **shape)
+            model = cls.start(users, items, ratings, num_users=num_users, num_items=num_items, **shape)
         optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         for _ in range(epochs):
             for rows in torch.randperm(len(ratings), generator=generator).split(batch_size):
@@ -140,7 +130,3 @@ class Pmf(PreTrainedModel):
                 model(users[rows], items[rows], ratings[rows]).loss.backward()
                 optimizer.step()
         return model.eval()
-
-
-PmfConfig.register_for_auto_class()
-Pmf.register_for_auto_class("AutoModel")

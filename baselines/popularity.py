@@ -12,6 +12,7 @@ class PopularityConfig(PreTrainedConfig):
     """Size of the catalogue, and the fingerprint of the dataset it is of."""
 
     model_type = "popularity"
+    _auto_class = "AutoConfig"
     num_items: int = 1
     catalogue_fingerprint: str | None = None
 
@@ -20,6 +21,7 @@ class Popularity(PreTrainedModel):
     """Scores items by their count in the training sequences, `counts` (N,)."""
 
     config_class = PopularityConfig
+    _auto_class = "AutoModel"
     trained_by, predicts_ratings = None, False
 
     def __init__(self, config: PopularityConfig):
@@ -51,7 +53,3 @@ def flatten(sequences: Sequence[np.ndarray], num_items: int) -> np.ndarray:
         wrong = items.min() if items.min() < 0 else items.max()
         raise ValueError(f"A training sequence has item {wrong}, but the catalogue has items 0..{num_items - 1}.")
     return items
-
-
-PopularityConfig.register_for_auto_class()
-Popularity.register_for_auto_class("AutoModel")

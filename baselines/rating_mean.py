@@ -21,6 +21,7 @@ class RatingMeanConfig(PreTrainedConfig):
     """
 
     model_type = "rating_mean"
+    _auto_class = "AutoConfig"
     num_users: int = 1
     num_items: int = 1
     lowest: float = 1.0
@@ -34,6 +35,7 @@ class RatingMean(PreTrainedModel):
     """rating(u, i) = mean + user_bias[u] + item_bias[i]; a user or item of index -1 is unknown and adds nothing."""
 
     config_class = RatingMeanConfig
+    _auto_class = "AutoModel"
     trained_by, predicts_ratings = None, True
 
     def __init__(self, config: RatingMeanConfig):
@@ -78,10 +80,7 @@ class RatingMean(PreTrainedModel):
             model.user_bias[:-1] = _damped_means(users, rest - item_bias[items], num_users, damping)
         return model
 
-    @classmethod
-    def start(cls, users: Tensor, items: Tensor, ratings: Tensor, **settings) -> "RatingMean":
-        """What a run starts from, and all there is: see `fit`."""
-        return cls.fit(users, items, ratings, **settings)
+    start = fit  # what a run starts from is all there is
 
     def predict(self, users: Tensor, items: Tensor) -> Tensor:
         """Indices (n,) -> ratings (n,)."""
@@ -101,7 +100,3 @@ def _damped_means(groups: Tensor, values: Tensor, num_groups: int, damping: floa
     sums = values.new_zeros(num_groups).index_add_(0, groups, values)
     counts = torch.bincount(groups, minlength=num_groups)
     return sums / (counts + damping).clamp_min(1e-12)
-
-
-RatingMeanConfig.register_for_auto_class()
-RatingMean.register_for_auto_class("AutoModel")

@@ -143,7 +143,3 @@ class ReversedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.weight * gradient, None
-
-
-RecGuruConfig.register_for_auto_class()
-RecGuru.register_for_auto_class("AutoModel")

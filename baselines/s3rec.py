@@ -197,7 +197,3 @@ def _attributes(item: Mapping[str, str], titles_alone: bool) -> list[tuple[str, 
     separators = r"\W+" if titles_alone else r"[,;|>]"
     pairs = [(name, part) for name, text in item.items() for part in re.split(separators, text.lower())]
     return list(dict.fromkeys((n, p.strip()) for n, p in pairs if p.strip() and (titles_alone or n != "title")))
-
-
-S3RecConfig.register_for_auto_class()
-S3Rec.register_for_auto_class("AutoModel")

@@ -9,7 +9,7 @@ of k relevant items, here by that of the one target.
 """
 
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import nn
 
 from .item_sequences import ItemSequenceConfig, ItemSequenceModel, TransformerBody
 
@@ -31,11 +31,3 @@ class SasRec(ItemSequenceModel):
         self.item_embeddings = nn.Embedding(config.num_items, config.hidden_size)
         self.body = TransformerBody(config, config.max_length)
         self.post_init()
-
-    def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
-        """(B, L) -> hidden states (B, L, d). Padding comes last, so causal attention never looks at it."""
-        return self.body(items[item_ids.clamp_min(0)])
-
-
-SasRecConfig.register_for_auto_class()
-SasRec.register_for_auto_class("AutoModel")

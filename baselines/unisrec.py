@@ -89,10 +89,6 @@ class UniSRec(TextSequenceModel):
         vectors = self.adaptor(self.text_vectors)
         return vectors + self.item_embeddings.weight if self.config.item_ids else vectors
 
-    def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
-        """(B, L) -> hidden states (B, L, d). Padding comes last, so causal attention never looks at it."""
-        return self.body(items[item_ids.clamp_min(0)])
-
     def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
         """The softmax over the catalogue; in pre-training "sequence_item" and "sequence_sequence"."""
         if self.objective != "pretrain":
@@ -112,7 +108,3 @@ class UniSRec(TextSequenceModel):
         kept[:, 0] |= ~kept.any(dim=1)
         order = kept.int().argsort(dim=1, descending=True, stable=True)
         return histories.masked_fill(~kept, PADDING).gather(1, order)
-
-
-UniSRecConfig.register_for_auto_class()
-UniSRec.register_for_auto_class("AutoModel")

@@ -125,10 +125,6 @@ class VqRec(TextSequenceModel):
     def item_vectors(self) -> Tensor:
         return self.embed_codes(self.codes)
 
-    def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
-        """(B, L) -> hidden states (B, L, d). Padding comes last, so causal attention never looks at it."""
-        return self.body(items[item_ids.clamp_min(0)])
-
     def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
         """The softmax over the catalogue; in pre-training "contrastive", of the last item alone."""
         if self.objective != "pretrain":
@@ -198,7 +194,3 @@ def means(points: Tensor, groups: Tensor, old: Tensor) -> Tensor:
     counts = torch.bincount(groups, minlength=len(old))[:, None]
     sums = torch.zeros_like(old).index_add_(0, groups, points)
     return torch.where(counts > 0, sums / counts.clamp_min(1), old)
-
-
-VqRecConfig.register_for_auto_class()
-VqRec.register_for_auto_class("AutoModel")

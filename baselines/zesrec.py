@@ -58,7 +58,3 @@ class ZesRec(TextSequenceModel):
         """The softmax over the catalogue, and the prior as "offsets"."""
         prior = self.config.offset_l2 * self.item_offsets.weight.square().sum(dim=1).mean()
         return {**super().losses(item_ids), "offsets": prior}
-
-
-ZesRecConfig.register_for_auto_class()
-ZesRec.register_for_auto_class("AutoModel")
