@@ -13,11 +13,11 @@ for several at once: CPU time on one thread, the median.
 Prints one JSON object, and writes it to `--out` where given, with a page to read (.md) beside it.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS, Namespace
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,9 +29,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jepa4rec.benchmarks.ranking import WIDTH, peak_gib, random_vectors
+from jepa4rec.benchmarks.ranking import WIDTH, peak_gib, random_vectors, timed
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue
+from jepa4rec.serving.whole_files_seqrec import write_json
+from jepa4rec.training.command_line import command, command_parser
 
 SIZES = (10_000, 100_000, 1_000_000)
 ITEMS_A_CENTRE = 50
@@ -122,12 +124,6 @@ def recall(found: list[np.ndarray], exact: np.ndarray) -> float:
     return float(np.mean([len(np.intersect1d(*pair)) / K for pair in zip(found, exact, strict=True)]))
 
 
-def timed(function, *arguments) -> tuple:
-    started = time.perf_counter()
-    result = function(*arguments)
-    return result, time.perf_counter() - started
-
-
 def add_by_text(checkpoint: str, size: int) -> dict:
     """1,000 items a checkpoint never saw, from their texts to the first answer, in a catalogue of `size`."""
     from transformers import pipeline
@@ -185,7 +181,7 @@ def page(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_own_process(options: argparse.Namespace, size: int, index: str) -> dict | list[dict]:
+def in_own_process(options: Namespace, size: int, index: str) -> dict | list[dict]:
     command = [sys.executable, __file__, "--one", index, "--sizes", str(size), "--queries", str(options.queries)]
     command += ["--rescore", str(options.rescore), "--threads", str(options.threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -203,21 +199,19 @@ def set_threads(threads: int) -> None:
     faiss.omp_set_num_threads(threads)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="items (default: 10k, 100k, 1M)")
-    parser.add_argument("--indexes", nargs="+", choices=INDEXES, default=INDEXES)
-    parser.add_argument("--rescore", type=int, default=4, help="candidates an answer, re-ranked exactly (default: 4)")
-    parser.add_argument("--queries", type=int, default=500, help="default: 500")
-    parser.add_argument("--threads", type=int, default=2, help="that build an index (default: 2); one searches")
-    parser.add_argument("--checkpoint", help="also time 1,000 new items by text, in a catalogue of each size")
-    parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--one", choices=(*INDEXES, FLAT), help=argparse.SUPPRESS)
-    return parser.parse_args()
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="items (default: 10k, 100k, 1M)")
+PARSER.add_argument("--indexes", nargs="+", choices=INDEXES, default=list(INDEXES))
+PARSER.add_argument("--rescore", type=int, default=4, help="candidates an answer, re-ranked exactly (default: 4)")
+PARSER.add_argument("--queries", type=int, default=500, help="default: 500")
+PARSER.add_argument("--threads", type=int, default=2, help="that build an index (default: 2); one searches")
+PARSER.add_argument("--checkpoint", help="also time 1,000 new items by text, in a catalogue of each size")
+PARSER.add_argument("--out", type=Path, help="JSON file")
+PARSER.add_argument("--one", choices=(*INDEXES, FLAT), help=SUPPRESS)
 
 
-def main() -> None:
-    options = parse_arguments()
+@command(PARSER)
+def main(options: Namespace) -> None:
     set_threads(options.threads)
     if options.one == FLAT:
         print(json.dumps(beside_flat(options.sizes[0])))
@@ -232,8 +226,8 @@ def main() -> None:
     if options.checkpoint:
         result["new_items_by_text"] = [add_by_text(options.checkpoint, size) for size in options.sizes]
     print(json.dumps(result))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if options.out:
+        write_json(options.out, result)
         options.out.with_suffix(".md").write_text(page(result), encoding="utf-8")
 
 

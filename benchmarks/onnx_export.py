@@ -16,7 +16,6 @@ import tempfile
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ import onnxruntime
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from jepa4rec.benchmarks.encoder import HISTORY_LENGTHS, ITEM_LENGTHS, draw_lengths
+from jepa4rec.benchmarks.encoder import HISTORY_LENGTHS, ITEM_LENGTHS, draw_lengths, race
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.hub.importing import import_checkpoint
@@ -73,7 +72,7 @@ def measure(model: Jepa4RecModel, session, batches: Rows, repeats: int) -> dict:
     difference = ((ours - theirs).norm(dim=1) / ours.norm(dim=1)).max().item()
     if not difference <= TOLERANCE:
         raise ValueError(f"the vectors of torch and onnxruntime differ by {difference:.2g} of their length.")
-    seconds = race(runs, repeats)
+    seconds = race(runs, repeats, clock=time.process_time)
     return {
         "rows": len(ours),
         "tokens": int(sum(batch["attention_mask"].sum() for batch in batches)),
@@ -81,18 +80,6 @@ def measure(model: Jepa4RecModel, session, batches: Rows, repeats: int) -> dict:
         "speedup": round(seconds["torch"] / seconds["onnxruntime"], 2),
         "largest_relative_difference": difference,
     }
-
-
-def race(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Fewest processor seconds of each, taken in turns; the first round warms up."""
-    seconds = dict.fromkeys(runs, float("inf"))
-    for attempt in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            if attempt:
-                seconds[name] = min(seconds[name], time.process_time() - start)
-    return seconds
 
 
 def compare(model: Jepa4RecModel, args: Namespace) -> dict[str, dict]:

@@ -1,17 +1,16 @@
 """Ranking speed and memory: `rank_targets` beside RecFormer's broadcast cosine, and a catalogue of a million items.
 
     python benchmarks/ranking.py            4,181 users x 3,896 items (Online Retail), both in one run
-    python benchmarks/ranking.py --large    10,000 users x 1,000,000 items, in a process of its own, with peak memory
+    python benchmarks/ranking.py --large    10,000 users x 1,000,000 items, with the peak memory of the process
 
 Vectors are random, 384 wide. Prints one JSON object, and writes it to `--out` where given.
 """
 
-import argparse
 import json
 import resource
-import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.evaluation.ranking import rank_targets
+from jepa4rec.serving.whole_files_seqrec import write_json
+from jepa4rec.training.command_line import command, command_parser
 
 SMALL, LARGE, WIDTH = (4181, 3896), (10_000, 1_000_000), 384
 BROADCAST_BATCH = 16  # RecFormer's evaluation batch
@@ -102,33 +103,28 @@ def peak_gib() -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="the million-item catalogue")
-    parser.add_argument("--users", type=int)
-    parser.add_argument("--items", type=int)
-    parser.add_argument("--threads", type=int, default=2, help="default: 2")
-    parser.add_argument("--rounds", type=int, default=3, help="of the comparison; the best counts (default: 3)")
-    parser.add_argument("--broadcast_users", type=int, default=320, help="users for the broadcast (default: 320)")
-    parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--in_this_process", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--large", action="store_true", help="the million-item catalogue")
+PARSER.add_argument("--users", type=int)
+PARSER.add_argument("--items", type=int)
+PARSER.add_argument("--threads", type=int, default=2, help="default: 2")
+PARSER.add_argument("--rounds", type=int, default=3, help="of the comparison; the best counts (default: 3)")
+PARSER.add_argument("--broadcast_users", type=int, default=320, help="users for the broadcast (default: 320)")
+PARSER.add_argument("--out", type=Path, help="JSON file")
 
 
-def main() -> None:
-    options = parse_arguments()
+@command(PARSER)
+def main(options: Namespace) -> None:
     torch.set_num_threads(options.threads)
     default_users, default_items = LARGE if options.large else SMALL
     size = options.users or default_users, options.items or default_items
-    if options.large and not options.in_this_process:
-        sys.exit(subprocess.run([sys.executable, *sys.argv, "--in_this_process"]).returncode)
     if options.large:
         result = rank_large(*size)
     else:
         result = compare_small(*size, options.rounds, options.broadcast_users)
     print(json.dumps(result))
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if options.out:
+        write_json(options.out, result)
 
 
 if __name__ == "__main__":

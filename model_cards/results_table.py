@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 METRICS = ("recall@10", "recall@50", "ndcg@10", "ndcg@50", "mrr")
@@ -104,6 +105,12 @@ def describe(records: list[dict]) -> str:
     return f"{dataset}, {first['split']} split, fingerprint `{first['fingerprint'][:12]}`"
 
 
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as Markdown, the first column to the left, the others to the right."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "| --- |" + " ---: |" * (len(heads) - 1), *lines[1:]])
+
+
 def results_table(records: list[dict], official: bool = False) -> str:
     """One Markdown table: the baselines, then the models; the best mean of a column is bold.
 
@@ -115,12 +122,12 @@ def results_table(records: list[dict], official: bool = False) -> str:
     columns = [(metric, way) for metric in METRICS for way in ((False, True) if official else (False,))]
     best = {column: max(_mean(runs, *column) for runs in rows.values()) for column in columns}
     heads = [METRIC_NAMES[metric] + (", official" if way else "") for metric, way in columns]
-    lines = ["| model | seeds | " + " | ".join(heads) + " |", "| --- | ---: |" + " ---: |" * len(heads)]
+    lines = []
     for name, runs in rows.items():
         seeds = "–" if name in named_baselines else str(len(runs))  # baselines have none
         cells = [_cell(runs, *column, bold=_mean(runs, *column) == best[column]) for column in columns]
-        lines.append(f"| {name} | {seeds} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, seeds, *cells])
+    return markdown_table(["model", "seeds", *heads], lines)
 
 
 def _values(runs: list[dict], metric: str, official: bool) -> list[float]:
@@ -155,7 +162,7 @@ def ratings_table(records: list[dict]) -> str:
     beside = {name: errors for name, errors in records[0]["ratings"].items() if name != "this run"}
     rows = {BASELINE_NAMES.get(name, name): [errors] for name, errors in beside.items()} | own
     means = {name: {e: statistics.mean(run[e] for run in runs) for e in ERRORS} for name, runs in rows.items()}
-    lines = ["| model | seeds | " + " | ".join(ERRORS.values()) + " |", "| --- | ---: |" + " ---: |" * len(ERRORS)]
+    lines = []
     for name in sorted(rows, key=lambda name: -means[name]["rmse"]):
         cells = []
         for error in ERRORS:
@@ -163,8 +170,8 @@ def ratings_table(records: list[dict]) -> str:
             best = means[name][error] == min(own[error] for own in means.values())
             spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
             cells.append((f"**{mean}**" if best else mean) + spread)
-        lines.append(f"| {name} | {len(rows[name]) if name in own else '–'} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([name, str(len(rows[name])) if name in own else "–", *cells])
+    return markdown_table(["model", "seeds", *ERRORS.values()], lines)
 
 
 def results_block(records: list[dict]) -> str:

@@ -37,7 +37,7 @@ from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_me
 from jepa4rec.evaluation.plots import COLOURS, label_plainly, require_plots, save_panels
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.evaluation.scorers import rank_baselines
-from jepa4rec.model_cards.results_table import BASELINE_NAMES, METRIC_NAMES, METRICS
+from jepa4rec.model_cards.results_table import BASELINE_NAMES, METRIC_NAMES, METRICS, markdown_table
 from jepa4rec.serving.whole_files_seqrec import written_files
 
 TOLD = (
@@ -116,11 +116,8 @@ model that does not beat these rows has learned nothing that counting does not k
 
 
 def baselines_table(baselines: dict[str, dict[str, float]]) -> str:
-    lines = ["| | " + " | ".join(METRIC_NAMES.values()) + " |", "| --- |" + " ---: |" * len(METRICS)]
-    for name, metrics in baselines.items():
-        cells = " | ".join(f"{metrics[metric]:.4f}".removeprefix("0") for metric in METRICS)
-        lines.append(f"| {BASELINE_NAMES[name]} | {cells} |")
-    return "\n".join(lines)
+    cells = {name: [f"{own[metric]:.4f}".removeprefix("0") for metric in METRICS] for name, own in baselines.items()}
+    return markdown_table(["", *METRIC_NAMES.values()], ([BASELINE_NAMES[name], *own] for name, own in cells.items()))
 
 
 # The plot

@@ -40,7 +40,14 @@ import pyarrow.parquet as pq
 
 from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
-from jepa4rec.model_cards.results_table import METRIC_NAMES, METRICS, check_record, describe, results_table
+from jepa4rec.model_cards.results_table import (
+    METRIC_NAMES,
+    METRICS,
+    check_record,
+    describe,
+    markdown_table,
+    results_table,
+)
 from jepa4rec.serving.whole_files_seqrec import write_json
 
 OFFICIAL = "official_rank"
@@ -184,13 +191,13 @@ def markdown(systems: list[System], comparison: dict) -> str:
 
 def pair_table(pair: dict) -> str:
     """One row a metric, the strict ranks first."""
-    lines = ["| metric | A | B | A - B | 95 % interval | p |", "| --- |" + " ---: |" * 5]
+    lines = []
     for ways, suffix in ((pair["metrics"], ""), (pair["official"], ", official")):
         for metric, row in (ways or {}).items():
             interval = f"{row['low']:+.4f} to {row['high']:+.4f}"
-            values = f"{row['a']:.4f} | {row['b']:.4f} | {row['difference']:+.4f}"
-            lines.append(f"| {METRIC_NAMES[metric]}{suffix} | {values} | {interval} | {row['p_value']:.4f} |")
-    return "\n".join(lines)
+            values = f"{row['a']:.4f}", f"{row['b']:.4f}", f"{row['difference']:+.4f}"
+            lines.append([METRIC_NAMES[metric] + suffix, *values, interval, f"{row['p_value']:.4f}"])
+    return markdown_table(["metric", "A", "B", "A - B", "95 % interval", "p"], lines)
 
 
 @command(PARSER)

@@ -52,6 +52,7 @@ from jepa4rec.evaluation.ranking import check_k, rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run, portable_path, write_evaluation
 from jepa4rec.evaluation.scorers import make_scorer, measure, rank_baselines
 from jepa4rec.hub.opening import find_checkpoint, is_fine_tuned, load_model, load_tokenizer
+from jepa4rec.model_cards.results_table import markdown_table
 from jepa4rec.serving.encoding_seqrec import check_histories
 from jepa4rec.training.data import kept_vectors
 
@@ -137,17 +138,6 @@ def training_seed(place: str) -> int | None:
     return json.loads(metrics.read_text(encoding="utf-8")).get("seed") if metrics.is_file() else None
 
 
-def markdown_table(record: dict) -> str:
-    """The metrics beside the baselines."""
-    rows = {record["model"]: record["metrics"], **record["baselines"]}
-    lines = [
-        "| " + " | ".join(["", *record["metrics"]]) + " |",
-        "| --- |" + " --- |" * len(record["metrics"]),
-        *("| " + " | ".join([name, *(f"{value:.4f}" for value in row.values())]) + " |" for name, row in rows.items()),
-    ]
-    return "\n".join(lines)
-
-
 @command(PARSER)
 def main(options: Namespace) -> None:
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -155,7 +145,9 @@ def main(options: Namespace) -> None:
         parts = [portable_path(str(Path(place))).replace("/", "-") for place in (options.checkpoint, options.dataset)]
         options.out = Path("runs") / "-".join(["evaluate", *parts, options.split])
     record = evaluate(options)
-    print(f"{markdown_table(record)}\n\nwrote {options.out}/metrics.json and ranks.parquet")
+    rows = {record["model"]: record["metrics"], **record["baselines"]}
+    cells = ([name, *(f"{value:.4f}" for value in row.values())] for name, row in rows.items())
+    print(f"{markdown_table(['', *record['metrics']], cells)}\n\nwrote {options.out}/metrics.json and ranks.parquet")
 
 
 if __name__ == "__main__":
