@@ -41,7 +41,6 @@ SETTINGS = {
     "pad_item_position": 0,  # item_position_ids of padding
     "sentence": "attributes",  # or ST5's formats, "structured" by tags or "unstructured"; the rest is for those alone
     "instruction": False,  # True: a sentence of explanation stands before every history
-    "title_attributes": None,  # names of the attributes that make the title; None = title, or the first one
     "description": False,  # True: the description follows the title
 }
 # Padding and truncation are settings of the shared backend, so one call at a time sets and uses them. A process forked
@@ -123,7 +122,6 @@ class ItemSentTokenizer(TokenizersBackend):
     pad_item_position = property(lambda self: self._setting("pad_item_position"))
     sentence = property(lambda self: self._setting("sentence"))
     instruction = property(lambda self: self._setting("instruction"))
-    title_attributes = property(lambda self: self._setting("title_attributes"))
     description = property(lambda self: self._setting("description"))
 
     @property
@@ -133,6 +131,8 @@ class ItemSentTokenizer(TokenizersBackend):
         return min(SETTINGS["max_tokens"], self.model_max_length)
 
     def _setting(self, name: str) -> Any:
+        if self.init_kwargs.get("title_attributes") is not None:
+            raise ValueError("title_attributes is no longer a setting: call the attribute that is the title title")
         value = self.init_kwargs.get(name, SETTINGS[name])
         _check_setting(name, value)  # from_pretrained(..., max_items=0) comes past no constructor of ours
         return value
@@ -159,6 +159,13 @@ class ItemSentTokenizer(TokenizersBackend):
         """Whether a row's CLS ends it instead of opening it: where the tokenizer itself ends a text with its CLS, as
         tokenizers of embedding models with a decoder do (its last token alone sees the whole row)."""
         return self.cls_token_id is not None and self._tokenizer.encode("a").ids[-1] == self.cls_token_id
+
+    @property
+    def opening_ids(self) -> list[int]:
+        """What stands before a row's items where its CLS comes last: the BOS that some decoders begin every text with,
+        else nothing."""
+        begins_with_bos = self.cls_last and self._tokenizer.encode("a").ids[0] == self.bos_token_id
+        return [self.bos_token_id] if begins_with_bos else []
 
     # ---- items -> ItemTokens
 
@@ -196,7 +203,7 @@ class ItemSentTokenizer(TokenizersBackend):
         index: dict[str, int] = {}
         places = np.empty(len(items), np.int64)
         for i, item in enumerate(items):
-            text = item_text(_text_attributes(item, label(i)), self.title_attributes, self.description)
+            text = item_text(_text_attributes(item, label(i)), self.description)
             if not text:
                 raise ValueError(f"{label(i)} has no text: give it a title or remove it")
             places[i] = index.setdefault(text, len(index))
@@ -301,7 +308,8 @@ class ItemSentTokenizer(TokenizersBackend):
         rows, items, positions = _newest_items(histories, max_items, item_tokens.num_items, allow_empty)
         if marks is None:
             starts, keep = self._place_items(item_tokens.lengths[items], rows, positions, max_tokens)
-            lengths = 1 + np.bincount(rows, keep, len(histories)).astype(np.int64)
+            around = 1 + len(self.opening_ids)
+            lengths = around + np.bincount(rows, keep, len(histories)).astype(np.int64)
         else:
             layout = lay_out(item_tokens.lengths[items], rows, positions, len(histories), marks, max_tokens)
             rows, items, positions = rows[layout.kept], items[layout.kept], positions[layout.kept]
@@ -334,8 +342,9 @@ class ItemSentTokenizer(TokenizersBackend):
         """
         first = next((i for i in (self.cls_token_id, self.bos_token_id) if i is not None), None)
         last = next((i for i in (self.eos_token_id, self.sep_token_id) if i is not None), None)
-        first, last = (None, first) if self.cls_last else (first, last)
         opening, closing = ([] if i is None else [i] for i in (first, last))
+        if self.cls_last:
+            opening, closing = self.opening_ids, [first]
         if self.instruction and not alone:
             opening = opening + super().__call__(INSTRUCTION, add_special_tokens=False)["input_ids"]
         if self.sentence == "unstructured":
@@ -371,26 +380,29 @@ class ItemSentTokenizer(TokenizersBackend):
             arrays["token_type_ids"].reshape(-1)[ends - 1] = CLS_TYPE
 
     def _place_items(self, lengths, rows, positions, max_tokens) -> tuple[np.ndarray, np.ndarray]:
-        """First column of every item (the CLS has its own) and how many of its tokens fit below max_tokens."""
+        """First column of every item (CLS and BOS have their own) and how many of its tokens fit below max_tokens."""
         ends = np.cumsum(lengths)
         newest = positions == 1
         row_begins = np.zeros(rows.max(initial=0) + 1, np.int64)
         row_begins[rows[newest]] = (ends - lengths)[newest]
-        starts = 1 + (ends - lengths) - row_begins[rows]
+        starts = 1 + len(self.opening_ids) + (ends - lengths) - row_begins[rows]
         keep = np.clip(max_tokens - starts, 0, lengths)
         if self.whole_items:
             keep[(keep < lengths) & ~newest] = 0  # the newest item is cut rather than lost
         return starts - int(self.cls_last), keep
 
     def _padded_arrays(self, lengths, shift, width, opened: bool) -> dict[str, np.ndarray]:
-        """Arrays (B, width) that hold the padding and, where rows are `opened` by one, the CLS."""
+        """Arrays (B, width) that hold the padding and, where rows are `opened` by one, the CLS (and a BOS)."""
         if self.pad_token_id is None:
             raise ValueError("the tokenizer has no pad_token: set one, for example tokenizer.pad_token = '<pad>'")
         columns = np.arange(width) - shift[:, None]
         real = (columns >= 0) & (columns < lengths[:, None])
         cls = (columns == (lengths[:, None] - 1 if self.cls_last else 0)) & opened
+        input_ids = np.where(cls, self.first_token_id if opened else 0, self.pad_token_id)
+        for token_id in self.opening_ids if opened else ():
+            input_ids[columns == 0], cls = token_id, cls | (columns == 0)
         return {
-            "input_ids": np.where(cls, self.first_token_id if opened else 0, self.pad_token_id),
+            "input_ids": input_ids,
             "attention_mask": real.astype(np.int64),
             "token_type_ids": np.where(cls, CLS_TYPE, PAD_TYPE),
             "item_position_ids": np.where(cls, 0, self.pad_item_position),
@@ -482,9 +494,6 @@ def _check_setting(name: str, value: Any) -> None:
         raise ValueError(f"unknown tokenizer setting {name!r}: did you mean {' or '.join(map(repr, near))}?")
     if name in CHOICES:
         fits, wanted = value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
-    elif name == "title_attributes":
-        names = isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
-        fits, wanted = value is None or names, "a list of attribute names"
     elif isinstance(SETTINGS[name], bool):
         fits, wanted = isinstance(value, bool), "true or false"
     elif value is None:

@@ -7,7 +7,7 @@ Items stand oldest first. "unstructured" writes the same texts without tags, a h
 instruction may stand before the history. (Section 4.1 of the ST5 thesis.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -39,17 +39,14 @@ class Marks(NamedTuple):
     closing: list[int]
 
 
-def item_text(item: Mapping[str, str], title_attributes: Sequence[str] | None, description: bool) -> str:
+def item_text(item: Mapping[str, str], description: bool) -> str:
     """`TITLE: …`, with `description` also `DESCRIPTION: …`; "" for an item without text.
 
-    The title is the attribute of that name, else the first one with text that is no description, or
-    `title_attributes` joined. An item that has a description and nothing else is `DESCRIPTION: …` alone.
+    The title is the attribute of that name, else the first one with text that is no description. An item that has a
+    description and nothing else is `DESCRIPTION: …` alone.
     """
-    if title_attributes is None:
-        others = (text for name, text in item.items() if text and name != DESCRIPTION)
-        title = item.get("title") or next(others, "")
-    else:
-        title = " ".join(filter(None, map(item.get, title_attributes)))
+    others = (text for name, text in item.items() if text and name != DESCRIPTION)
+    title = item.get("title") or next(others, "")
     if not title:
         return f"DESCRIPTION: {item[DESCRIPTION]}" if item.get(DESCRIPTION) else ""
     if not description:

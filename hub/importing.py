@@ -295,6 +295,7 @@ def _with_special_tokens(source: str, tokenizer: PreTrainedTokenizerBase, poolin
     models' `<|endoftext|>`), else the end-of-text token.
     """
     encoded = tokenizer("a", return_special_tokens_mask=True)
+    begins = encoded["input_ids"][:1] if encoded["special_tokens_mask"][0] else []  # the BOS of some decoders
     ending = encoded["input_ids"][-1] if encoded["special_tokens_mask"][-1] else tokenizer.eos_token_id
     ending = tokenizer.pad_token_id if ending is None else ending
     if ending is None:
@@ -302,7 +303,9 @@ def _with_special_tokens(source: str, tokenizer: PreTrainedTokenizerBase, poolin
     end = tokenizer.convert_ids_to_tokens(ending)
     at_the_end = pooling == "last"
     if at_the_end and not encoded["special_tokens_mask"][-1]:
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"$A {end}", special_tokens=[(end, ending)])
+        pieces = dict(zip(tokenizer.convert_ids_to_tokens([*begins, ending]), [*begins, ending], strict=True))
+        template = " ".join([*list(pieces)[: len(begins)], "$A", end])
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(template, special_tokens=list(pieces.items()))
     if at_the_end or (tokenizer.cls_token is None and tokenizer.bos_token is None):
         tokenizer.cls_token = end
     if tokenizer.pad_token is None:

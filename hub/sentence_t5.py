@@ -169,7 +169,7 @@ def write_sentence(tokenizer: ItemSentTokenizer, item_or_history: Mapping | Sequ
     """The plain text that the tokenizer reads an item or a history as, where nothing of it has to be cut."""
     alone = isinstance(item_or_history, Mapping)
     items = [item_or_history] if alone else item_or_history
-    texts = [item_text(item, tokenizer.title_attributes, tokenizer.description) for item in items]
+    texts = [item_text(item, tokenizer.description) for item in items]
     begin = f"{INSTRUCTION} " if tokenizer.instruction and not alone else ""
     if tokenizer.sentence == "unstructured":
         return begin + ", ".join(texts)

@@ -3,7 +3,8 @@
     python studies/ablations.py --data data/scientific
 
 The base recipe is trained whole and with one part taken out or changed at a time, once a seed; each variant is
-compared with the whole by a paired bootstrap over users. JEPA4Rec, section 4.4, Table 3.
+compared with the whole by a paired bootstrap over users. JEPA4Rec, section 4.4, Table 3; the last three objectives are
+choices that its section 3.3.2 leaves open.
 """
 
 import sys
@@ -26,6 +27,8 @@ OBJECTIVES = {
     "without mapping loss": {"map_weight": 0.0},
     "stop-gradient, no EMA": {"ema_start": 0.0, "ema_end": 0.0},
     "normalised targets": {"normalise_targets": True},
+    "smooth L1": {"map_distance": "smooth_l1"},
+    "positives from the target encoder": {"positive": "target"},
 }
 MODELS = {"without token types": "token_types", "without item positions": "item_positions"}
 VARIANTS = ["whole", *OBJECTIVES, *MODELS, "without pre-training"]

@@ -152,6 +152,29 @@ def test_without_types_and_positions_a_plain_text_is_one_item_of_values(imported
             torch.nn.init.zeros_(table.weight)
 
 
+@pytest.mark.parametrize("template", ["<|im_end|> $A", "<|im_end|> $A <|endoftext|>"])
+def test_a_decoder_that_begins_its_texts_with_bos_reads_items_so_too(template, tmp_path):
+    source, begin, end = qwen_tokenizer(), 1, 0
+    special = [("<|endoftext|>", end), ("<|im_end|>", begin)]
+    source.backend_tokenizer.post_processor = processors.TemplateProcessing(template, special_tokens=special)
+    source.bos_token, source.eos_token = "<|im_end|>", "<|endoftext|>"
+    source.save_pretrained(tmp_path)
+    AutoModel.from_config(text_config("qwen3", len(source), end)).save_pretrained(tmp_path)
+    _, tokenizer = import_checkpoint(str(tmp_path))
+    tea = source("tea", add_special_tokens=False)["input_ids"]
+    title = source("title", add_special_tokens=False)["input_ids"]
+    assert tokenizer("tea")["input_ids"] == [begin, *tea, end]
+    batch = tokenizer([[{"title": "tea"}], [{"title": "tea"}, {"title": "tea"}]], return_tensors="np")
+    rows = [[begin, *title, *tea, end], [begin, *title, *tea, *title, *tea, end]]
+    for row, (ids, mask) in enumerate(zip(batch["input_ids"], batch["attention_mask"], strict=True)):
+        assert ids[mask == 1].tolist() == rows[row]
+    assert batch["token_type_ids"][1, [0, -1]].tolist() == batch["item_position_ids"][1, [0, -1]].tolist() == [0, 0]
+    short = ItemSentTokenizer.wrap(tokenizer, max_tokens=5)([{"title": "tea"}] * 2)["input_ids"]
+    assert short == [begin, *rows[1][1:4], end]
+    plain = ItemSentTokenizer.wrap(tokenizer, sentence="unstructured")({"title": "tea"})["input_ids"]
+    assert (plain[0], plain[-1]) == (begin, end)
+
+
 def test_stages_are_the_embeddings_with_their_tables_and_the_layers(imported):
     model, _ = imported
     embeddings, *layers = model.stages()

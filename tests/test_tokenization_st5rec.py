@@ -1,5 +1,7 @@
 """ST5's item sentences: expected ids written out by hand, on a vocabulary of known words."""
 
+import json
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -94,11 +96,10 @@ def test_a_description_follows_the_title_or_is_said_to_be_missing():
     assert ids(st5(), {"description": "green leaf"}) == [ITEM, DESCRIPTION, GREEN, LEAF, ITEM_END, END]
 
 
-def test_the_title_is_the_attribute_of_that_name_the_first_one_or_what_is_asked_for():
+def test_the_title_is_the_attribute_of_that_name_or_the_first_one():
     pot = {"brand": "green", "title": "tea pot"}
     assert ids(st5(), pot) == [ITEM, TITLE, TEA, POT, ITEM_END, END]
     assert ids(st5(), {"description": "black", "name": "pot"}) == [ITEM, TITLE, POT, ITEM_END, END]
-    assert ids(st5(title_attributes=["title", "brand"]), pot) == [ITEM, TITLE, TEA, POT, GREEN, ITEM_END, END]
 
 
 def test_unstructured_items_are_parted_by_commas():
@@ -143,18 +144,25 @@ def test_a_catalogue_gives_what_single_calls_give():
 
 
 def test_the_format_is_saved_with_the_tokenizer(tmp_path):
-    tokenizer = st5(sentence="unstructured", title_attributes=["brand"], instruction=True)
+    tokenizer = st5(sentence="unstructured", description=True, instruction=True)
     tokenizer.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
     assert again.settings == tokenizer.settings
     assert ids(again, [{"brand": "tea"}]) == ids(tokenizer, [{"brand": "tea"}])
 
 
+def test_a_tokenizer_that_made_its_titles_of_other_attributes_is_refused(tmp_path):
+    st5().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"title_attributes": ["brand"]}))
+    with pytest.raises(ValueError, match="title_attributes is no longer a setting"):
+        ItemSentTokenizer.from_pretrained(tmp_path)({"title": "tea"})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"sentence": "structure"}, "must be one of attributes, structured, unstructured"),
-        ({"title_attributes": "title"}, "must be a list of attribute names"),
         ({"description": "yes"}, "must be true or false"),
     ],
 )

@@ -69,9 +69,9 @@ class TokenizerRecipe:
     attribute_names: bool | None = None
     sentence: Literal["attributes", "structured", "unstructured"] | None = None
     instruction: bool | None = None
-    title_attributes: list[str] | None = None
     description: bool | None = None
     vocab_size: int = 4000
+    REMOVED: ClassVar = {"title_attributes": (None, "the title is the attribute of that name, or the first")}
 
     def __post_init__(self):
         limits = ("max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "vocab_size")
