@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from ..baselines import BASELINE_MODELS, fit_baseline
 from ..baselines.item_sequences import Items
 from ..configuration_jepa4rec import Jepa4RecConfig
 from ..datasets_builders.contract import DOMAIN
-from ..hub.importing import import_checkpoint
+from ..hub.importing import T5_MASK, import_checkpoint
 from ..hub.opening import (
     ENCODERS,
     check_reachable,
@@ -36,10 +36,6 @@ from .recipe import ModelRecipe, Recipe
 from .typed_yaml import nearest
 
 COUNTED_FIELDS = ("num_items", "num_users", "num_pairs", "mean", "lowest", "highest", "catalogue_fingerprint")
-TOKENIZER_SETTINGS = (
-    "max_attributes", "max_attribute_tokens", "max_items", "max_tokens", "attribute_names", "sentence", "instruction",
-    "title_attributes", "description",
-)  # fmt: skip
 SCRATCH_SPECIAL_TOKENS = {
     "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]",
 }  # fmt: skip
@@ -162,6 +158,8 @@ def _from_scratch(recipe: Recipe, data: RunData) -> tuple[SeqRecPreTrainedModel,
     words = [text for item in items for pair in item.items() if pair[1] for text in pair]
     if recipe.model.family == "st5rec":
         vocabulary = train_t5_wordpiece([*words, *FIXED_TEXTS], recipe.tokenizer.vocab_size)
+        if any(phase.kind == "pretrain" for phase in recipe.phases):
+            vocabulary.add_special_tokens({"mask_token": T5_MASK})
         tokenizer = ItemSentTokenizer.wrap(vocabulary, **{**ST5_SETTINGS, **_settings(recipe)})
         shape = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         shape |= {"eos_token_id": tokenizer.eos_token_id, **recipe.model.config}
@@ -218,8 +216,8 @@ def _wordpiece(model: models.WordPiece, normalizer: normalizers.Normalizer) -> T
 
 def _settings(recipe: Recipe) -> dict:
     """The recipe's tokenizer settings that are set."""
-    settings = {name: getattr(recipe.tokenizer, name) for name in TOKENIZER_SETTINGS}
-    return {name: value for name, value in settings.items() if value is not None}
+    settings = asdict(recipe.tokenizer)
+    return {name: value for name, value in settings.items() if value is not None and name != "vocab_size"}
 
 
 def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTokenizer]:

@@ -634,10 +634,10 @@ def test_a_sentence_t5_learns_by_full_softmax_too(write_recipe):
     assert 0 < record["metrics"]["mrr"] < 1
 
 
-def test_a_vocabulary_without_a_mask_is_named(write_recipe):
-    """A Sentence-T5 from scratch has none; an imported one masks by a sentinel."""
-    with pytest.raises(ValueError, match="the tokenizer has no mask_token, which pre-training needs"):
-        train(write_recipe([{**PRETRAIN, "max_items": 3, "steps": 2, "batch_size": 8}]), *ST5)
+def test_a_sentence_t5_from_scratch_is_pre_trained_by_jepa_and_masks_by_a_sentinel(write_recipe, tmp_path):
+    record = train(write_recipe([{**PRETRAIN, "max_items": 3, "steps": 2, "batch_size": 8}]), *ST5)
+    assert 0 < record["metrics"]["mrr"] < 1
+    assert ItemSentTokenizer.from_pretrained(tmp_path / "run" / "checkpoint").mask_token == "<extra_id_4>"
 
 
 def test_descriptions_that_no_item_has_are_named(write_recipe):
