@@ -29,7 +29,6 @@ from .whole_files_seqrec import written_folder
 
 logger = logging.get_logger(__name__)
 
-INDEXES = ("exact", "faiss", "binary")
 NO_LONGER = ("int8",)  # in catalogues saved before; exact search is as fast in batches and needs less memory
 EF_SEARCH = 512  # nodes of the graph looked at; more find more, later
 NEIGHBOURS = 32  # of a node of the graph
@@ -48,14 +47,14 @@ class Index:
     Items that came later stand behind the others in a snapshot and are searched exactly.
     """
 
-    def __init__(self, kind: str, built: "tuple[_Faiss | _Binary, np.ndarray] | None" = None):
+    def __init__(self, kind: str, built: "tuple[Any, np.ndarray] | None" = None):
         self._kind, self._built, self._lock = kind, built, threading.Lock()
 
-    def of(self, vectors: Tensor) -> "tuple[_Faiss | _Binary, np.ndarray]":
+    def of(self, vectors: Tensor) -> "tuple[Any, np.ndarray]":
         """What finds neighbours, and the row (M,) in the snapshot of each of its vectors, -1 for one that is gone."""
         with self._lock:
             if self._built is None:
-                search = _Binary(vectors) if self._kind == "binary" else _Faiss(vectors)
+                search = INDEXES[self._kind](vectors)
                 self._built = search, np.arange(len(vectors))
             return self._built
 
@@ -539,3 +538,11 @@ def _signs(vectors: np.ndarray) -> np.ndarray:
     """Signs as bits, uint64 (rows, d / 64 rounded up)."""
     bits = np.packbits(np.ascontiguousarray(vectors) > 0, axis=1)
     return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+
+
+# What "exact" searches by is `Snapshot._exact`; every other kind is a class made of vectors (N, d), with `nearest`.
+INDEXES = {
+    "exact": None,
+    "faiss": _Faiss,
+    "binary": _Binary,
+}

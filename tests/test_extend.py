@@ -26,14 +26,20 @@ def checkout(tmp_path_factory):
     for name, content in re.findall(r"^```(?:python|yaml)\n# (\S+/\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         assert not (folder / name).exists()
         (folder / name).write_text(content, encoding="utf-8")
-    registry = folder / "datasets_builders" / "__init__.py"
-    line = re.search(r"^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1]
-    text = registry.read_text(encoding="utf-8").replace('    "online_retail"', f'{line}    "online_retail"', 1)
-    registry.write_text(f"{text}\nfrom .library import Library\n".replace(
-        "from .online_retail", "from .library import Library\nfrom .online_retail", 1
-    ), encoding="utf-8")  # fmt: skip
+    library, cells = re.findall(r"^```diff\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    register(
+        folder / "datasets_builders" / "__init__.py", library, '    "online_retail"', "from .library import Library"
+    )
+    register(folder / "serving" / "catalogue_seqrec.py", cells, '    "binary"', "from .cells_seqrec import Cells")
     (folder / "loans.csv").write_text(LOANS, encoding="utf-8")
     return folder
+
+
+def register(path, line: str, before: str, imported: str) -> None:
+    """Write a registry's new line, and its import before the first one from beside it."""
+    text = path.read_text(encoding="utf-8")
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, line + before).replace("\nfrom .", f"\n{imported}\nfrom .", 1), "utf-8")
 
 
 def rooms() -> set[str]:
@@ -71,3 +77,26 @@ def test_a_kind_of_phase_and_a_baseline_are_a_file_and_a_recipe(checkout, sectio
     assert ('"bpr"' in log) == (name == "bpr")
     if name == "bag_of_items":  # a stranger's process opens it before it is pushed
         run(checkout, "scripts/push_to_hub.py", f"runs/{name}", "me/bag", "--dry_run")
+
+
+SEARCH = """
+import torch
+from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.serving.catalogue_seqrec import Catalogue
+
+vectors = torch.nn.functional.normalize(torch.randn(400, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+for index in ("exact", "cells"):
+    catalogue = Catalogue("hash", 16, index)
+    catalogue.add([f"i{row}" for row in range(400)], [{}] * 400, vectors, None)
+    catalogue.add(["late"], [{}], -vectors[:1], None)
+    print([row[0] for row in catalogue.search(vectors[:3], 5)[1].tolist()], catalogue.search(-vectors[:1], 1)[1][0, 0])
+shape = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+Jepa4RecModel(Jepa4RecConfig(**shape)).save_pretrained("indexed")
+"""
+
+
+def test_a_way_to_search_is_a_file_and_a_line(checkout):
+    exact, cells = run(checkout, "-c", SEARCH).splitlines()
+    assert exact == cells == "[0, 1, 2] 400"  # the item that came later too
+    assert (checkout / "indexed" / "cells_seqrec.py").is_file()  # what a checkpoint is searched by travels with it

@@ -45,7 +45,7 @@ def test_exact_search_is_cosine_sorted_the_slow_way():
         np.testing.assert_allclose(scores[query], cosines[query][order], atol=1e-6)
 
 
-@pytest.mark.parametrize("index", INDEXES[1:])
+@pytest.mark.parametrize("index", list(INDEXES)[1:])
 def test_an_index_finds_nearly_everything_and_gives_exact_scores(index):
     needs(index)
     exact, approximate = filled(2000), filled(2000, index=index, rescore=20)
@@ -103,7 +103,7 @@ def test_where_less_is_left_less_is_found(index):
     assert -1 not in rows[1]
 
 
-@pytest.mark.parametrize("index", INDEXES[1:])
+@pytest.mark.parametrize("index", list(INDEXES)[1:])
 def test_an_index_lives_on_while_few_items_come_and_go(index):
     needs(index)
     catalogue, target = filled(300, index=index), torch.full((1, 32), 0.5)
@@ -242,6 +242,7 @@ while True:
 """
 
 
+@pytest.mark.slow("saves in a process of its own")
 def test_a_folder_is_read_whole_while_another_process_saves_it(tmp_path):
     saver = subprocess.Popen([sys.executable, "-c", SAVER, tmp_path / "c"], stdout=subprocess.PIPE, text=True)
     try:
