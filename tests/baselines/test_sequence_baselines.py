@@ -754,7 +754,8 @@ def test_a_row_is_history_and_target():
 def test_every_recipe_learns_and_is_recorded(train, name):
     record, folder = train(name)
     assert record["metrics"]["recall@10"] > 0.9 and record["validation_metrics"]["ndcg@10"] > 0.8
-    assert record["system"].lower().replace("-", "") == name.removesuffix("_gru") and (folder / "ranks.parquet").is_file()
+    system = record["system"].lower().replace("-", "")
+    assert system == name.removesuffix("_gru") and (folder / "ranks.parquet").is_file()
     assert (folder / "checkpoint" / f"{name}.py").is_file()
 
 
