@@ -4,11 +4,13 @@ import json
 import shutil
 import sys
 from functools import wraps
+from math import inf
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import cached_file, logging
 
@@ -17,6 +19,11 @@ logger = logging.get_logger(__name__)
 TASK = "sequential-recommendation"
 PIPELINE = "pipeline_seqrec.SequentialRecommendationPipeline"
 EMBEDDING = "embedding_seqrec.ItemSentEmbedding"  # what sentence-transformers loads
+SIZES = frozenset(
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
+    "d_model d_kv d_ff num_layers num_heads".split()
+)
+SCALES = frozenset("layer_norm_eps layer_norm_epsilon initializer_range initializer_factor".split())
 
 
 def with_plain_errors(config_class: type) -> type:
@@ -102,6 +109,17 @@ class SeqRecConfig(PreTrainedConfig):
     def vector_size(self) -> int:
         """Width of a history's or an item's vector."""
         return self.hidden_size
+
+    def validate_shape(self):
+        """There is something of everything, and dropout leaves something."""
+        for name, value in vars(self).items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and name in SIZES and not value >= 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+            if is_number and name in SCALES and not 0 < value < inf:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+            if is_number and "dropout" in name and not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value}.")
 
     def validate_history(self):
         """Something of a history is read."""
@@ -189,6 +207,11 @@ class Jepa4RecConfig(SeqRecConfig):
         window = self.attention_window
         if window is not None and (window < 2 or window % 2):
             raise ValueError(f"attention_window must be null or an even number of tokens >= 2, got {window}.")
+
+    def validate_activation(self):
+        """transformers knows the activation by its name."""
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {self.hidden_act!r}; it may be {', '.join(ACT2FN)}.")
 
     def validate_pooling(self):
         """`pooler_output` is one of two things."""

@@ -53,8 +53,11 @@ class ItemSequenceConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of "
                 f"num_attention_heads ({self.num_attention_heads})."
             )
-        if self.num_items < 1 or self.max_length < 1:
-            raise ValueError(f"num_items ({self.num_items}) and max_length ({self.max_length}) must be at least 1.")
+        for name in ("num_items", "max_length", "hidden_size", "num_hidden_layers", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, or null for dot products, got {self.temperature}.")
 

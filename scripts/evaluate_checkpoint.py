@@ -48,7 +48,7 @@ from jepa4rec.baselines import BASELINES
 from jepa4rec.datasets_builders.builder import check_choice
 from jepa4rec.datasets_builders.contract import PROTOCOLS, SeqRecDataset, Split, Splits, load_dataset_dir
 from jepa4rec.evaluation.audit import audit, summarise
-from jepa4rec.evaluation.ranking import check_k, rank_split_both_ways
+from jepa4rec.evaluation.ranking import rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run, portable_path, write_evaluation
 from jepa4rec.evaluation.scorers import make_scorer, measure, rank_baselines
 from jepa4rec.hub.opening import find_checkpoint, is_fine_tuned, load_model, load_tokenizer
@@ -74,8 +74,8 @@ def evaluate(options: Namespace) -> dict:
     check_choice("--protocol", options.protocol, list(PROTOCOLS))
     check_places(options.out, options.device)
     dataset = load_dataset_dir(options.dataset)
-    for cutoff in options.cutoffs:
-        check_k(cutoff, dataset.num_items)
+    if any(cutoff < 1 for cutoff in options.cutoffs):
+        raise ValueError(f"--cutoffs {' '.join(map(str, options.cutoffs))}: each is at least 1")
     splits, split = choose_split(dataset, options)
     checkpoint = find_checkpoint(options.checkpoint)
     model = load_model(checkpoint, dataset.fingerprint).to(options.device)

@@ -1,5 +1,7 @@
 """Show in words what a model recommends: a few users' newest items, five recommendations, and what came next in truth.
 
+Where nobody ever takes a thing twice, what a user has already is not recommended.
+
 python scripts/show_recommendations.py RUN_OR_CHECKPOINT DATASET_DIR --users 5
 """
 
@@ -43,9 +45,10 @@ def open_scorer(place: str, dataset: SeqRecDataset) -> Scorer:
 
 
 def choose_users(split: Split, users: int, seed: int) -> Split:
-    """A seeded sample of test users, in the dataset's order."""
-    if not 1 <= users <= len(split.targets):
-        raise ValueError(f"--users {users}: the dataset has {len(split.targets)} users to test on")
+    """A seeded sample of test users, or all where there are no more, in the dataset's order."""
+    if users < 1 or not len(split.targets):
+        raise ValueError(f"--users {users}: show at least one, of the {len(split.targets)} users to test on")
+    users = min(users, len(split.targets))
     rows = np.sort(np.random.default_rng(seed).choice(len(split.targets), users, replace=False))
     return Split(split.user_ids[rows], [split.histories[row] for row in rows], split.targets[rows])
 
@@ -76,10 +79,13 @@ def describe_user(user: str, history: np.ndarray, target: int, rank: float, best
 def show(model: str, dataset_dir: str, users: int, k: int, seed: int) -> str:
     """The pages of some test users, one below the other."""
     dataset = load_dataset_dir(dataset_dir)
-    split = choose_users(leave_one_out(dataset.sequences).test, users, seed)
+    everybody = leave_one_out(dataset.sequences).test
+    never_again = not any(map(np.isin, everybody.targets, everybody.histories))
+    split = choose_users(everybody, users, seed)
     scorer = open_scorer(model, dataset)
-    items, scores = top_k(scorer, split.histories, k)
-    ranks = rank_split(scorer, split, progress=False)
+    left = dataset.num_items - max(len(set(history)) for history in split.histories) * never_again
+    items, scores = top_k(scorer, split.histories, min(k, left), exclude_history=never_again)
+    ranks = rank_split(scorer, split, exclude_history=never_again, progress=False)
     texts = dataset.item_texts()
     columns = zip(*split, ranks, items, scores, strict=True)
     return "\n\n".join(describe_user(*row, texts) for row in columns)

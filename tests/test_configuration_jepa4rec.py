@@ -18,6 +18,15 @@ from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
         ("max_item_embeddings", 1),
         ("num_items", -1),
         ("hidden_size", "384"),
+        ("num_hidden_layers", 0),
+        ("intermediate_size", -4),
+        ("vocab_size", 0),
+        ("hidden_dropout_prob", 1.0),
+        ("attention_probs_dropout_prob", -0.1),
+        ("attention_probs_dropout_prob", float("nan")),
+        ("layer_norm_eps", 0.0),
+        ("initializer_range", float("inf")),
+        ("hidden_act", "gelo"),
     ],
 )
 def test_wrong_value_is_an_error_that_names_the_field(field, value):

@@ -80,7 +80,10 @@ class PrefixDataset(Dataset):
             raise ValueError(f"min_history is {min_history}: it counts the items before the target")
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         if not (lengths > min_history).any():
-            raise ValueError(f"no training sequence has {min_history + 1} items: there is nothing to train on")
+            raise ValueError(
+                f"no training sequence has {min_history + 1} items: there is nothing to train on (a user's last two "
+                "are kept for validation and test)"
+            )
         self.items = np.concatenate(sequences).astype(np.int32)
         self.lengths = lengths
         self.starts = np.cumsum(lengths) - lengths

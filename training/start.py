@@ -58,6 +58,8 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
         check_config_overrides(recipe.model.config, ENCODERS[recipe.model.family].config_class)
         return _from_scratch(recipe, data)
     model, tokenizer = _from_checkpoint(recipe)
+    with _one_sentence():
+        model.config.validate()  # what the recipe overrode was set field by field
     if recipe.model.whitening is not None:
         _whiten(model, tokenizer, recipe, data)
     return model, tokenizer

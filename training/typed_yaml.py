@@ -31,7 +31,7 @@ def read_typed_yaml(
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, ValueError, AttributeError) as error:  # what a tag with a wrong value raises
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -39,6 +39,18 @@ def read_typed_yaml(
     prepare(tree, settings)
     origins = [_apply_setting(tree, setting) for setting in settings]
     return _Reader(str(path), origins).read(kind, tree, "")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which no key stands twice: PyYAML keeps the last one without a word."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, (key, _) in enumerate(node.value):
+            if key.value in names[:place]:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands twice", problem_mark=key.start_mark)
+        return node
 
 
 def _apply_setting(tree: dict, setting: str) -> str:

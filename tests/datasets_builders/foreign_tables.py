@@ -67,6 +67,19 @@ def write_export(folder: Path) -> list[Path]:
     return paths
 
 
+def write_small_movielens(movielens: Path, folder: Path, users: int = 40) -> Path:
+    """The first users of MovieLens in files of the same form."""
+    folder.mkdir()
+    for name in ("movies.csv.gz", "ratings.csv.gz"):
+        with gzip.open(movielens / name, "rt", encoding="utf-8", newline="") as source:
+            header, *lines = source
+        if name.startswith("ratings"):
+            lines = [line for line in lines if int(line.split(",")[0]) <= users]
+        with gzip.open(folder / name, "wt", encoding="utf-8", newline="") as target:
+            target.writelines([header, *lines])
+    return folder
+
+
 def write_atomic(movielens: Path, folder: Path) -> Path:
     """MovieLens' two files as RecBole's ``ml.inter`` and ``ml.item``."""
     folder.mkdir()

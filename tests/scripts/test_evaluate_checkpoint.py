@@ -205,6 +205,10 @@ def test_weights_that_are_no_numbers(refuses, save, dataset_dir):
     )
 
 
+def test_cutoffs_below_one(refuses, save, dataset_dir):
+    refuses("--cutoffs 0 5: each is at least 1", save(Jepa4RecModel), dataset_dir, "--cutoffs", "0", "5")
+
+
 def test_missing_item_matrix(refuses, save, dataset_dir):
     fingerprint = contract.load_dataset_dir(dataset_dir).fingerprint
     checkpoint = save(Jepa4RecForSequentialRecommendation, num_items=12, catalogue_fingerprint=fingerprint)

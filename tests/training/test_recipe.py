@@ -63,6 +63,12 @@ def test_recformers_slips_are_off_unless_asked_for(minimal):
         assert all(phase.min_history == 1 and phase.clip_norm == 1.0 for phase in recipe.phases)
 
 
+def test_a_key_that_stands_twice_is_refused(minimal):
+    minimal.write_text(minimal.read_text(encoding="utf-8") + "run:\n  output_dir: elsewhere\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not valid YAML: the key run stands twice"):
+        read_recipe(minimal)
+
+
 def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
     recipe = read_recipe(minimal, ["phases.0.lr=3.0e-5"])
     write_recipe(recipe, tmp_path / "out.yaml")

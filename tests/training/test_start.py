@@ -1,6 +1,9 @@
 """From a recipe to the starting model: a given model keeps its shape, and nobody waits for a Hub that is away."""
 
+import gzip
+import itertools
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +14,10 @@ import train_accelerate
 from jepa4rec.datasets_builders import build, save_dataset
 from jepa4rec.hub.opening import check_reachable
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
-from jepa4rec.scripts.show_recommendations import show
+from jepa4rec.scripts import build_dataset, evaluate_checkpoint, show_recommendations
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import ROOT, TINY_ITEMS
-from tests.datasets_builders.foreign_tables import write_book
+from tests.datasets_builders.foreign_tables import write_atomic, write_book, write_export, write_small_movielens
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -45,19 +48,75 @@ def test_the_quickstart_starts_from_a_language_model_of_real_shape(shop, tmp_pat
     assert (shape.hidden_size, shape.num_hidden_layers, shape.pooling) == (384, 6, "mean")
 
 
-@pytest.mark.slow("trains from a book")
-def test_from_an_excel_book_to_recommendations_in_words(tmp_path):
-    """The three commands of docs/your-own-data.md, the model made small."""
-    dataset = build("table", data_files=write_book(tmp_path / "shop.xlsx"))
-    save_dataset(dataset, tmp_path / "shop")
-    settings = [f"data.dir={tmp_path / 'shop'}", f"run.output_dir={tmp_path / 'run'}", "model.init=scratch"]
+@pytest.fixture
+def foreign_table(real_file, tmp_path):
+    """``foreign_table("book")`` -> the files of one of the six tables of docs/your-own-data.md, the large ones cut."""
+
+    def retail() -> Path:
+        with gzip.open(real_file("online_retail/OnlineRetail.csv.gz"), "rt", encoding="utf-8", newline="") as source:
+            (tmp_path / "retail.csv").write_text("".join(itertools.islice(source, 12_000)), encoding="utf-8")
+        return tmp_path / "retail.csv"
+
+    def movielens() -> Path:
+        return write_small_movielens(real_file("movielens/ml-latest-small"), tmp_path / "small")
+
+    tables = {
+        "MovieLens": movielens,
+        "RecBole": lambda: write_atomic(movielens(), tmp_path / "atomic"),
+        "Gift Cards": lambda: real_file("amazon_2018/raw_gift_cards"),
+        "Online Retail": retail,
+        "book": lambda: write_book(tmp_path / "shop.xlsx"),
+        "export": lambda: write_export(tmp_path),
+    }
+
+    def files(name: str) -> list[str]:
+        made = tables[name]()
+        return [str(path) for path in (made if isinstance(made, list) else [made])]
+
+    return files
+
+
+@pytest.mark.slow("trains a model of each table")
+@pytest.mark.parametrize("name", ["MovieLens", "RecBole", "Gift Cards", "Online Retail", "book", "export"])
+def test_from_somebodys_files_to_recommendations_in_words(foreign_table, tmp_path, capsys, name):
+    """The three commands of docs/your-own-data.md without an option, the model made small."""
+    shop, run = str(tmp_path / "built"), str(tmp_path / "run")
+    build_dataset.main(["table", "--data_files", *foreign_table(name), "--out", shop])
+    assert "interactions: " in capsys.readouterr().err
+    settings = [f"data.dir={shop}", f"run.output_dir={run}", "model.init=scratch", "tokenizer.vocab_size=300"]
     settings += [f"model.config.{name}={value}" for name, value in TINY.items()]
-    settings += ["tokenizer.vocab_size=200", "phases.0.steps=40", "phases.1.steps=2", "phases.1.freeze_layers=0"]
+    settings += ["phases.0.steps=40", "phases.1.steps=2", "phases.1.freeze_layers=0", "evaluation.validation_users=50"]
     AcceleratorState._reset_state(reset_partial_state=True)
-    record = train_accelerate.run(read_recipe(ROOT / "recipes" / "own_data.yaml", settings))
-    assert record["metrics"]["ndcg@10"] > record["baselines"]["popularity"]["ndcg@10"]
-    shown = show(str(tmp_path / "run"), str(tmp_path / "shop"), users=2, k=5, seed=0)
-    assert shown.count("would be shown") == 2 and shown.count("  5.  ") == 2
+    train_accelerate.main(
+        ["--recipe", str(ROOT / "recipes" / "own_data.yaml"), *(part for s in settings for part in ("--set", s))]
+    )
+    told = capsys.readouterr().out
+    assert "training will take about" in told and "item_transition_decayed" in told
+    show_recommendations.main([run, shop, "--users", "3"])
+    shown = capsys.readouterr().out
+    assert shown.count("would be shown") == 3 and shown.count(" 5.  ") == 3
+
+
+@pytest.mark.slow("trains")
+def test_a_shop_of_three(tmp_path, capsys):
+    """Where there are fewer users and items than a command shows, it shows those."""
+    (tmp_path / "sales.csv").write_text(
+        "user,item,title\n" + "".join(f"{u},{i},T{i}\n" for u in "abc" for i in "wxyz")
+    )
+    shop, run = str(tmp_path / "built"), str(tmp_path / "run")
+    build_dataset.main(["table", "--data_files", str(tmp_path / "sales.csv"), "--out", shop])
+    settings = [f"data.dir={shop}", f"run.output_dir={run}", "model.init=scratch", "tokenizer.vocab_size=99"]
+    settings += [f"model.config.{name}={value}" for name, value in TINY.items()]
+    settings += [
+        f"phases.{phase}.{size}" for phase in (0, 1) for size in ("steps=2", "batch_size=2", "freeze_layers=0")
+    ]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train_accelerate.run(read_recipe(ROOT / "recipes" / "own_data.yaml", settings))
+    evaluate_checkpoint.main([run, shop, "--out", str(tmp_path / "out")])
+    assert "3 users, 4 items" in capsys.readouterr().out
+    show_recommendations.main([run, shop, "--users", "5"])
+    shown = capsys.readouterr().out
+    assert shown.count("User ") == 3 and "-> 1." in shown and "  2.  " not in shown
 
 
 def test_a_hub_that_is_away_is_told_at_once_with_what_works_without(monkeypatch):
