@@ -73,6 +73,7 @@ class SeqRecConfig(PreTrainedConfig):
         num_items: rows of the item matrix of a fine-tuned model; 0 for none.
         history_items: how many of the most recent items a fine-tuned model also looks up by id; 0 is text only.
         history_text: whether a fine-tuned model reads the history's text; without it the looked-up items are all.
+        token_head: whether a fine-tuned model has a token head, to learn masked tokens beside its catalogue.
         catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
     """
 
@@ -82,6 +83,7 @@ class SeqRecConfig(PreTrainedConfig):
     num_items: int = 0
     history_items: int = 0
     history_text: bool = True
+    token_head: bool = False
     catalogue_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):

@@ -104,12 +104,15 @@ class FineTuningObjective:
         unseen_items: what items are in the softmax that nobody bought in training: "negatives" as all others, which
             drives them away from every user; "fixed" keeps them where their text put them; "left_out" takes them out
             of the softmax, so that users do not learn to avoid them either.
+        mlm_weight: lambda_1, of masked language modelling on the histories beside it (Appendix C names it among the
+            settings); 0 leaves it out.
     """
 
     temperature: float = 0.05
     learn_temperature: bool = True
     item_matrix: str = "learnable"
     unseen_items: str = "negatives"
+    mlm_weight: float = 0.0
     REMOVED: ClassVar = {
         "user_dropout": (0.0, "it helped no recipe"),
         "chunk_items": (None, "the catalogue's size decides"),
@@ -120,6 +123,7 @@ class FineTuningObjective:
         _check_flag(self, "learn_temperature")
         _check_choice(self, "item_matrix", ("learnable", "frozen"))
         _check_choice(self, "unseen_items", ("negatives", "fixed", "left_out"))
+        _check_range(self, "mlm_weight", 0)
 
 
 @dataclass(frozen=True)

@@ -219,6 +219,26 @@ class SeqRecModelWithHead(SeqRecPreTrainedModel):
     def _add_encoder(self) -> None:
         setattr(self, self.base_model_prefix, self.encoder_class(self.config))
 
+    def _add_token_head(self) -> None:
+        words = self.base_model.get_input_embeddings()
+        self.lm_head = SeqRecLMHead(self.config, words)
+        # Each family calls its word embeddings by another name, so the decoder's twin is looked up, not written down.
+        name = next(name for name, module in self.named_modules() if module is words)
+        self._tied_weights_keys = {"lm_head.decoder.weight": f"{name}.weight"}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SeqRecLMHead):
+            init.zeros_(module.bias)
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        return self.lm_head.decoder if hasattr(self, "lm_head") else None
+
+    def _token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Of states (b, L, d) and labels (b, L), those of the predicted tokens alone, (t,): only they are decoded."""
+        predicted = labels != -100
+        return token_losses(self.lm_head(states[predicted]), labels[predicted])
+
     @classmethod
     def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
         """Take the encoder alone out of any checkpoint of ours, and begin everything else anew.
@@ -303,12 +323,8 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
         self._add_encoder()
         own_positions = 0 if self.base_model.get_item_position_embeddings() else PREDICTED_POSITIONS
         self.predictor = SeqRecPredictor(config.vector_size, own_positions)
-        words = self.base_model.get_input_embeddings()
-        self.lm_head = SeqRecLMHead(config, words)
+        self._add_token_head()
         self.target_encoder = self.encoder_class(config)
-        # Each family calls its word embeddings by another name, so the decoder's twin is looked up, not written down.
-        name = next(name for name, module in self.named_modules() if module is words)
-        self._tied_weights_keys = {"lm_head.decoder.weight": f"{name}.weight"}
         self.post_init()
         self.update_target_encoder(momentum=0.0)
         self.train()
@@ -338,8 +354,6 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
             init.normal_(module.weight, std=INITIALIZER_RANGE)
         if isinstance(module, SeqRecPredictor):
             init.zeros_(module.unmasked_item)
-        elif isinstance(module, SeqRecLMHead):
-            init.zeros_(module.bias)
 
     def train(self, mode: bool = True) -> "SeqRecForPreTraining":
         """Set the mode of all but the target encoder, which stays frozen.
@@ -359,9 +373,6 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
     def objective(self, objective: PreTrainingObjective) -> None:
         self.predictor.requires_grad_(objective.map_weight > 0)
         self._objective = objective
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
 
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:
@@ -462,11 +473,6 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
             read["clean_next"] = self.base_model.embed(clean_next_input_ids, *next_rest)
         return read
 
-    def _token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
-        """(t,), of the predicted tokens alone: only they are decoded."""
-        predicted = labels != -100
-        return token_losses(self.lm_head(states[predicted]), labels[predicted])
-
     @torch.no_grad()
     def _target_vectors(
         self, item: tuple[Tensor, ...], next_item: tuple[Tensor, ...]
@@ -540,6 +546,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             self.history_item_vectors = nn.Embedding(rows, config.vector_size, padding_idx=config.num_items)
             self.log_recency = nn.Parameter(torch.zeros(config.history_items))
             self.log_text_gate = nn.Parameter(torch.zeros(1))
+        if config.token_head:
+            self._add_token_head()
         self._objective = FineTuningObjective()
         self._seen_items = None
         self.post_init()
@@ -659,12 +667,16 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         history_item_ids: Tensor | None = None,
         target_item_ids: Tensor | None = None,
         text_rows: Tensor | None = None,
+        masked: dict[str, Tensor] | None = None,
         telemetry: bool = False,
     ) -> SeqRecTrainingOutput:
-        """Loss over the whole catalogue as `loss_parts` "softmax"; arguments as in `user_vectors`, and
+        """Loss over the whole catalogue as `loss_parts` "softmax", and "mlm" where the objective weighs it; arguments
+        as in `user_vectors`, and
 
         Args:
             target_item_ids: (B,) index of each history's next item; needed.
+            masked: for the "mlm" part, the inputs of the masked histories (B, L) and their `labels` (B, L), -100 where
+                nothing is predicted.
             telemetry: also report temperature, text gate and recency weights.
         """
         if target_item_ids is None:
@@ -673,7 +685,11 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         users = self.user_vectors(*texts, history_item_ids, text_rows)
         items, targets = self._softmax_items(target_item_ids)
         parts = {"softmax": full_softmax_loss(users, items, targets, self.scale)}
-        loss, reported = weighted_total(parts, {})
+        if self.objective.mlm_weight:
+            labels = masked["labels"]
+            read = self.base_model(**{name: values for name, values in masked.items() if name != "labels"})
+            parts["mlm"] = whole_batch_mean(self._token_losses(read.last_hidden_state, labels))
+        loss, reported = weighted_total(parts, {"mlm": self.objective.mlm_weight})
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=self._telemetry() if telemetry else {})
 
     def _softmax_items(self, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 import torch
-from tiny_batches import finetuning_batch, tiny_config
+from tiny_batches import finetuning_batch, pretraining_batch, tiny_config
 from torch.nn import functional as F
 
 from jepa4rec.losses_seqrec import FineTuningObjective
@@ -245,3 +245,21 @@ def test_some_steps_learn_the_targets_by_heart(model, batch):
         optimiser.step()
         optimiser.zero_grad()
     assert loss.item() < 0.1
+
+
+def test_masked_tokens_are_learned_beside_the_catalogue_where_the_objective_says_so(batch):
+    model = _model(token_head=True)
+    masked = pretraining_batch()
+    masked = {name: masked[name] for name in (*_history(batch), "labels")}
+    plain = model(**batch)
+    assert set(plain.loss_parts) == {"softmax"}
+    model.objective = FineTuningObjective(mlm_weight=0.5)
+    both = model(**batch, masked=masked)
+    states = model.jepa4rec(**_history(masked)).last_hidden_state
+    chosen = masked["labels"] != -100
+    slow = F.cross_entropy(model.lm_head(states[chosen]), masked["labels"][chosen])
+    torch.testing.assert_close(both.loss, plain.loss + 0.5 * slow, rtol=1e-5, atol=1e-6)
+    both.loss.backward()
+    assert model.lm_head.dense.weight.grad.abs().sum() > 0
+    words = model.jepa4rec.embeddings.word_embeddings
+    assert model.lm_head.decoder.weight is words.weight and not hasattr(_model(), "lm_head")

@@ -2,12 +2,64 @@
 
 import string
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..tokenization_itemsent import ItemSentTokenizer
 
 IGNORED_LABEL = -100
+MOST_PREDICTIONS = 512  # of a text, in RecFormer's published code
+
+
+class TokenMasker:
+    """Chooses tokens of a batch to be predicted and corrupts them, by uniform numbers (see `uniform`).
+
+    Args:
+        mask_unit: what is chosen, see `PretrainPhase`.
+
+    Raises:
+        ValueError: the tokenizer has no mask token.
+    """
+
+    def __init__(self, tokenizer: ItemSentTokenizer, mask_unit: str = "token"):
+        if tokenizer.mask_token_id is None:
+            raise ValueError("the tokenizer has no mask_token, which pre-training needs: add one to the tokenizer")
+        self.mask_token_id, self.mask_unit = tokenizer.mask_token_id, mask_unit
+        self.starts_word = None if mask_unit == "token" else word_starts(tokenizer, mask_unit == "spaced_word")
+        self.replacements = np.array(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
+
+    def __call__(
+        self, batch: dict[str, np.ndarray], draws: np.ndarray, rate: float, at_least_one: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Masked input_ids and labels (B, L) by draws (3, B, L); `at_least_one` token a row where asked for."""
+        if self.mask_unit == "spaced_word":
+            chosen = self._choose_to_quota(batch, draws[0], rate)
+        else:
+            draw = draws[0] if self.starts_word is None else self._one_draw_a_word(batch, draws[0])
+            chosen = draw < rate
+            if at_least_one:
+                chosen |= ~chosen.any(1, keepdims=True) & (draw == draw.min(1, keepdims=True))
+        return mask_tokens(batch["input_ids"], chosen, draws[1], draws[2], self.mask_token_id, self.replacements)
+
+    def _one_draw_a_word(self, batch: dict[str, np.ndarray], draw: np.ndarray) -> np.ndarray:
+        """Every token takes the number drawn for the first token of its word; CLS and padding are never chosen."""
+        firsts = word_firsts(batch, self.starts_word, seams=True)
+        return np.where(maskable(batch), np.take_along_axis(draw, firsts, 1), 1.0)
+
+    def _choose_to_quota(self, batch: dict[str, np.ndarray], draw: np.ndarray, rate: float) -> np.ndarray:
+        """At least one token a text and at most `MOST_PREDICTIONS`; the share is of all its tokens, CLS included."""
+        quotas = np.rint(rate * batch["attention_mask"].sum(1)).astype(np.int64).clip(1, MOST_PREDICTIONS)
+        firsts = word_firsts(batch, self.starts_word, seams=False)
+        return words_to_quota(draw, firsts, maskable(batch), quotas)
+
+
+def uniform(rngs: Sequence[np.random.Generator], may: np.ndarray) -> np.ndarray:
+    """Three numbers in [0, 1) for each token that may be chosen, (3, B, L), row i by the i-th generator; else 1."""
+    draws = np.ones((3, *may.shape), np.float32)
+    for row, rng in enumerate(rngs):
+        draws[:, row, may[row]] = rng.random((3, may[row].sum()), np.float32)
+    return draws
 
 
 def word_starts(tokenizer: ItemSentTokenizer, punctuation: bool = False) -> np.ndarray:

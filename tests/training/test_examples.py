@@ -354,6 +354,20 @@ def test_fine_tuning_batch(tiny_tokenizer, item_tokens):
     assert FineTuningCollator(tiny_tokenizer, item_tokens)(examples)["history_item_ids"].shape == (2, 0)
 
 
+def test_masks_of_fine_tuning_are_of_each_example_and_leave_the_texts_whole(tiny_tokenizer, item_tokens):
+    examples = [Example(np.array([3, 1]), 4, index, 2) for index in range(40)]
+    plain = FineTuningCollator(tiny_tokenizer, item_tokens)(examples)
+    batch = FineTuningCollator(tiny_tokenizer, item_tokens, mask_rate=0.15, seed=3)(examples)
+    masked = batch.pop("masked")
+    assert batch.keys() == plain.keys() and len(batch["input_ids"]) == 1  # they all say the same
+    whole = batch["input_ids"][batch["text_rows"]]
+    chosen = masked["labels"] != -100
+    assert torch.equal(torch.where(chosen, masked["labels"], masked["input_ids"]), whole)
+    assert 0.08 < chosen.float().mean() < 0.2 and len(chosen.unique(dim=0)) > 20
+    again = FineTuningCollator(tiny_tokenizer, item_tokens, mask_rate=0.15, seed=3)(examples[7:8])["masked"]
+    assert torch.equal(again["labels"][0], masked["labels"][7])
+
+
 def test_an_empty_history_is_cls_alone_in_training_and_an_error_elsewhere(tiny_tokenizer, item_tokens):
     examples = [Example(np.array([], np.int32), 5, 0, 0), Example(np.array([3, 1]), 0, 1, 0)]
     batch = FineTuningCollator(tiny_tokenizer, item_tokens, history_items=1)(examples)

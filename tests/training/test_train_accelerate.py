@@ -578,6 +578,21 @@ def test_frozen_layers_are_not_recorded_for_the_backward_pass(fine_tuned):
         freeze(fine_tuned, word_embeddings=False, layers=3)
 
 
+def test_masked_tokens_may_be_learned_in_fine_tuning_and_the_head_comes_from_pre_training(write_recipe, tmp_path):
+    tuned = {**FINETUNE, "steps": 4, "lr": 1e-9, "lr_items": 1e-9}
+    path = write_recipe([{**PRETRAIN, "steps": 60, "lr": 5e-3}, tuned])
+    train(path, *STILL, "phases.1.objective.mlm_weight=0.1")
+    lines = log_lines(tmp_path / "run")
+    before, after = ([line["mlm"] for line in lines if line.get("kind") == kind and "mlm" in line] for kind in KINDS)
+    assert np.mean(after) < 0.8 * before[0] and np.mean(after) < np.mean(before[-5:]) + 1
+    again = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
+    assert again.config.token_head and "lm_head.bias" in again.state_dict()
+    train(path, *STILL, f"run.output_dir={tmp_path / 'off'}")
+    assert not any("mlm" in line for line in log_lines(tmp_path / "off") if line.get("kind") == "finetune")
+
+
+KINDS = ("pretrain", "finetune")
+
 # ------------------------------------------------------------------------------------------------ ST5
 
 ST5 = [

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,8 +17,10 @@ from ...hub.opening import recommendation_class
 from ...losses_seqrec import FineTuningObjective, process_index
 from ...serving.encoding_seqrec import HistoryCollator, encode_items
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
-from ..batches import Example, read_once
+from ..batches import MASK_STREAM, Example, read_once
 from ..data import Corpus, RunData
+from ..masking import TokenMasker, maskable, uniform
+from ..typed_yaml import Range, check_ranges
 from .phase import Phase, Work
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ class FinetunePhase(Phase):
     vector of their own to the user vector. `history_text` false leaves the text encoder out of the user vector: item
     vectors alone learn, some fifty times faster, before a phase that adds the text. `text_gate`: the weight the text
     begins with beside the items (None: where the phase before left it; 1 at first). `lr_items` is for everything that
-    is not the text encoder.
+    is not the text encoder. `history_mask_rate`: share of tokens that `objective.mlm_weight` has predicted.
 
     Slips of RecFormer's published code, to compare with its numbers: `min_history` 0 also trains on empty histories
     (`[CLS]` alone); `stale_items` evaluates with the item vectors from before the epoch (else those of
@@ -50,6 +53,7 @@ class FinetunePhase(Phase):
     item_vectors: Literal["start", "epoch", "keep"] = "start"
     stale_items: bool = False
     continue_schedule: bool = False
+    history_mask_rate: float = 0.15
     objective: FineTuningObjective = field(default_factory=FineTuningObjective)
 
     least_history: ClassVar[int] = 0
@@ -59,6 +63,9 @@ class FinetunePhase(Phase):
         super().__post_init__()
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
+        check_ranges(self, history_mask_rate=Range(0, 1))
+        if self.objective.mlm_weight and not (self.history_text and self.gradient_accumulation == 1):
+            raise ValueError("objective.mlm_weight needs history_text: true and gradient_accumulation: 1")
         if self.text_gate is not None and self.text_gate <= 0:
             raise ValueError("text_gate must be above 0; history_text: false leaves the text out")
         if self.text_gate is not None and not self.history_items:
@@ -81,6 +88,7 @@ class FinetunePhase(Phase):
             "num_items": data.num_items,
             "history_items": self.history_items,
             "history_text": self.history_text,
+            "token_head": self.objective.mlm_weight > 0,
             "catalogue_fingerprint": data.dataset.fingerprint,
         }
         model = recommendation_class(source).from_pretrained(source, **shape)
@@ -95,7 +103,8 @@ class FinetunePhase(Phase):
 
     def collator(self, work: Work) -> Callable:
         item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
-        return FineTuningCollator(work.tokenizer, item_tokens, self.history_items)
+        masked = (self.history_mask_rate if self.objective.mlm_weight else None, work.recipe.run.seed)
+        return FineTuningCollator(work.tokenizer, item_tokens, self.history_items, *masked)
 
     def begin(self, model: nn.Module, work: Work) -> dict:
         if not self.keeps_weights:
@@ -122,12 +131,30 @@ class FinetunePhase(Phase):
 
 class FineTuningCollator:
     """Examples -> their distinct texts as model inputs (D, L), text_rows (B,), history_item_ids (B, history_items) and
-    target_item_ids (B,)."""
+    target_item_ids (B,); with a `mask_rate` also `masked`: the histories (B, L) with tokens masked at it by (seed,
+    epoch, example), and their `labels`."""
 
-    def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens, history_items: int = 0):
+    def __init__(
+        self,
+        tokenizer: ItemSentTokenizer,
+        item_tokens: ItemTokens,
+        history_items: int = 0,
+        mask_rate: float | None = None,
+        seed: int = 0,
+    ):
         self.collate_histories = HistoryCollator(tokenizer, item_tokens, history_items, allow_empty=True)
+        self.mask_rate, self.seed = mask_rate, seed
+        self.mask = None if mask_rate is None else TokenMasker(tokenizer)
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         batch = self.collate_histories([example.history for example in examples])
         items = {"history_item_ids": batch.pop("history_item_ids")}
-        return read_once(batch) | items | {"target_item_ids": torch.tensor([example.target for example in examples])}
+        items["target_item_ids"] = torch.tensor([example.target for example in examples])
+        masked = {} if self.mask is None else {"masked": self._masked(batch, examples)}
+        return read_once(batch) | items | masked
+
+    def _masked(self, batch: dict[str, torch.Tensor], examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        whole = {name: part.numpy() for name, part in batch.items()}
+        rngs = [np.random.default_rng((MASK_STREAM, self.seed, e.epoch, e.index)) for e in examples]
+        masked = self.mask(whole, uniform(rngs, maskable(whole)), self.mask_rate)
+        return batch | {name: torch.from_numpy(part) for name, part in masked.items()}

@@ -17,19 +17,9 @@ from ...losses_seqrec import PreTrainingObjective, ema_momentum
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ..batches import MASK_STREAM, Example
 from ..data import RunData
-from ..masking import (
-    IGNORED_LABEL,
-    mask_tokens,
-    maskable,
-    sample_masked_item,
-    word_firsts,
-    word_starts,
-    words_to_quota,
-)
+from ..masking import IGNORED_LABEL, TokenMasker, maskable, sample_masked_item, uniform
 from ..typed_yaml import Range, check_ranges
 from .phase import InBatchPhase, Work
-
-MOST_PREDICTIONS = 512  # of a text, in RecFormer's published code
 
 
 @dataclass(kw_only=True)
@@ -121,23 +111,21 @@ class PreTrainingCollator:
         clean_history: bool = False,
         mask_unit: str = "token",
     ):
-        if tokenizer.mask_token_id is None:
-            raise ValueError("the tokenizer has no mask_token, which pre-training needs: add one to the tokenizer")
+        self.mask = TokenMasker(tokenizer, mask_unit)
         self.tokenizer, self.item_tokens = tokenizer, item_tokens
         self.history_mask_rate, self.next_mask_rate = history_mask_rate, next_mask_rate
         self.seed, self.clean_history = seed, clean_history
-        self.mask_unit = mask_unit
-        self.starts_word = None if mask_unit == "token" else word_starts(tokenizer, mask_unit == "spaced_word")
-        self.replacements = np.array(sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)))
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
         histories = [example.history for example in examples]
         targets = np.array([example.target for example in examples])
         history, next_item = self._encode(histories), self._encode(targets[:, None])
-        history_draws, next_draws, item_draws = self._draws(examples, maskable(history), maskable(next_item))
+        rngs = [np.random.default_rng((MASK_STREAM, self.seed, e.epoch, e.index)) for e in examples]
+        item_draws = np.array([rng.random() for rng in rngs])
+        next_draws, history_draws = uniform(rngs, maskable(next_item)), uniform(rngs, maskable(history))
         clean_history, clean_next = history["input_ids"], next_item["input_ids"]
-        history |= self._mask(history, history_draws, self.history_mask_rate)
-        next_item |= self._mask(next_item, next_draws, self.next_mask_rate, at_least_one=True)
+        history |= self.mask(history, history_draws, self.history_mask_rate)
+        next_item |= self.mask(next_item, next_draws, self.next_mask_rate, at_least_one=True)
         positions = sample_masked_item(history["labels"] != IGNORED_LABEL, history["item_position_ids"], item_draws)
         newest_or_sampled = np.maximum(positions, 1)
         sampled = np.array([items[-k] for items, k in zip(histories, newest_or_sampled, strict=True)])
@@ -149,37 +137,3 @@ class PreTrainingCollator:
 
     def _encode(self, histories) -> dict[str, np.ndarray]:
         return dict(self.tokenizer.batch_histories(self.item_tokens, histories, return_tensors="np"))
-
-    def _draws(self, examples, history_tokens, next_tokens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Uniform numbers: (3, B, L) for the history and (3, B, Ln) for the next item, where maskable, and (B,)."""
-        history_draws = np.ones((3, *history_tokens.shape), np.float32)
-        next_draws = np.ones((3, *next_tokens.shape), np.float32)
-        item_draws = np.empty(len(examples))
-        for i, example in enumerate(examples):
-            rng = np.random.default_rng((MASK_STREAM, self.seed, example.epoch, example.index))
-            item_draws[i] = rng.random()
-            for tokens, draws in ((next_tokens, next_draws), (history_tokens, history_draws)):
-                draws[:, i, tokens[i]] = rng.random((3, tokens[i].sum()), np.float32)
-        return history_draws, next_draws, item_draws
-
-    def _mask(self, batch, draws, rate, at_least_one=False) -> dict[str, np.ndarray]:
-        if self.mask_unit == "spaced_word":
-            chosen = self._choose_to_quota(batch, draws[0], rate)
-        else:
-            draw = draws[0] if self.starts_word is None else self._one_draw_a_word(batch, draws[0])
-            chosen = draw < rate
-            if at_least_one:
-                chosen |= ~chosen.any(1, keepdims=True) & (draw == draw.min(1, keepdims=True))
-        mask_token_id = self.tokenizer.mask_token_id
-        return mask_tokens(batch["input_ids"], chosen, draws[1], draws[2], mask_token_id, self.replacements)
-
-    def _one_draw_a_word(self, batch: dict[str, np.ndarray], draw: np.ndarray) -> np.ndarray:
-        """Every token takes the number drawn for the first token of its word; CLS and padding are never chosen."""
-        firsts = word_firsts(batch, self.starts_word, seams=True)
-        return np.where(maskable(batch), np.take_along_axis(draw, firsts, 1), 1.0)
-
-    def _choose_to_quota(self, batch: dict[str, np.ndarray], draw: np.ndarray, rate: float) -> np.ndarray:
-        """At least one token a text and at most `MOST_PREDICTIONS`; the share is of all its tokens, CLS included."""
-        quotas = np.rint(rate * batch["attention_mask"].sum(1)).astype(np.int64).clip(1, MOST_PREDICTIONS)
-        firsts = word_firsts(batch, self.starts_word, seams=False)
-        return words_to_quota(draw, firsts, maskable(batch), quotas)
