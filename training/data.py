@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,12 +62,20 @@ class DataRecipe(DatasetRecipe):
     """The dataset the run is measured on, and how it is split.
 
     `pretrain` lists the datasets that phases of pretrain, item_description, sequence_sequence and sequence_item read;
-    without any they read this one's training part. Built datasets are kept beside the Hub's caches (HF_HOME).
+    without any they read this one's training part. `ratio` [7, 2, 1] keeps of every dataset random training sequences,
+    validation and test targets, as many as stand in this ratio (ST5 thesis, section 3.4); ratings are not sampled.
+    Built datasets are kept beside the Hub's caches (HF_HOME).
     """
 
     split: Literal["leave_one_out", "absolute_timestamp"] = "leave_one_out"
+    ratio: list[int] | None = None
     pretrain: list[DatasetRecipe] = field(default_factory=list)
     REMOVED: ClassVar = {"cache_dir": (None, "the environment's HF_HOME says where caches are")}
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ratio is not None and not (len(self.ratio) == 3 and min(self.ratio) > 0):
+            raise ValueError(f"ratio is {self.ratio}: it is three whole numbers, of training, validation and test")
 
 
 def open_dataset(recipe: DatasetRecipe) -> SeqRecDataset:
@@ -207,6 +216,7 @@ def load_run_data(recipe: DataRecipe) -> RunData:
             f"{recipe.name or recipe.dir}: no user is left to validate and test on after the {recipe.split} split; "
             "users need at least three interactions"
         )
+    splits = in_ratio(splits, recipe.ratio)
     splits = splits._replace(train=splits.train[: recipe.users])
     own = Corpus(dataset.item_texts(empty=True), splits.train)
     parts = [_training_part(part, recipe) for part in recipe.pretrain]
@@ -216,7 +226,8 @@ def load_run_data(recipe: DataRecipe) -> RunData:
 
 def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
     dataset = open_dataset(recipe)
-    sequences = dataset.histories() if recipe.part == "all" else PROTOCOLS[run.split](dataset.sequences).train
+    whole = recipe.part == "all"
+    sequences = dataset.histories() if whole else in_ratio(PROTOCOLS[run.split](dataset.sequences), run.ratio).train
     return Corpus(dataset.item_texts(empty=True), sequences[: recipe.users])
 
 
@@ -228,6 +239,24 @@ def _concatenate(corpora: list[Corpus]) -> Corpus:
         texts += corpus.texts
     domains = np.repeat(np.arange(len(corpora)), [len(corpus.sequences) for corpus in corpora])
     return Corpus(texts, sequences, domains)
+
+
+def in_ratio(splits: Splits, ratio: Sequence[int] | None, seed: int = 0) -> Splits:
+    """Random parts of a split, as large as they can be in a ratio of training sequences : validation : test targets;
+    all of it for None.
+
+    Raises:
+        ValueError: one of the parts would be empty.
+    """
+    if ratio is None:
+        return splits
+    sizes = (len(splits.train), len(splits.validation.targets), len(splits.test.targets))
+    kept = [min(size * part // own for size, own in zip(sizes, ratio, strict=True)) for part in ratio]
+    if not min(kept):
+        raise ValueError(f"data.ratio {ratio}: the split has {sizes} users, too few for this ratio")
+    rows = np.sort(np.random.default_rng(seed).choice(sizes[0], kept[0], replace=False))
+    validation, test = sample_users(splits.validation, kept[1], seed), sample_users(splits.test, kept[2], seed)
+    return Splits([splits.train[row] for row in rows], validation, test)
 
 
 def sample_users(split: Split, users: int | None, seed: int) -> Split:
