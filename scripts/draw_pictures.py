@@ -7,13 +7,14 @@ length.
 Written into RUN/pictures unless --out says otherwise: items.png, users.png, groups.png, history_length.png, and
 figures.json with the numbers of the last two. A map shows a sample of test users and of items in the vectors that rank
 (t-SNE, cosine); colours are the dataset's domains, or the values of another attribute of the items, a user having that
-of the newest item. --beside puts other runs on the same dataset into groups.png and history_length.png. ST5 thesis,
+of the newest item. --beside puts other runs on the same dataset into all four, UniSRec and its like, too. ST5 thesis,
 sections 5.1.2 and 5.1.6.
 """
 
 import json
 import sys
 from argparse import Namespace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,13 +35,16 @@ if __name__ == "__main__":
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
+from jepa4rec.baselines import BASELINE_MODELS
+from jepa4rec.baselines.item_sequences import ItemSequenceModel
 from jepa4rec.datasets_builders.contract import DOMAIN, PROTOCOLS, SeqRecDataset, Splits, load_dataset_dir
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.evaluation.plots import require_plots, save_panels
 from jepa4rec.evaluation.ranking import length_groups
 from jepa4rec.evaluation.scorers import rank_baselines
-from jepa4rec.hub.opening import open_encoder
+from jepa4rec.hub.opening import open_as_is
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
 from jepa4rec.serving.whole_files_seqrec import written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -83,16 +87,37 @@ def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     return TSNE(metric="cosine", init="random", perplexity=perplexity, random_state=seed).fit_transform(vectors)
 
 
-def draw_map(places: np.ndarray, labels: np.ndarray, title: str, path: Path) -> None:
-    def panel(axes) -> None:
+def draw_maps(vectors: dict[str, np.ndarray], labels: np.ndarray, title: str, path: Path, seed: int) -> None:
+    """A map of every run's vectors (n, d) beside each other, coloured by the labels (n,)."""
+
+    def panel(axes, name: str, places: np.ndarray) -> None:
         for label in sorted(set(labels), key=lambda label: (label == OTHER, label)):
             own = places[labels == label]
             axes.scatter(*own.T, s=6, alpha=0.7, linewidths=0, label=f"{label} ({len(own)})")
-        axes.set(xticks=[], yticks=[], xlabel="t-SNE of the vectors, by cosine: near is alike")
+        axes.set(title=name, xticks=[], yticks=[], xlabel="t-SNE of the vectors, by cosine: near is alike")
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.legend(fontsize="x-small", markerscale=2, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    save_panels([panel], path, title, size=(5.0, 3.4))
+    panels = [partial(panel, name=name, places=tsne(own, seed)) for name, own in vectors.items()]
+    save_panels(panels, path, title, size=(5.0, 3.4))
+
+
+def read_vectors(run: Path, dataset: SeqRecDataset, histories: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (N, d) of all items and (n, d) of histories, as a run's checkpoint ranks them. Raises ValueError for a
+    baseline that has none."""
+    checkpoint = run / "checkpoint"
+    model = open_as_is(checkpoint).eval()
+    if isinstance(model, ItemSequenceModel):
+        with torch.no_grad():
+            items = model.item_vectors()
+            users = model.encode_histories(histories)
+        return items.detach().numpy(), users.numpy()
+    if model.config.model_type in BASELINE_MODELS:
+        raise ValueError(f"{run} is a {model.config.model_type}, which has no vectors to draw a map of")
+    tokenizer = ItemSentTokenizer.from_pretrained(checkpoint)
+    tokens = tokenizer.encode_items(dataset.item_texts(empty=True))
+    items = encode_items(model, tokenizer, tokens)
+    return items.cpu().numpy(), encode_histories(model, tokenizer, tokens, histories).cpu().numpy()
 
 
 def draw_groups(series: dict[str, np.ndarray], groups: dict[str, np.ndarray], what: str, path: Path) -> dict:
@@ -141,16 +166,15 @@ def draw(run: Path, beside: list[Path], dataset: SeqRecDataset, folder: Path, op
     record, ranks, splits = run_ranks(run, dataset)
     test, name, what = splits.test, record["model"], options.colour_by
     series = {name: ranks} | other_ranks(beside, dataset, record)
-    checkpoint = run / "checkpoint"
-    model, tokenizer = open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
-    tokens = tokenizer.encode_items(dataset.item_texts(empty=True))
     items = sample(dataset.num_items, options.points, options.seed)
-    vectors = encode_items(model, tokenizer, tokens).cpu().numpy()[items]
-    draw_map(tsne(vectors, options.seed), labels[items], f"Items by {what}\n{name}", folder / "items.png")
-    own = user_labels(dataset, labels, what, test.user_ids, test.histories)
     users = sample(len(test.targets), options.points, options.seed)
-    vectors = encode_histories(model, tokenizer, tokens, [test.histories[user] for user in users]).cpu().numpy()
-    draw_map(tsne(vectors, options.seed), own[users], f"Users by {what}\n{name}", folder / "users.png")
+    own = user_labels(dataset, labels, what, test.user_ids, test.histories)
+    histories = [test.histories[user] for user in users]
+    read = {title: read_vectors(one, dataset, histories) for title, one in zip(series, (run, *beside), strict=True)}
+    of_items = {title: vectors[items] for title, (vectors, _) in read.items()}
+    of_users = {title: vectors for title, (_, vectors) in read.items()}
+    draw_maps(of_items, labels[items], f"Items by {what}", folder / "items.png", options.seed)
+    draw_maps(of_users, own[users], f"Users by {what}", folder / "users.png", options.seed)
     counted = rank_baselines(BASELINES, splits, "test", dataset.num_items, record["exclude_history"])
     series |= {title.replace("_", "-"): own.by(record["ties"]) for title, own in counted.items()}
     lengths = np.array([len(history) for history in test.histories])

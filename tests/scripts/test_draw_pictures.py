@@ -35,6 +35,12 @@ def test_a_run_is_drawn(write_recipe, shop, tmp_path, capsys):  # noqa: F811
     assert figures["category"]["two"] == figures["category"]["run"]
     [figure] = figures["history_length"]["item-transition"].values()  # all histories are equally long
     assert figure["mean"] == 1.0  # every walk goes round in order
+    gru = ["phases=[{kind: sequence, steps: 2, batch_size: 8}]", "model={baseline: gru4rec, config: {hidden_size: 8}}"]
+    train(write_recipe([]), *gru, "tokenizer={}", f"run.output_dir={tmp_path / 'gru'}", "run.name=GRU4Rec")
+    beside = ["--beside", str(tmp_path / "gru"), "--out", str(tmp_path / "both")]
+    main([str(run), str(shop), "--colour_by", "category", "--points", "30", *beside])
+    alone, both = (read_png_width(folder / "items.png") for folder in (pictures, tmp_path / "both"))
+    assert both == alone  # two maps each: the other text model's, and GRU4Rec's
     for arguments, message in (
         ([str(run), str(shop)], "items have no domain to be coloured by: choose --colour_by title, brand, category"),
         ([str(tmp_path), str(shop), "--colour_by", "brand"], "is not the folder of a finished run"),
@@ -43,6 +49,10 @@ def test_a_run_is_drawn(write_recipe, shop, tmp_path, capsys):  # noqa: F811
         with pytest.raises(SystemExit, match=f"^draw_pictures: .*{message}"):
             main([*arguments, "--out", str(tmp_path / "none")])
     assert not (tmp_path / "none").exists()
+
+
+def read_png_width(path) -> int:
+    return int.from_bytes(path.read_bytes()[16:20], "big")
 
 
 def test_rare_labels_share_a_colour():
