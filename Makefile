@@ -26,7 +26,7 @@ PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help venv venv-dev quickstart dataset demo browser java spark test test-fast check format table publish bench clean
+.PHONY: help venv venv-dev quickstart dataset demo browser java spark test test-fast check format table studies publish bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,15 @@ format: $(VENV)/.dev ## put the code in order
 table: $(VENV)/.run ## rewrite the tables of docs/results.md and results/st5/README.md from the records
 	$(BIN)/python scripts/results_table.py docs/results.md results
 	$(BIN)/python scripts/results_table.py results/st5/README.md results/st5
+
+STUDIES = zero_shot low_resource cold_items history_length ablations masking_ratio revealed_words robustness pretraining_domains pretraining_steps
+studies: $(VENV)/.dev ## every study of JEPA4Rec and RecFormer on a real shop: DATA_DIR=data/scientific (continues)
+	for study in $(STUDIES); do \
+	    recipe=recipes/studies/$${study}_real.yaml; \
+	    if [ -e $$recipe ]; then set -- --recipe $$recipe; else set -- --set base=text_only.yaml; fi; \
+	    $(BIN)/python studies/$$study.py --data $(DATA_DIR) "$$@" || exit 1; \
+	done
+	$(BIN)/python studies/ablations.py --data $(DATA_DIR) --recipe recipes/studies/ablations_recformer.yaml --out results/studies/recformer
 
 publish: RANKS = results/$(dir $(RESULT))ranks
 publish: ## copy the record and ranks of RUN into results under RESULT

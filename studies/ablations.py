@@ -4,7 +4,8 @@
 
 The base recipe is trained whole and with one part taken out or changed at a time, once a seed; each variant is
 compared with the whole by a paired bootstrap over users. JEPA4Rec, section 4.4, Table 3; the last three objectives are
-choices that its section 3.3.2 leaves open.
+choices that its section 3.3.2 leaves open. RecFormer, Table 4: "one stage" is its variant (1), which encodes the items
+once and leaves them; the three of that name are (1) + (2) to (4).
 """
 
 import sys
@@ -19,6 +20,7 @@ PARSER = study_parser(__name__, __file__, __doc__)
 
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.studies.studying import METRICS, Point, Study, StudyRecipe, stack, study_command
+from jepa4rec.training.recipe import Recipe
 
 BOTH = ("pretrain", "finetune")
 # What the settings of a variant are called in each pretrain phase.
@@ -30,8 +32,21 @@ OBJECTIVES = {
     "smooth L1": {"map_distance": "smooth_l1"},
     "positives from the target encoder": {"positive": "target"},
 }
-MODELS = {"without token types": "token_types", "without item positions": "item_positions"}
-VARIANTS = ["whole", *OBJECTIVES, *MODELS, "without pre-training"]
+MODELS = {
+    "without token types": ["token_types"],
+    "without item positions": ["item_positions"],
+    "without item positions and token types": ["item_positions", "token_types"],
+}
+# What of the items and words learns in fine-tuning's first phase, where no second one follows.
+FROZEN_ITEMS = {"item_vectors": "start", "objective.item_matrix": "frozen"}
+LEARNED_ITEMS = {"item_vectors": "start", "objective.item_matrix": "learnable"}
+STAGES = {
+    "one stage": FROZEN_ITEMS,
+    "one stage, frozen words": {**FROZEN_ITEMS, "freeze_word_embeddings": True},
+    "one stage, learned items": LEARNED_ITEMS,
+    "one stage, learned items, frozen words": {**LEARNED_ITEMS, "freeze_word_embeddings": True},
+}
+VARIANTS = ["whole", *OBJECTIVES, *MODELS, *STAGES, "without pre-training"]
 
 
 @dataclass(kw_only=True)
@@ -46,24 +61,33 @@ class AblationRecipe(StudyRecipe):
         unknown = [name for name in self.variants if name not in VARIANTS]
         if unknown:
             raise ValueError(f"variants: {unknown[0]} is unknown; there are {', '.join(VARIANTS)}")
-        if not self.finetune and "without pre-training" in self.variants:
-            raise ValueError("variants: without pre-training needs finetune: true, or nothing would be trained")
+        tuned = [name for name in self.variants if name in (*STAGES, "without pre-training")]
+        if not self.finetune and tuned:
+            raise ValueError(f"variants: {tuned[0]} needs finetune: true, which it changes or is all that is trained")
 
 
-def variant(study: Study, name: str) -> tuple[list[str], tuple[str, ...]]:
-    """Settings and kinds of phase of a variant."""
-    places = study.phases("pretrain")
-    changes = OBJECTIVES.get(name, {})
-    settings = [f"phases.{place}.objective.{key}={value}" for place in places for key, value in changes.items()]
-    if name in MODELS:
-        settings.append(f"model.config.{MODELS[name]}=false")
+def variant(study: Study, name: str) -> Recipe:
+    """The base recipe with one part taken out or changed."""
+    changes = {f"objective.{key}": value for key, value in OBJECTIVES.get(name, {}).items()}
+    settings = [
+        f"phases.{place}.{key}={value}" for place in study.phases("pretrain") for key, value in changes.items()
+    ]
+    settings += [f"model.config.{part}=false" for part in MODELS.get(name, ())]
+    if name in STAGES:
+        first = study.phases("finetune")[0]
+        settings += [f"phases.{first}.{key}={value}" for key, value in STAGES[name].items()]
     kinds = BOTH if study.recipe.finetune else ("pretrain",)
-    return settings, ("finetune",) if name == "without pre-training" else kinds
+    recipe = study.variant(settings, ("finetune",) if name == "without pre-training" else kinds)
+    if name in STAGES:
+        tuned = [phase.kind == "finetune" for phase in recipe.phases]
+        recipe.phases = recipe.phases[: tuned.index(True) + 1]
+    return recipe
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     names = ["whole", *(name for name in study.recipe.variants if name != "whole")]
-    ranks = {name: stack(study.train_seeds(*variant(study, name))) for name in names}
+    seeds = study.recipe.seeds
+    ranks = {name: stack(study.train(variant(study, name), seed) for seed in seeds) for name in names}
     tests = {
         name: {metric: paired_bootstrap(ranks[name], ranks["whole"], metric)._asdict() for metric in METRICS}
         for name in names[1:]

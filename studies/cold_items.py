@@ -3,9 +3,9 @@
     python studies/cold_items.py --data data/scientific
 
 A share of the items (`hold_out` percent, drawn by `items_seed`) is taken out of everybody's past: out of every
-sequence but its last place. The base recipe then learns without ever seeing them bought, and the test users whose last
-item is one of them show how cold items fare, beside the users whose last item is known. RecFormer,
-Table 3.
+sequence but its last place. The base recipe, and each of `systems`, then learns without ever seeing them bought, and
+the test users whose last item is one of them show how cold items fare, beside the users whose last item is known. With
+`hold_out` 0 nothing is taken out: cold are the targets that no training sequence has. RecFormer, Table 3.
 """
 
 import hashlib
@@ -25,25 +25,26 @@ import pyarrow as pa
 
 from jepa4rec.datasets_builders.contract import SeqRecDataset, make_dataset, save_dataset
 from jepa4rec.studies.measuring import baseline_ranks, group_points, open_trained, rank_as_texts
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, stack, study_command
 
 NAMES = {"negatives": "as negatives", "fixed": "fixed", "left_out": "left out of the softmax"}
 
 
 @dataclass(kw_only=True)
-class ColdItemsRecipe(StudyRecipe):
+class ColdItemsRecipe(SystemsRecipe):
     """`hold_out`: percent of the items that nobody has bought before. `unseen_items`: what fine-tuning does with them
-    in its softmax, one series each (`FineTuningObjective`)."""
+    in its softmax, one series each (`FineTuningObjective`). `systems` stand beside the base recipe."""
 
     hold_out: float = 10.0
     items_seed: int = 0
+    systems: dict[str, list[str]] = field(default_factory=dict)
     unseen_items: list[Literal["negatives", "fixed", "left_out"]] = field(
         default_factory=lambda: ["negatives", "fixed", "left_out"]
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.hold_out < 100:
+        if not 0 <= self.hold_out < 100:
             raise ValueError(f"hold_out is {self.hold_out}: it is a percentage between 0 and 100")
 
 
@@ -63,8 +64,10 @@ def without_past(dataset: SeqRecDataset, cold: np.ndarray) -> SeqRecDataset:
 
 
 def held_out_study(study: Study) -> tuple[Study, np.ndarray]:
-    """The study on the dataset without a past for some items, and their mask."""
+    """The study on the dataset without a past for some items, and their mask; or as it is, and what has none there."""
     recipe, num_items = study.recipe, study.data.num_items
+    if not recipe.hold_out:
+        return study, ~study.data.seen_items().numpy()
     cold = np.zeros(num_items, bool)
     count = max(1, round(num_items * recipe.hold_out / 100))
     cold[np.random.default_rng(recipe.items_seed).choice(num_items, count, replace=False)] = True
@@ -88,7 +91,8 @@ def measure(study: Study) -> tuple[list[Point], dict]:
         trained = held_out.train_seeds(settings)
         series[f"fine-tuned, cold items {NAMES[way]}"] = stack(trained)
     texts = [rank_as_texts(held_out, open_trained(one)) for one in trained]
-    series |= {"its text encoder alone": np.stack(texts), **baseline_ranks(held_out)}
+    series |= {"its text encoder alone": np.stack(texts), **held_out.train_systems(study.recipe.systems)}
+    series |= baseline_ranks(held_out)
     facts = {"trained_on": held_out.data.dataset.fingerprint, "held_out_items": int(cold.sum())}
     return group_points(held_out, series, groups), facts
 

@@ -21,11 +21,11 @@ import numpy as np
 
 from jepa4rec.evaluation.ranking import length_groups
 from jepa4rec.studies.measuring import baseline_ranks, group_points
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, study_command
 
 
 @dataclass(kw_only=True)
-class HistoryLengthRecipe(StudyRecipe):
+class HistoryLengthRecipe(SystemsRecipe):
     """`edges`: the first length of every group but the shortest; empty for quartiles."""
 
     edges: list[int] = field(default_factory=list)
@@ -34,8 +34,8 @@ class HistoryLengthRecipe(StudyRecipe):
 def measure(study: Study) -> tuple[list[Point], dict]:
     lengths = np.array([len(history) for history in study.data.splits.test.histories])
     groups = length_groups(lengths, study.recipe.edges)
-    ranks = stack(study.train_seeds())
-    return group_points(study, {"this recipe": ranks, **baseline_ranks(study)}, groups), {}
+    ranks = study.train_systems(study.recipe.systems)
+    return group_points(study, {**ranks, **baseline_ranks(study)}, groups), {}
 
 
 main = study_command(PARSER, HistoryLengthRecipe, "Performance by history length", "length of the history", measure)

@@ -13,7 +13,6 @@ With `systems`, several starts are trained side by side, each of two compared us
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,22 +21,18 @@ from jepa4rec.studies import study_parser
 
 PARSER = study_parser(__name__, __file__, __doc__)
 
-import numpy as np
-
-from jepa4rec.evaluation.metrics.significance import paired_bootstrap
-from jepa4rec.studies.measuring import baseline_points
-from jepa4rec.studies.studying import METRICS, TEXT_KINDS, Point, Study, StudyRecipe, stack, study_command
+from jepa4rec.studies.measuring import baseline_points, compare
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, stack, study_command
+from jepa4rec.training.phases import KINDS
 from jepa4rec.training.recipe import Recipe
 
 
 @dataclass(kw_only=True)
-class LowResourceRecipe(StudyRecipe):
-    """`percents` of the training users; `min_training_users`: a percent that leaves fewer is an error; `systems`: the
-    settings of each system to train, by its name; they may replace model, tokenizer and phases by a baseline's."""
+class LowResourceRecipe(SystemsRecipe):
+    """`percents` of the training users; `min_training_users`: a percent that leaves fewer is an error."""
 
     percents: list[float] = field(default_factory=lambda: [1.0, 5.0, 10.0, 50.0, 100.0])
     min_training_users: int = 5
-    systems: dict[str, list[str]] = field(default_factory=lambda: {"this recipe": []})
 
     def __post_init__(self):
         super().__post_init__()
@@ -47,21 +42,13 @@ class LowResourceRecipe(StudyRecipe):
 
 def with_users(study: Study, users: int, settings: Sequence[str] = ()) -> Recipe:
     """The base recipe on the first training users; a batch never exceeds the examples they give."""
-    recipe = study.variant([*settings, f"data.users={users}"], kinds=(*TEXT_KINDS, "sequence"))
+    recipe = study.variant([*settings, f"data.users={users}"], kinds=tuple(KINDS))
     prefixes = [max(0, len(sequence) - 1) for sequence in study.data.splits.train[:users]]
     for phase in recipe.phases:
         slices = phase.gradient_accumulation
         examples = sum(prefixes) if phase.prefixes == "all" else sum(count > 0 for count in prefixes)
         phase.batch_size = min(phase.batch_size, max(1, examples // slices) * slices)
     return recipe
-
-
-def compare(ranks: dict[str, np.ndarray]) -> list[dict]:
-    """The paired test (`paired_bootstrap`) per metric of each two systems' ranks, (seeds, U) each."""
-    return [
-        {"a": a, "b": b, **{metric: paired_bootstrap(ranks[a], ranks[b], metric)._asdict() for metric in METRICS}}
-        for a, b in combinations(ranks, 2)
-    ]
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:

@@ -1,15 +1,18 @@
 """Ranking the test users of a study in several ways: baselines, a checkpoint's texts, groups of users."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import numpy as np
 from accelerate.utils import set_seed
 
 from jepa4rec.baselines import fit_baseline
+from jepa4rec.datasets_builders.contract import DOMAIN
+from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.evaluation.ranking import rank_split
 from jepa4rec.evaluation.scorers import DualEncoderScorer
 from jepa4rec.hub.opening import open_encoder
-from jepa4rec.studies.studying import Point, Study, Trained
+from jepa4rec.studies.studying import METRICS, Point, Study, Trained
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.start import make_starting_checkpoint
 
@@ -62,6 +65,24 @@ def group_points(study: Study, series: dict[str, np.ndarray], groups: dict[str, 
         study.require_users(int(members.sum()), f"test users with {name}")
     ranks = {name: np.atleast_2d(values) for name, values in series.items()}
     return [Point(s, g, values[:, members]) for s, values in ranks.items() for g, members in groups.items()]
+
+
+def user_groups(study: Study) -> dict[str, np.ndarray]:
+    """Test users by the domain of the dataset's that they are of, masks (U,); all of them where it tells none."""
+    users, sequences = study.data.splits.test.user_ids, study.data.dataset.sequences
+    if DOMAIN not in sequences.column_names:
+        return {study.dataset_name: np.ones(len(users), bool)}
+    domains = dict(zip(*(sequences[name].to_pylist() for name in ("user_id", DOMAIN)), strict=True))
+    own = np.array([domains[user] for user in users], dtype=object)
+    return {name: own == name for name in sorted(set(own))}
+
+
+def compare(ranks: dict[str, np.ndarray]) -> list[dict]:
+    """The paired test (`paired_bootstrap`) per metric of each two systems' ranks, (seeds, U) each."""
+    return [
+        {"a": a, "b": b, **{metric: paired_bootstrap(ranks[a], ranks[b], metric)._asdict() for metric in METRICS}}
+        for a, b in combinations(ranks, 2)
+    ]
 
 
 def change_texts(

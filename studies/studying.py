@@ -8,7 +8,7 @@ share them, an interrupted study goes on where it was, and changed settings neve
 import hashlib
 import json
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,15 @@ class StudyRecipe:
     def __post_init__(self):
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one")
+
+
+@dataclass(kw_only=True)
+class SystemsRecipe(StudyRecipe):
+    """`systems`: the settings of each system to train, by its name. They change the base recipe, up to replacing its
+    model, tokenizer and phases by a baseline's, or name by `base=FILE` a recipe of the system's own, whose data are
+    the study's."""
+
+    systems: dict[str, list[str]] = field(default_factory=lambda: {"this recipe": []})
 
 
 class Trained(NamedTuple):
@@ -86,8 +95,7 @@ class Study:
         Raises:
             ValueError: no phase is left.
         """
-        path = self.folder / self.recipe.base
-        recipe = read_recipe(path, [*self.recipe.settings, *self.extra, *settings])
+        path, recipe = read_variant(self.folder, self.recipe, [*self.extra, *settings])
         phases = [phase for phase in recipe.phases if phase.kind in kinds]
         recipe.phases, lost = phases, len(recipe.phases) - len(phases)
         if lost and not phases:
@@ -114,6 +122,10 @@ class Study:
         """A variant once a seed."""
         return [self.train(self.variant(settings, kinds), seed) for seed in self.recipe.seeds]
 
+    def train_systems(self, systems: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+        """Ranks (seeds, U) of each system, trained as `SystemsRecipe` says."""
+        return {name: stack(self.train_seeds(settings, tuple(KINDS))) for name, settings in systems.items()}
+
     def require_users(self, users: int, what: str) -> None:
         """Raises ValueError when a figure would rest on too few users."""
         if users < self.recipe.min_users:
@@ -121,6 +133,20 @@ class Study:
                 f"{self.dataset_name} has {users} {what}, fewer than min_users = {self.recipe.min_users}: the dataset "
                 "is too small for this study"
             )
+
+
+def read_variant(folder: Path, study: StudyRecipe, settings: Sequence[str]) -> tuple[Path, Recipe]:
+    """A study's base recipe after changes, or the recipe that `base=FILE` among them names, on the study's data; and
+    where it stands."""
+    shared = [setting for setting in settings if setting.startswith("data.")]
+    own = [setting for setting in settings if setting.startswith("base=")]
+    if not own:
+        path = folder / study.base
+        return path, read_recipe(path, [*study.settings, *settings])
+    path = folder / own[-1].partition("=")[2]
+    recipe = read_recipe(path, [setting for setting in settings if setting not in (*own, *shared)])
+    recipe.data = read_recipe(folder / study.base, [*study.settings, *shared]).data
+    return path, recipe
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -234,4 +260,5 @@ def study_command(
         points, facts = measure(study)
         return write(study, parser.prog, title, x_label, points, options.out, facts)
 
+    main.study_recipe = kind
     return main

@@ -2,13 +2,14 @@
 
     python studies/zero_shot.py --data data/scientific --recipe recipes/studies/zero_shot.yaml
 
-The base recipe's pre-training phases are run for each seed; items and histories are then read as texts alone. Its
-`data.pretrain` names the domains to learn from; where it names none, the shop's own training sequences are read (the
-item texts are then known, the ranking task is not). RecFormer, Figure 4; JEPA4Rec, section 4.3,
-Figure 4 and Appendix E.
+The base recipe's pre-training phases are run for each seed, or those of each of `systems`; items and histories are
+then read as texts alone. Its `data.pretrain` names the domains to learn from; where it names none, the shop's own
+training sequences are read (the item texts are then known, the ranking task is not). Beside them stands the average of
+`supervised` systems, which learn from the shop. RecFormer, Figure 4; JEPA4Rec, section 4.3, Figure 4 and Appendix E.
 """
 
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -17,21 +18,36 @@ from jepa4rec.studies import study_parser
 
 PARSER = study_parser(__name__, __file__, __doc__)
 
+import numpy as np
+
 from jepa4rec.studies.measuring import baseline_points, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, stack, study_command
+
+
+@dataclass(kw_only=True)
+class ZeroShotRecipe(SystemsRecipe):
+    """`supervised`: systems as in `systems`, trained on the shop; what is shown is their average."""
+
+    systems: dict[str, list[str]] = field(default_factory=lambda: {"pre-trained": []})
+    supervised: dict[str, list[str]] = field(default_factory=dict)
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     study.phases("pretrain")
-    trained = study.train_seeds(["evaluation.zero_shot=false"], ("pretrain",))
     before = rank_as_texts(study, start_checkpoint(study))
     points = baseline_points(study, x="baselines")
     points.append(Point("before pre-training", "text alone", before))
-    points.append(Point("pre-trained", "text alone", stack(trained)))
+    for name, settings in study.recipe.systems.items():
+        trained = study.train_seeds([*settings, "evaluation.zero_shot=false"], ("pretrain",))
+        points.append(Point(name, "text alone", stack(trained)))
+    if study.recipe.supervised:
+        ranks = study.train_systems(study.recipe.supervised)
+        name = f"supervised, average of {', '.join(ranks)}"
+        points.append(Point(name, "the shop's purchases", np.concatenate(list(ranks.values()))))
     return points, {}
 
 
-main = study_command(PARSER, StudyRecipe, "Zero-shot ranking", "what is known of the shop", measure)
+main = study_command(PARSER, ZeroShotRecipe, "Zero-shot ranking", "what is known of the shop", measure)
 
 
 if __name__ == "__main__":

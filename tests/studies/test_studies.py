@@ -18,12 +18,15 @@ from jepa4rec.studies import (
     history_length,
     low_resource,
     masking_ratio,
+    pretraining_domains,
+    pretraining_steps,
     revealed_words,
     robustness,
+    systems,
     text_representation,
     zero_shot,
 )
-from jepa4rec.studies.studying import StudyRecipe
+from jepa4rec.studies.studying import Study, StudyRecipe, read_variant
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.masking import word_starts
 from jepa4rec.training.recipe import read_recipe
@@ -32,6 +35,13 @@ from tests.conftest import ROOT, TINY_ITEMS
 pytestmark = pytest.mark.slow("trains what the studies measure")
 
 pytest.importorskip("matplotlib", reason="matplotlib draws the studies' plots")
+SHOP = "{name: toy_shop, options: {shoppers: 60}, part: all}"
+GRU4REC = [
+    f"base={ROOT}/recipes/gru4rec.yaml",
+    "model.config.hidden_size=8",
+    "phases.0.steps=2",
+    "phases.0.batch_size=16",
+]
 SMALL = {
     "low_resource": (low_resource, {"percents": [50, 100], "min_training_users": 3}),
     "cold_items": (cold_items, {"hold_out": 30.0}),
@@ -40,6 +50,9 @@ SMALL = {
     "revealed_words": (revealed_words, {"percents": [0, 100]}),
     "robustness": (robustness, {"missing": [50], "noise": [10]}),
     "ablations": (ablations, {"variants": ["without MLM", "without item positions", "without pre-training"]}),
+    "systems": (systems, {"systems": {"this recipe": [], "GRU4Rec": GRU4REC}}),
+    "pretraining_steps": (pretraining_steps, {"steps": [0, 1]}),
+    "pretraining_domains": (pretraining_domains, {"settings": [f"data.pretrain=[{SHOP}, {SHOP}]"]}),
     "text_representation": (text_representation, {"base": "base_st5.yaml"}),
     "zero_shot": (zero_shot, {}),
 }
@@ -108,14 +121,14 @@ def test_every_study_has_a_recipe_and_an_explanation(name):
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_of_a_study_reads_and_so_does_what_it_trains(path):
-    if path.stem == "small":  # what others are based on
+    if path.stem in ("small", "text_only"):  # what others are based on
         read_recipe(path)
         return
     module = SMALL[max((name for name in SMALL if path.stem.startswith(name)), key=len)][0]
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, StudyRecipe)]
     recipe = read_recipe(path, [], max(kinds, key=lambda kind: len(kind.__mro__)))
-    for settings in getattr(recipe, "systems", {"as it is": []}).values():
-        read_recipe(path.parent / recipe.base, [*recipe.settings, *settings])
+    for settings in [[], *getattr(recipe, "systems", {}).values(), *getattr(recipe, "supervised", {}).values()]:
+        read_variant(path.parent, recipe, settings)
 
 
 def test_a_target_told_whole_to_a_reader_of_the_newest_item_is_ranked_first(tiny_tokenizer, tiny_items, tiny_config):
@@ -147,6 +160,39 @@ def test_systems_are_trained_side_by_side_and_compared_user_by_user(studio):
         assert one["percent"] == 100
         gain = trained[one["a"]]["mrr"]["mean"] - trained[one["b"]]["mrr"]["mean"]
         assert one["mrr"]["difference"] == pytest.approx(gain)
+
+
+def test_a_system_may_be_of_a_recipe_of_its_own_on_the_studys_data(studio, shop):
+    result = studio("systems")
+    assert {row["series"] for row in result["figures"]} >= {"this recipe", "GRU4Rec", "popularity"}
+    assert [{pair["a"], pair["b"]} for pair in result["comparisons"]] == [{"this recipe", "GRU4Rec"}]
+    study = StudyRecipe(base="small.yaml", settings=["phases.1.steps=1"])  # of the base: GRU4Rec has one phase
+    path, recipe = read_variant(RECIPES, study, [*GRU4REC, f"data.dir={shop}", "data.name=null"])
+    assert recipe.model.baseline == "gru4rec" and recipe.data.dir == str(shop) and path.name == "gru4rec.yaml"
+
+
+def test_an_average_of_supervised_systems_stands_beside_the_zero_shot_ones(studio):
+    alone = studio("systems", systems={"a": GRU4REC, "b": [*GRU4REC, "phases.0.lr=0.1"]})
+    result = studio("zero_shot", supervised={"a": GRU4REC, "b": [*GRU4REC, "phases.0.lr=0.1"]})
+    [row] = [row for row in result["figures"] if row["series"] == "supervised, average of a, b"]
+    own = [one["mrr"]["mean"] for one in alone["figures"] if one["series"] in "ab"]
+    assert row["mrr"]["mean"] == pytest.approx(sum(own) / 2) and row["seeds"] == 2
+
+
+def test_recformers_variants_have_one_stage_and_freeze_what_they_say(studio):
+    names = list(ablations.STAGES)
+    result = studio("ablations", variants=names)
+    assert [row["x"] for row in result["figures"]] == ["whole", *names]
+
+
+def test_without_a_hold_out_cold_is_what_nobody_bought(shop, tmp_path):
+    recipe = cold_items.ColdItemsRecipe(base="small.yaml", hold_out=0.0)
+    data = ["data.name=null", "data.config=null", f"data.dir={shop}"]
+    study, cold = cold_items.held_out_study(Study(recipe, RECIPES, data))
+    bought = {item for sequence in study.data.splits.train for item in sequence.tolist()}
+    assert (
+        set(np.flatnonzero(~cold)) == bought and study.data.dataset.fingerprint == load_dataset_dir(shop).fingerprint
+    )
 
 
 def test_held_out_items_keep_last_places_only(shop):
@@ -212,6 +258,9 @@ def test_interval_of_one_value_is_that_value_and_seeds_widen_it():
         ("low_resource", {"systems": {}}, "systems is empty"),
         ("low_resource", {"systems": {"a": ["phases.9.lr=1"]}}, "phases.9"),
         ("cold_items", {"hold_out": 120.0}, "percentage between 0 and 100"),
+        ("pretraining_domains", {"settings": []}, "names 0 domains in data.pretrain: this study needs two"),
+        ("pretraining_steps", {"steps": [-1]}, "name numbers of steps, 0 or more"),
+        ("ablations", {"variants": ["one stage"], "finetune": False}, "one stage needs finetune: true"),
         ("ablations", {"variants": ["without luck"]}, "without luck is unknown"),
         ("zero_shot", {"seeds": []}, "seeds is empty"),
         ("zero_shot", {"seedz": [1]}, "did you mean seeds"),
