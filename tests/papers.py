@@ -42,8 +42,8 @@ def stands_in(paper: str, citation: str) -> bool:
         "table": r"^ *Table {}:",
         "figure": r"^(.* )?[Ff]igure {}\b",
         "algorithm": r"^Algorithm {}:",
-        "eq.": r"\({}\)",
-        "equation": r"\({}\)",
+        "eq.": r"(\(|tag\{{){}(\)|\}})",
+        "equation": r"(\(|tag\{{){}(\)|\}})",
         "appendix": r"^(Appendix )?{}\b[\s]*[A-Z]?",
     }
     pattern = patterns.get(kind, r"^(Chapter )?{}[\s]+[A-Z]?")
