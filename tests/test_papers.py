@@ -17,13 +17,13 @@ from jepa4rec.hub.opening import ENCODERS
 from jepa4rec.training.recipe import read_recipe
 from jepa4rec.training.start import check_config_overrides
 
-# Logs of what was, not claims about the code.
-LOGS = ("CHANGELOG.md", "docs/training-log.md", "results/", "tests/")
+# Logs of what was, not claims about the code; and the page whose rows are tested by paper below.
+ELSEWHERE = ("CHANGELOG.md", "docs/training-log.md", "docs/papers.md", "results/", "tests/")
 
 
 def citing_files() -> list[str]:
     listed = subprocess.run(["git", "ls-files", "*.py", "*.md", "*.yaml"], cwd=ROOT, capture_output=True, text=True)
-    return [name for name in listed.stdout.split() if not name.startswith(LOGS)]
+    return [name for name in listed.stdout.split() if not name.startswith(ELSEWHERE)]
 
 
 def test_every_cited_section_stands_in_its_paper():
