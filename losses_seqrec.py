@@ -104,8 +104,8 @@ class FineTuningObjective:
         unseen_items: what items are in the softmax that nobody bought in training: "negatives" as all others, which
             drives them away from every user; "fixed" keeps them where their text put them; "left_out" takes them out
             of the softmax, so that users do not learn to avoid them either.
-        mlm_weight: lambda_1, of masked language modelling on the histories beside it (JEPA4Rec, Appendix C, names it among the
-            settings); 0 leaves it out.
+        mlm_weight: lambda_1, of masked language modelling on the histories beside it (JEPA4Rec, Appendix C, names it
+            among the settings); 0 leaves it out.
     """
 
     temperature: float = 0.05
