@@ -35,7 +35,7 @@ DATASETS: dict[str, type[SeqRecBuilder]] = {
 }
 
 
-def build(name: str, config: str | None = None, data_files: DataFiles = None, **options) -> SeqRecDataset:
+def build(name: str, /, config: str | None = None, data_files: DataFiles = None, **options) -> SeqRecDataset:
     """Builds a dataset in memory.
 
     Args:

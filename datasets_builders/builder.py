@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_args, get_origin
 from urllib.parse import unquote, urlparse
 
 import datasets
@@ -82,9 +83,10 @@ class SeqRecBuilder(datasets.ArrowBasedBuilder):
         """Prepares one variant from local files or URLs, without any cache. See the module for its options."""
         config = config or cls.variants()[0]
         check_choice("config", config, cls.variants())
-        known = [p.name for p in inspect.signature(cls.prepare).parameters.values() if p.kind == p.KEYWORD_ONLY]
-        for name in options:
-            check_choice("option", name, known)
+        known = {p.name: p for p in inspect.signature(cls.prepare).parameters.values() if p.kind == p.KEYWORD_ONLY}
+        for name, value in options.items():
+            check_choice("option", name, list(known))
+            _check_kind(name, value, known[name].annotation)
         return cls.prepare(local_files(data_files), config, **options)
 
     def _info(self) -> datasets.DatasetInfo:
@@ -98,6 +100,27 @@ class SeqRecBuilder(datasets.ArrowBasedBuilder):
         table = getattr(prepared, self.config.table)
         for shard, batch in enumerate(table.to_batches(max_chunksize=ROWS_PER_BATCH)):
             yield Key(0, shard), pa.Table.from_batches([batch])
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word, in quotation marks where it looks like more",
+    list: "a list such as [a, b]",
+    Sequence: "a list such as [a, b]",
+}
+
+
+def _check_kind(name: str, value: Any, annotation: Any) -> None:
+    """Raises ValueError where an option is of another type than its annotation says: YAML reads ``no`` as false."""
+    kinds = [get_origin(kind) or kind for kind in get_args(annotation) or (annotation,)]
+    if get_origin(annotation) in _KINDS:
+        kinds = [get_origin(annotation)]
+    is_wanted = isinstance(value, tuple(kinds)) and type(value) not in {bool, str} - set(kinds)
+    if not is_wanted:
+        wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds if kind in _KINDS))
+        raise ValueError(f"{name} is {value!r}: it is {wanted}")
 
 
 def _plain(data_files: Mapping | None) -> DataFiles:

@@ -67,6 +67,8 @@ def json_lines(connection: ibis.BaseBackend, path: Path, schema: pa.Schema, name
 def _duckdb(threads: int | None, directory: Path) -> Iterator[ibis.BaseBackend]:
     """Embedded; ``threads`` None = all cores. What does not fit into MEMORY_LIMIT goes to disk."""
     settings = {"memory_limit": MEMORY_LIMIT, "preserve_insertion_order": False}  # whoever wants an order asks for it
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}: take at least one, or leave the option out for all cores")
     if threads is not None:
         settings["threads"] = threads
     connection = ibis.duckdb.connect(temp_directory=str(directory / "spill"), **settings)

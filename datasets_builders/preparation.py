@@ -272,8 +272,8 @@ def build_tables(
 
 def _check_minimum(min_user: int, min_item: int) -> None:
     for option, value in (("min_user_interactions", min_user), ("min_item_interactions", min_item)):
-        if not isinstance(value, int):
-            raise ValueError(f"{option} is a whole number, not {value!r}")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{option} is a whole number of at least 1, not {value!r}")
 
 
 def _check_all_known(unknown: ir.Table, items: ir.Table, name: str) -> None:

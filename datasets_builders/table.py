@@ -44,9 +44,23 @@ from .reading import (
     whole_number_ids,
 )
 from .texts import as_text, is_text, open_nested
-from .times import TimeColumn, are_times, read_time_column, ticks_to_milliseconds, to_ratings
+from .times import (
+    DATE_ORDERS,
+    TIMESTAMP_UNITS,
+    TimeColumn,
+    are_times,
+    read_time_column,
+    ticks_to_milliseconds,
+    to_ratings,
+)
 
 NONE = "none"  # of a column that is there and not wanted
+CHOICES = {
+    "incomplete_rows": ("error", "drop"),
+    "duplicate_items": ("error", "first"),
+    "timestamp_unit": TIMESTAMP_UNITS,
+    "date_order": DATE_ORDERS,
+}
 _ADDRESS = r"https?://\S+"
 _COMMA = r"^-?\d+(,\d+)?$"  # prices where the comma is the decimal sign
 _MISSING = r"^(NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"  # what programs write where there is nothing
@@ -109,11 +123,13 @@ def prepare(
     options = {
         key: value for key, value in locals().items() if key not in ("files", "config", "threads", "engine", "name")
     }
-    for option, choices in {"incomplete_rows": ("error", "drop"), "duplicate_items": ("error", "first")}.items():
+    if len(rating_range) != 2 or not rating_range[0] < rating_range[1]:
+        raise ValueError(f"rating_range is {rating_range!r}: it is [LOWEST, HIGHEST]")
+    for option, choices in CHOICES.items():
         if options[option] not in (None, *choices):
-            raise ValueError(f"{option} is {options[option]!r}; it may be {' or '.join(choices)}")
+            raise ValueError(f"{option} is {options[option]!r}; it may be {', '.join(choices)}")
     given = {"user_id": user_id, "item_id": item_id, "timestamp": timestamp, "rating": rating}
-    _check_words(**given, items_item_id=items_item_id, delimiter=delimiter, encoding=encoding)
+    _check_encoding(encoding)
     headers = [names and tuple(names) for names in (interactions_columns, items_columns)]
     tables = _tables(files, delimiter and delimiter.replace("\\t", "\t"), encoding, headers)
     interactions_file, items_file = _by_name(tables, sheets) if sheets else _by_meaning(tables, given)
@@ -126,7 +142,7 @@ def prepare(
     notes: dict[str, None] = {}  # a set in the order of arrival
     with open_workspace(threads, engine) as workspace:
         strict = incomplete_rows == "error" or (items_file is not None and incomplete_rows is None)
-        rows = _interactions(interactions_file, columns, time, _listed(rating_range), strict, notes)
+        rows = _interactions(interactions_file, columns, time, rating_range, strict, notes)
         staged = workspace.stage(rows, interactions_file.path.name)
         interactions = _complete(workspace, staged.drop(*columns.in_interactions), notes)
         if items_file:
@@ -161,13 +177,9 @@ def prepare(
     return make_dataset(marked_as_text(catalogue), sequences, about)
 
 
-def _check_words(**options: str | None) -> None:
-    """Raises ValueError where a value is none: a command line reads ``rating=no`` as false."""
-    for name, value in options.items():
-        if not isinstance(value, str | None):
-            raise ValueError(f"{name} is {value!r}: a word is needed, in quotation marks where it looks like more")
+def _check_encoding(encoding: str | None) -> None:
     try:
-        codecs.lookup(options["encoding"] or "utf-8")
+        codecs.lookup(encoding or "utf-8")
     except LookupError as error:
         raise ValueError(f"{error}; encoding is one that Python knows, such as cp1252, shift_jis or cp1251") from error
 
@@ -196,6 +208,8 @@ def _tables(
         ]
     if not files:
         raise ValueError("table needs data_files: the interactions and the items, in one file or two")
+    if len(set(files)) < len(files):
+        raise ValueError(f"a file is given twice: {', '.join(map(str, files))}")
     headers = headers if len(files) <= 2 else [None] * len(files)
     tables = [TableFile(path, delimiter, None, header, encoding) for path, header in zip(files, headers, strict=False)]
     return [sheet for table in tables for sheet in (book_sheets(table) if _is_known(table) else [table])]
@@ -226,12 +240,12 @@ def _by_meaning(tables: list[TableFile], given: Mapping[str, str | None]) -> tup
     items = [table for table in others if roles[table] == "items"] if len(others) > 1 else others
     if len(interactions) == 1 and len(items) == 1:
         return interactions[0], items[0]
-    if len(tables) == 2 and not any(table.sheet for table in tables):
+    if len(tables) == 2 and len(interactions) < 2 and not any(table.sheet for table in tables):
         return tables[0], tables[1]  # in the order in which they are asked for
     seen = "; ".join(f"{table}: {role or 'neither'}" for table, role in roles.items())
     raise ValueError(
         "which are the interactions and which the items? Give these two alone, of an Excel book as "
-        f"sheets=[INTERACTIONS, ITEMS] ({seen})"
+        f"sheets=[INTERACTIONS, ITEMS], or say user_id=COLUMN, which the items do not have ({seen})"
     )
 
 
@@ -242,7 +256,7 @@ def _role(table: TableFile, given: Mapping[str, str | None]) -> str | None:
     except ValueError as error:
         return str(error)
     has_item = given["item_id"] in names or columns_for("item_id", names, of_items=True)
-    users = [given["user_id"]] if given["user_id"] in names else columns_for("user_id", names)
+    users = columns_for("user_id", names) if given["user_id"] is None else {given["user_id"]} & set(names)
     if users:
         has_id = any(plain(name).endswith("id") for name in names if name not in users)
         return "interactions" if has_item or has_id else None

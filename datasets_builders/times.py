@@ -245,10 +245,6 @@ def read_time_column(
     ValueError that begins with ``where`` (file and column) and names the row, for a value that is no time, for units
     or zones that are mixed, and where nothing tells day from month.
     """
-    if unit not in TIMESTAMP_UNITS:
-        raise ValueError(f"timestamp_unit is {unit!r}; it may be {', '.join(TIMESTAMP_UNITS)}")
-    if order not in (None, *DATE_ORDERS):
-        raise ValueError(f"date_order is {order!r}; it may be {' or '.join(DATE_ORDERS)}")
     seen = _Evidence()
     for texts in read():
         seen.add(texts, _labels(texts, unit))

@@ -51,6 +51,9 @@ def main(options: Namespace) -> None:
         check_token()
     check_output(options.out, options.overwrite)
     settings = dict(parse_setting("--option", text) for text in options.option)
+    for name in ("config", "data_files"):
+        if name in settings:
+            raise ValueError(f"{name} is no --option: it is an argument of its own, --{name}")
     if options.engine != PARSER.get_default("engine"):
         settings["engine"] = options.engine  # a dataset that does not know engines is built by the usual one
     dataset = build(options.name, options.config, options.data_files, **settings)

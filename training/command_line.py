@@ -59,4 +59,7 @@ def parse_setting(flag: str, text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"{flag} takes KEY=VALUE, not {text!r}")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, AttributeError) as error:  # what a tag with a wrong value raises
+        raise ValueError(f"{flag} {text}: the value is not valid YAML: {' '.join(str(error).split())}") from error

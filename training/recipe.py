@@ -167,6 +167,8 @@ class Recipe:
             raise ValueError(f"the baseline {name} is counted, not trained: write phases: []")
         if self.tokenizer != TokenizerRecipe() and not reads_texts:
             raise ValueError(f"the baseline {name} reads no texts: leave the section tokenizer out")
+        if self.model.init != "scratch" and not reads_texts:
+            raise ValueError(f"the baseline {name} reads no texts: leave model.init out")
         if self.run.activation_checkpointing:
             raise ValueError("activation_checkpointing is for text encoders, not for model.baseline")
         if any(phase.freeze_layers or phase.freeze_word_embeddings for phase in self.phases):

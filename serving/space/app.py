@@ -237,7 +237,7 @@ class Page:
             with gr.Row():
                 with gr.Column(scale=5, min_width=300):
                     self._draw_history()
-                with gr.Column(scale=6, min_width=300):
+                with gr.Column(scale=6, min_width=300, elem_id="answers"):
                     self._draw_answers()
             self._connect()
 

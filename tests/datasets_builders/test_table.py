@@ -152,10 +152,36 @@ def test_an_id_that_lost_its_zeros_is_pointed_at(table):
         table("user_id,item_id\nu,007\n", "item_id,title\n7,Tea\n")
 
 
-@pytest.mark.parametrize("option", ["rating", "timestamp", "user_id", "encoding"])
-def test_options_are_words(table, option):
-    with pytest.raises(ValueError, match=f"{option} is False: a word is needed"):
-        table("user_id,item_id\nu,a\n", **{option: False})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rating": False}, "rating is False: it is a word, in quotation marks where it looks like more"),
+        ({"user_id": 5}, "user_id is 5: it is a word"),
+        ({"all_items": "maybe"}, "all_items is 'maybe': it is true or false"),
+        ({"drop_duplicates": 5}, "drop_duplicates is 5: it is true or false"),
+        ({"min_user_interactions": 0}, "min_user_interactions is a whole number of at least 1"),
+        ({"min_user_interactions": True}, "min_user_interactions is True: it is a whole number"),
+        ({"interactions_columns": "user_id"}, r"interactions_columns is 'user_id': it is a list such as \[a, b\]"),
+        ({"rating_range": 5}, "rating_range is 5: it is a list"),
+        ({"rating_range": [10, 0]}, r"rating_range is \[10, 0\]: it is \[LOWEST, HIGHEST\]"),
+        ({"timestamp_unit": "h"}, "timestamp_unit is 'h'; it may be auto, s, ms"),
+        ({"date_order": "x"}, "date_order is 'x'; it may be day_first, month_first"),
+        ({"threads": 0}, "threads is 0: take at least one"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(table, options, message):
+    with pytest.raises(ValueError, match=message):
+        table("user_id,item_id\nu,a\n", **options)
+
+
+def test_two_files_of_interactions_are_no_catalogue(tmp_path):
+    may, june = (write(tmp_path, f"{name}.csv", SALES) for name in ("may", "june"))
+    with pytest.raises(ValueError, match="which are the interactions.*may.csv: interactions.*june.csv: interactions"):
+        build("table", data_files=[may, june])
+    with pytest.raises(ValueError, match="a file is given twice"):
+        build("table", data_files=[may, may])
+    items = write(tmp_path, "items.csv", "item_id,title,username\na,Tea,x\nb,Pot,y\n")
+    assert histories(build("table", data_files=[items, may], user_id="user_id")) == {"u": ["b", "a"]}
 
 
 def test_an_id_that_both_files_have_is_the_items(table):
@@ -250,7 +276,7 @@ def test_in_a_list_of_sales_lines_without_a_customer_are_left_out(table):
     assert "1 of 3 interactions lack a value and are left out, first row 2" in report(table(sales, None))
     with pytest.raises(ValueError, match="row 2 has no value in column 'customer'"):
         table(sales, None, incomplete_rows="error")
-    with pytest.raises(ValueError, match="incomplete_rows is 'skip'; it may be error or drop"):
+    with pytest.raises(ValueError, match="incomplete_rows is 'skip'; it may be error, drop"):
         table(sales, None, incomplete_rows="skip")
 
 

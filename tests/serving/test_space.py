@@ -580,9 +580,11 @@ def test_own_catalogues_on_a_phone(open_page, tmp_path):
     assert width_beyond(page) <= 0
 
 
-@pytest.mark.parametrize("width", [320, 360, 390])
-def test_buttons_fit_on_a_phone(open_page, width):
+@pytest.mark.parametrize("width", [320, 360, 375, 390])
+def test_results_come_first_and_buttons_fit_on_a_phone(open_page, width):
     page = open_page(width)
+    found, search = (page.locator(place).bounding_box() for place in ("#found", "#search"))
+    assert found["y"] < search["y"] < 844
     page.get_by_role("button", name="Show me an example").click()
     page.locator("#history li").first.wait_for()
     page.locator("#found button[data-action=why]").first.click()
