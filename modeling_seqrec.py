@@ -228,6 +228,10 @@ class SeqRecModelWithHead(SeqRecPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
+        # T5's configuration has no initializer_range; transformers then draws new layers by its factor, N(0, 1).
+        plain = isinstance(module, nn.Linear | nn.Embedding) and getattr(module, "padding_idx", None) is None
+        if plain and not hasattr(self.config.get_text_config(), "initializer_range"):
+            init.normal_(module.weight, std=INITIALIZER_RANGE)
         if isinstance(module, SeqRecLMHead):
             init.zeros_(module.bias)
 
@@ -347,11 +351,6 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # T5's configuration has no initializer_range; transformers then draws new layers by its factor, N(0, 1).
-        if isinstance(module, nn.Linear | nn.Embedding) and not hasattr(
-            self.config.get_text_config(), "initializer_range"
-        ):
-            init.normal_(module.weight, std=INITIALIZER_RANGE)
         if isinstance(module, SeqRecPredictor):
             init.zeros_(module.unmasked_item)
 
@@ -686,6 +685,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         items, targets = self._softmax_items(target_item_ids)
         parts = {"softmax": full_softmax_loss(users, items, targets, self.scale)}
         if self.objective.mlm_weight:
+            if masked is None:
+                raise ValueError("objective.mlm_weight needs masked histories: build the collator with a mask_rate.")
             labels = masked["labels"]
             read = self.base_model(**{name: values for name, values in masked.items() if name != "labels"})
             parts["mlm"] = whole_batch_mean(self._token_losses(read.last_hidden_state, labels))

@@ -45,6 +45,8 @@ def with_users(study: Study, users: int, settings: Sequence[str] = ()) -> Recipe
     recipe = study.variant([*settings, f"data.users={users}"], kinds=tuple(KINDS))
     prefixes = [max(0, len(sequence) - 1) for sequence in study.data.splits.train[:users]]
     for phase in recipe.phases:
+        if recipe.data.pretrain and not phase.knows_items:
+            continue  # it reads other shops, whose users are not cut
         slices = phase.gradient_accumulation
         examples = sum(prefixes) if phase.prefixes == "all" else sum(count > 0 for count in prefixes)
         phase.batch_size = min(phase.batch_size, max(1, examples // slices) * slices)
