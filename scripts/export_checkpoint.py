@@ -128,7 +128,7 @@ def to_sentence_transformers(model: SeqRecPreTrainedModel, tokenizer: ItemSentTo
 
 def check_vectors(pipe: SequentialRecommendationPipeline, vectors_of: VectorsOf, plain_texts: bool) -> float:
     """Largest difference between the export's vectors and ours, of items and histories, and of a text too long to be
-    read whole where the export takes `plain_texts`. Raises ValueError over `TOLERANCE`."""
+    read whole where the export reads `plain_texts` alone. Raises ValueError over `TOLERANCE`."""
     ids = list((pipe.known_items or {"rows": ()})["rows"])[:3]
     items = PROBE + [PROBE[0] | {"item_id": item_id} for item_id in ids]
     histories = [PROBE[:1], items, items[::-1]]
@@ -165,7 +165,7 @@ def main(options: Namespace) -> None:
         warnings.simplefilter("ignore")  # what torch's exporter says of torch's own insides
         vectors_of = write(model, tokenizer, folder)
         pipe = SequentialRecommendationPipeline(model, tokenizer)
-        difference = check_vectors(pipe, vectors_of, plain_texts=options.format != "onnx")
+        difference = check_vectors(pipe, vectors_of, plain_texts=isinstance(model, St5RecModel))
     print(f"{options.out}: {options.format}, vectors equal to {difference:.1g}")
 
 
