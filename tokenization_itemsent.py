@@ -179,6 +179,8 @@ class ItemSentTokenizer(TokenizersBackend):
         def label(i):
             return f"item {i}" if item_ids is None else f"item {i} (id {item_ids[i]!r})"
 
+        if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
+            raise ValueError(f"the items are one {type(items).__name__}: give a list of {{attribute: text}}")
         return self._encode_items(list(items), label)
 
     def _encode_items(self, items: list, label) -> ItemTokens:
@@ -244,6 +246,7 @@ class ItemSentTokenizer(TokenizersBackend):
 
         Equal to `self(string, add_special_tokens=False)` and faster: see `_Words`.
         """
+        strings = [text if text.isascii() else _utf8(text) for text in strings]
         starts, lengths = np.zeros((2, len(strings)), np.int64)
         parts, total = [], 0
         for members, encode in self._ways_to_encode(strings):
@@ -424,7 +427,13 @@ class ItemSentTokenizer(TokenizersBackend):
         # A plain text is one item of values: without token types the model gives it just that, whereas the zeros of a
         # BERT tokenizer would make a CLS of every token.
         kwargs.setdefault("return_token_type_ids", False)
-        return super().__call__(text, *args, **kwargs)
+        try:
+            return super().__call__(text, *args, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "the input does not read as text (one or several), an item {attribute: text} or a history of items, "
+                f"oldest first: {' '.join(str(error).split())}"
+            ) from error
 
     def _encode_histories(
         self,
@@ -442,15 +451,17 @@ class ItemSentTokenizer(TokenizersBackend):
         for row, history in enumerate(histories):
             if len(history) == 0 and not self.empty_histories:
                 raise ValueError(f"history {row} is empty: give at least one item")
-        places = [(row, i) for row, history in enumerate(histories) for i in range(len(history))]
-        items = list(chain.from_iterable(histories))
+        # What is too old to be read is not encoded either, which would take seconds for the longest histories.
+        newest = [range(max(0, len(history) - self.max_items), len(history)) for history in histories]
+        places = [(row, i) for row, own in enumerate(newest) for i in own]
+        items = [histories[row][i] for row, i in places]
         item_tokens = NO_ITEMS
         if items:
             item_tokens = self._encode_items(items, lambda i: "item {1} of history {0}".format(*places[i]))
-        ends = np.cumsum([len(history) for history in histories])
+        ends = np.cumsum(list(map(len, newest)))
         batch = self.batch_histories(
             item_tokens,
-            [np.arange(end - len(history), end) for end, history in zip(ends, histories, strict=True)],
+            [np.arange(end - len(own), end) for end, own in zip(ends, newest, strict=True)],
             return_tensors=return_tensors,
             max_tokens=max_length,
             padding=return_tensors is not None if padding is None else padding,
@@ -500,7 +511,7 @@ def _check_setting(name: str, value: Any) -> None:
         fits, wanted = SETTINGS[name] is None, "a whole number"
     else:
         smallest = {"pad_item_position": 0, "max_tokens": 2}.get(name, 1)
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= smallest
+        fits = isinstance(value, int) and not isinstance(value, bool) and smallest <= value < 2**31
         wanted = f"a whole number of at least {smallest}"
     if not fits:
         raise ValueError(f"tokenizer setting {name!r} is {value!r}: it must be {wanted}")
@@ -538,6 +549,11 @@ def _text_attributes(item: Any, label: str) -> dict[str, str]:
         raise ValueError(f"{label} is a {type(item).__name__}: give a mapping of attribute name to text")
     texts = {name: _text_of(value, lambda: f"attribute {name!r} of {label}") for name, value in item.items()}  # noqa: B023
     return {name: "" if text.isspace() else text for name, text in texts.items()}
+
+
+def _utf8(text: str) -> str:
+    """Half a surrogate pair, as broken emoji leave behind, has no UTF-8 and becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _text_of(value: Any, label) -> str:

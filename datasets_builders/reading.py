@@ -29,6 +29,7 @@ from .texts import as_text, words
 
 BLOCK_BYTES = 16 << 20
 LONGEST_LINE = BLOCK_BYTES  # a file without line ends would be read into memory whole
+LARGEST_WHOLE = 512 << 20  # of what is read into memory whole, after decompression: a JSON array, a sheet of Excel
 JSON_PIECE_BYTES = 4 << 20  # parsed by one core at a time
 FIRST_ROWS = 50  # in which a header must be
 HEAD_ROWS = 20_000  # that tell what a column of an Excel sheet holds
@@ -133,13 +134,14 @@ def damage_named(path: Path) -> Iterator[None]:
     """Turns what the readers say about damaged files into one sentence with the file's name."""
     try:
         yield
-    except (pa.ArrowInvalid, EOFError, zipfile.BadZipFile, lzma.LZMAError, UnicodeError) as error:
-        hint = " (a value that holds the delimiter needs quotation marks)" if "columns, got" in str(error) else ""
-        raise ValueError(f"{path} cannot be read, it seems damaged or of another format: {error}{hint}") from error
-    except OSError as error:
-        if str(path) in str(error):
+    except (
+        pa.ArrowException, EOFError, zipfile.BadZipFile, lzma.LZMAError, UnicodeError, RecursionError, OSError,
+    ) as error:  # fmt: skip
+        if isinstance(error, OSError) and str(path) in str(error):
             raise
-        raise ValueError(f"{path} cannot be read, it seems damaged or of another format: {error}") from error
+        hint = " (a value that holds the delimiter needs quotation marks)" if "columns, got" in str(error) else ""
+        reason = " ".join(str(error).split()) + hint
+        raise ValueError(f"{path} cannot be read, it seems damaged or of another format: {reason}") from error
 
 
 def open_bytes(path: Path) -> io.BufferedReader:
@@ -360,7 +362,7 @@ def _parse_any_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
     except pa.ArrowInvalid:
         try:
             rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
-        except ValueError:
+        except (ValueError, RecursionError):
             rows = []
         if not rows or not all(isinstance(row, dict) for row in rows):
             raise
@@ -371,7 +373,7 @@ def _parse_any_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
 def _array(values: list) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError):
         return pa.array(map(words, values), pa.string())
 
 
@@ -380,7 +382,7 @@ def line_blocks(path: Path) -> Iterator[bytes]:
     rest = b""
     with open_bytes(path) as data:
         if data.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-            yield from _array_lines(data)
+            yield from _array_lines(path, data)
             return
         while block := data.read(BLOCK_BYTES):
             _check_line(path, len(rest), block)
@@ -391,10 +393,13 @@ def line_blocks(path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def _array_lines(data: io.BufferedReader) -> Iterator[bytes]:
+def _array_lines(path: Path, data: io.BufferedReader) -> Iterator[bytes]:
+    text = data.read(LARGEST_WHOLE + 1)
+    if len(text) > LARGEST_WHOLE:
+        raise ValueError(f"{path} is a JSON array of more than {LARGEST_WHOLE >> 20} MB: write one object a line")
     try:
-        rows = json.load(data)
-    except ValueError as error:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise pa.ArrowInvalid(str(error)) from error
     for first in range(0, len(rows), HEAD_ROWS):
         yield "\n".join(map(json.dumps, rows[first : first + HEAD_ROWS])).encode()
@@ -496,6 +501,10 @@ def _excel_book(path: Path):
         import openpyxl
     except ImportError as error:
         raise ValueError(f"{path}: reading .xlsx needs the package openpyxl (pip install openpyxl)") from error
+    with zipfile.ZipFile(path) as parts:
+        size = sum(part.file_size for part in parts.infolist())
+    if size > LARGEST_WHOLE:
+        raise ValueError(f"{path} unpacks to {size >> 20} MB, more than {LARGEST_WHOLE >> 20}: save it as CSV")
     book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     try:
         yield book

@@ -55,6 +55,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from jepa4rec.datasets_builders.reading import damage_named
 from jepa4rec.hub.opening import open_pipeline
 from jepa4rec.serving.catalogue_seqrec import ABOUT_FILE
 from jepa4rec.serving.pipeline_catalogue import CataloguePipeline
@@ -70,10 +71,8 @@ AT_ONCE = 2000  # users in one call of the pipeline
 
 def open_histories(path: Path) -> pq.ParquetFile:
     """Raises ValueError unless it is a Parquet file with users and lists."""
-    try:
+    with damage_named(path):
         file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
     schema = file.schema_arrow
     for name in (USER, HISTORY):
         if name not in schema.names:
@@ -90,15 +89,16 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def parts(file: pq.ParquetFile, size: int) -> Iterator[pa.Table]:
+def parts(path: Path, size: int) -> Iterator[pa.Table]:
     """The rows in tables of `size`, the last one shorter; no more than one is in memory."""
     waiting: list[pa.Table] = []
-    for batch in file.iter_batches(batch_size=size, columns=[USER, HISTORY]):
-        waiting.append(pa.Table.from_batches([batch]))
-        while sum(map(len, waiting)) >= size:
-            joined = pa.concat_tables(waiting)
-            yield joined.slice(0, size)
-            waiting = [joined.slice(size)]
+    with damage_named(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=size, columns=[USER, HISTORY]):
+            waiting.append(pa.Table.from_batches([batch]))
+            while sum(map(len, waiting)) >= size:
+                joined = pa.concat_tables(waiting)
+                yield joined.slice(0, size)
+                waiting = [joined.slice(size)]
     if rest := sum(map(len, waiting)):
         yield pa.concat_tables(waiting).slice(0, rest)
 
@@ -182,7 +182,7 @@ def main(options: Namespace) -> None:
     ids = id_type(file.schema_arrow.field(HISTORY).type, pipe.catalogue.ids)
     users = answered = failed = 0
     started = time.perf_counter()
-    for number, table in enumerate(parts(file, options.part)):
+    for number, table in enumerate(parts(options.histories, options.part)):
         path, users = unfinished / f"part-{number:06}.parquet", users + len(table)
         if path.exists():
             continue

@@ -57,6 +57,7 @@ try:
     from fastapi.responses import JSONResponse, Response
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from pydantic import BaseModel, ConfigDict, Field
+    from starlette.exceptions import HTTPException
 except ImportError as error:
     sys.exit(f"serve: {error.name} is missing: pip install 'jepa4rec[serve]'.")
 
@@ -216,6 +217,10 @@ def make_app(service: Service) -> FastAPI:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:3])
         return JSONResponse({"error": f"{place or 'The request'}: {first['msg']}."}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def say_no(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     @app.exception_handler(OverflowError)
     async def send_away(request: Request, error: OverflowError) -> JSONResponse:

@@ -420,6 +420,7 @@ def _check_read(about: dict, rows: list, vectors: Tensor) -> None:
     for number, row in enumerate(rows, start=1):
         if not isinstance(row[ITEM_ID], str) or not isinstance(row["item"], dict):
             raise ValueError(f"line {number} of {ITEMS_FILE} is no item")
+        float(row.get("popularity", 0))
 
 
 def _digests(folder: Path) -> dict[str, str]:

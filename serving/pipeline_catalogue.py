@@ -557,15 +557,15 @@ def read_item_ids(model) -> dict | None:
     )
     if path is None:
         return None
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if len(content["item_ids"]) != model.config.num_items:
-        raise ValueError(
-            f"{path} names {len(content['item_ids'])} items, the model has {model.config.num_items}: fetch it again."
-        )
-    return {
-        "rows": {item_id: row for row, item_id in enumerate(content["item_ids"])},
-        "popularity": content["popularity"],
-    }
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        ids, popularity = [item_id_of(own) for own in content["item_ids"]], content["popularity"]
+        popularity_counts(ids, popularity)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): fetch it again.") from error
+    if len(ids) != model.config.num_items:
+        raise ValueError(f"{path} names {len(ids)} items, the model has {model.config.num_items}: fetch it again.")
+    return {"rows": {item_id: row for row, item_id in enumerate(ids)}, "popularity": popularity}
 
 
 def save_item_ids(folder: str | Path, item_ids: Sequence[str], counts: Sequence[float]) -> None:

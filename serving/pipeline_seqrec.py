@@ -58,7 +58,7 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         return vectors, learned
 
     def _text_vectors(self, attributes: Sequence[Mapping], ids: Sequence[str] | None) -> Tensor:
-        tokens = self.tokenizer.encode_items(map(_sound, attributes), ids)
+        tokens = self.tokenizer.encode_items(attributes, ids)
         vectors = encode_items(self.model, self.tokenizer, tokens)
         return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
 
@@ -75,7 +75,7 @@ class SequentialRecommendationPipeline(CataloguePipeline):
 
     def _encode_texts(self, texts: list[list[dict]]) -> Tensor:
         """The text vectors (B, d) of histories, one long."""
-        tokens = self.tokenizer.encode_items([_sound(item) for history in texts for item in history])
+        tokens = self.tokenizer.encode_items([item for history in texts for item in history])
         ends = np.cumsum([len(history) for history in texts])
         histories = [np.arange(end - len(history), end) for end, history in zip(ends, texts, strict=True)]
         # Of a fine-tuned model too it is the encoder alone that reads; what it knows by id is added afterwards.
@@ -104,18 +104,6 @@ class SequentialRecommendationPipeline(CataloguePipeline):
             for age, row in enumerate(own):
                 vectors[user] += recency[age] * (remembered[age] if row >= 0 else next(strange))
         return vectors
-
-
-def _sound(item: Mapping) -> Mapping:
-    """An item whose texts have UTF-8: half a surrogate pair, as broken emoji leave behind, becomes a question mark."""
-    texts = [text for pair in item.items() for text in pair if isinstance(text, str) and not text.isascii()]
-    if all(text.encode("utf-8", "ignore").decode() == text for text in texts):
-        return item
-    return {_utf8(name): _utf8(text) for name, text in item.items()}
-
-
-def _utf8(text):
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else text
 
 
 def _whole_model(model) -> torch.nn.Module:

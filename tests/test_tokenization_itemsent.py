@@ -401,6 +401,32 @@ class TestBadInput:
         with pytest.raises(ValueError, match="not a fast tokenizer"):
             ItemSentTokenizer.wrap(object())
 
+    def test_half_a_surrogate_pair_reads_as_a_question_mark(self, tiny_tokenizer):
+        broken, sound = (tiny_tokenizer([[{"title": f"Tea {mark}", mark: "x"}]]) for mark in ("\ud83c", "?"))
+        assert broken == sound
+
+    @pytest.mark.parametrize("given", [5, None, True, 0.5, b"tea", [5], [None], [[5]], [["tea", None]], "\ud83c"])
+    def test_what_is_neither_text_nor_items_is_one_sentence(self, tiny_tokenizer, given):
+        with pytest.raises(ValueError, match="^the input does not read as text .*or a history of items") as error:
+            tiny_tokenizer(given, return_tensors="pt")
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("items", [5, None, "tea", {"title": "tea"}])
+    def test_items_are_a_list(self, tiny_tokenizer, items):
+        with pytest.raises(ValueError, match="the items are one .*: give a list"):
+            tiny_tokenizer.encode_items(items)
+
+    def test_a_number_that_no_array_holds(self, tiny_tokenizer):
+        with pytest.raises(ValueError, match="'max_items' is .*: it must be a whole number"):
+            ItemSentTokenizer.wrap(tiny_tokenizer, max_items=2**70)
+
+
+def test_what_is_too_old_to_be_read_is_not_looked_at(tiny_tokenizer):
+    newest = [{"title": f"Tea {row}"} for row in range(tiny_tokenizer.max_items)]
+    assert tiny_tokenizer([[None] * 100_000 + newest]) == tiny_tokenizer([newest])
+    with pytest.raises(ValueError, match="item 100003 of history 1 has no text"):
+        tiny_tokenizer([newest, [None] * 100_000 + newest[:3] + [{"title": " "}] + newest[4:]])
+
 
 def test_threads_share_a_tokenizer(tiny_tokenizer):
     """Items that name added tokens go through the backend, whose padding and truncation other calls set."""

@@ -14,6 +14,9 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
+# What reading YAML raises; the last three for a tag with a wrong value, and for lists in lists in lists.
+NO_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
+
 
 def read_typed_yaml(
     path: str | Path,
@@ -32,7 +35,7 @@ def read_typed_yaml(
     path = Path(path)
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError, AttributeError) as error:  # what a tag with a wrong value raises
+    except NO_YAML as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold sections, found {_name_of(tree)}")
@@ -60,7 +63,7 @@ def _apply_setting(tree: dict, setting: str) -> str:
         raise ValueError(f"--set {setting}: write section.key=value")
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, AttributeError) as error:
+    except NO_YAML as error:
         raise ValueError(f"--set {setting}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     *parents, last = dotted.split(".")
     place = tree

@@ -131,10 +131,9 @@ def upload(visit: Visit, path: str) -> tuple[Visit, str]:
     name = Path(path).name
     try:
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{name} is gone: upload it again.") from error
-    finally:
-        Path(path).unlink(missing_ok=True)
+        Path(path).unlink()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name[:100]} is gone: upload it again.") from error
     found = read_csv(content, name)
     shop = visit.shop.with_items(found.items, name, found.popularity)
     said = f"{name}: {len(found.items):,} items, read as {found.encoding}."
@@ -152,7 +151,7 @@ def told(visit: Visit, wish, weight, only, top_k, exclude) -> Visit:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < math.inf
 
 
 def _words(text) -> str:
@@ -341,7 +340,7 @@ class Page:
         return self._next(visit, lambda own: told(own, wish, weight, only, top_k, exclude))
 
     def _reveal(self, visit: Visit | None, percent: float):
-        visit = replace(visit or self.start, percent=percent if _is_number(percent) else 0.0)
+        visit = replace(visit or self.start, percent=min(max(percent, 0), 100) if _is_number(percent) else 0.0)
         return visit, reveal_panel(visit)
 
     def _upload(self, visit: Visit | None, path: str):

@@ -450,6 +450,22 @@ def test_two_sheets_of_a_book_are_found_or_asked_for(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("items.json", json.dumps([{"item_id": "a", "title": "Tea" * 999}]), "is a JSON array of more than 0 MB"),
+        ("items.xlsx", {"items": [["item_id", "title"], ["a", "Tea" * 999]]}, "unpacks to 0 MB, more than 0"),
+        ("items.json", "[" * 100_000, "seems damaged or of another format"),
+    ],
+)
+def test_what_is_read_whole_has_a_limit(tmp_path, monkeypatch, name, content, sentence):
+    monkeypatch.setattr("jepa4rec.datasets_builders.reading.LARGEST_WHOLE", 2000 if "more" in sentence else 2**20)
+    files = [write(tmp_path, "sales.csv", "user_id,item_id\nu,a\nu,a\n"), write(tmp_path, name, content)]
+    with pytest.raises(ValueError, match=f"{name}.* {sentence}") as error:
+        build("table", None, files)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     "content",
     [
         '[{"item_id": "a", "title": "Tea"},\n {"item_id": "b", "title": 1984}]',

@@ -15,7 +15,7 @@ import torch
 
 from jepa4rec.benchmarks.catalogue import measure_index, page
 from jepa4rec.serving import catalogue_seqrec
-from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue, split_items
+from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue, _digests, split_items
 
 WEIGHTS = "a" * 64
 
@@ -230,7 +230,7 @@ def test_a_saved_catalogue_is_readable_as_the_umask_says(tmp_path, umask, mode):
 
 SAVER = """
 import sys, torch
-from jepa4rec.serving.catalogue_seqrec import Catalogue
+from jepa4rec.serving.catalogue_seqrec import _digests, Catalogue
 
 number = 3
 while True:
@@ -307,6 +307,19 @@ def test_a_damaged_catalogue_is_one_sentence(tmp_path, name):
     path = tmp_path / "c" / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match="is damaged .*save the catalogue again"):
+        Catalogue.load(tmp_path / "c", WEIGHTS)
+
+
+def test_a_catalogue_edited_by_hand_is_one_sentence(tmp_path):
+    """The hashes fit, as somebody has written them anew."""
+    filled(5).save(tmp_path / "c")
+    lines = (tmp_path / "c" / "items.jsonl").read_text().splitlines()
+    (tmp_path / "c" / "items.jsonl").write_text(
+        "\n".join([*lines[:4], '{"item_id": "x", "item": {}, "popularity": []}'])
+    )
+    about = json.loads((tmp_path / "c" / "catalogue.json").read_text())
+    (tmp_path / "c" / "catalogue.json").write_text(json.dumps(about | {"sha256": _digests(tmp_path / "c")}))
+    with pytest.raises(ValueError, match="/c is damaged .*save the catalogue again"):
         Catalogue.load(tmp_path / "c", WEIGHTS)
 
 

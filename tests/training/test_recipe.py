@@ -161,7 +161,7 @@ def test_a_missing_required_key_is_named(write):
         read_recipe(write({**MINIMAL, "run": {}}))
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
+@pytest.mark.parametrize("text", ["a: [", "- 1", "", "[" * 5000, "a: !!timestamp x"])
 def test_a_file_that_is_no_recipe_is_named(write, text):
     with pytest.raises(ValueError, match=r"r\.yaml"):
         read_recipe(write(text))
