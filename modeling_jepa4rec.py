@@ -34,6 +34,7 @@ from .modeling_seqrec import (
     SeqRecForSequentialRecommendation,
     SeqRecPreTrainedModel,
     check_batch,
+    check_unread,
 )
 
 # Added to a variance before it is a divisor: vectors one long have some 1/d in each direction.
@@ -241,6 +242,7 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         item_position_ids: Tensor | None = None,
+        inputs_embeds: None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
@@ -261,8 +263,9 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         Raises:
             ValueError: an empty or too long row, an id outside its table, or outputs that are never kept.
         """
-        if output_hidden_states or output_attentions:
-            raise ValueError("Jepa4RecModel keeps neither hidden states nor attentions of its layers.")
+        check_unread(
+            inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
         batch = pack_batch(self.config, input_ids, attention_mask, token_type_ids, item_position_ids)
         hidden = self._encode(batch)
         padded = hidden.new_zeros(input_ids.numel(), hidden.shape[-1]).index_copy_(0, batch.source, hidden)

@@ -84,6 +84,8 @@ class SeqRecPreTrainedModel(PreTrainedModel):
                 encoder weights that are not there (transformers would go on with random ones).
             OSError: no such checkpoint.
         """
+        if (beside := _class_beside(cls, pretrained_model_name_or_path)) is not cls:
+            return beside.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         name, wants_info = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
         if kwargs.get("config") is None:
             _check_model_type(name, cls.config_class.model_type, kwargs)
@@ -115,6 +117,17 @@ class SeqRecPreTrainedModel(PreTrainedModel):
     def __getstate__(self) -> dict:
         """A copy or a pickle takes no access token along."""
         return {name: value for name, value in self.__dict__.items() if name != "hub_options"}
+
+
+def _class_beside(cls: type, name) -> type:
+    """The class of the code that lies beside weights, where `cls` is of such code, else `cls`.
+
+    Transformers remembers a model's class by its configuration's, which folders with different models may share.
+    """
+    module = cls.__module__.rpartition(".")[2]
+    if not cls.__module__.startswith("transformers_modules.") or not Path(name, f"{module}.py").is_file():
+        return cls
+    return get_class_from_dynamic_module(f"{module}.{cls.__name__}", name)
 
 
 def _check_model_type(name, wanted: str, kwargs: dict) -> None:
@@ -179,6 +192,13 @@ def check_batch(
     return lengths, sizes
 
 
+def check_unread(**given) -> None:
+    """Raises ValueError for arguments that wrappers (peft, for one) hand on to every encoder, unless they are None."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ValueError(f"{name} is not for this model: it reads input_ids, and keeps no outputs of its layers.")
+
+
 @dataclass
 class SeqRecTrainingOutput(ModelOutput):
     """What training needs of a step.
@@ -237,6 +257,18 @@ class SeqRecModelWithHead(SeqRecPreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Linear | None:
         return self.lm_head.decoder if hasattr(self, "lm_head") else None
+
+    def set_output_embeddings(self, decoder: nn.Linear) -> None:
+        self.lm_head.decoder = decoder
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers; new entries of the token head's bias are zero."""
+        words = super().resize_token_embeddings(*args, **kwargs)
+        if hasattr(self, "lm_head"):
+            known = self.lm_head.bias[: words.num_embeddings]
+            self.lm_head.bias = nn.Parameter(nn.functional.pad(known, (0, words.num_embeddings - len(known))))
+        return words
 
     def _token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
         """Of states (b, L, d) and labels (b, L), those of the predicted tokens alone, (t,): only they are decoded."""
@@ -372,6 +404,17 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
     def objective(self, objective: PreTrainingObjective) -> None:
         self.predictor.requires_grad_(objective.map_weight > 0)
         self._objective = objective
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As above; the target encoder gets the same new rows."""
+        words = super().resize_token_embeddings(*args, **kwargs)
+        target = self.target_encoder.get_input_embeddings()
+        known = min(target.num_embeddings, words.num_embeddings)
+        grown = nn.Embedding.from_pretrained(words.weight.clone(), freeze=True, padding_idx=target.padding_idx)
+        grown.weight[:known] = target.weight[:known]
+        self.target_encoder.set_input_embeddings(grown)
+        return words
 
     @torch.no_grad()
     def update_target_encoder(self, momentum: float) -> None:

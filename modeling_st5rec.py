@@ -20,6 +20,7 @@ from .modeling_seqrec import (
     SeqRecForSequentialRecommendation,
     SeqRecPreTrainedModel,
     check_batch,
+    check_unread,
 )
 
 
@@ -98,6 +99,9 @@ class St5RecModel(St5RecPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         item_position_ids: Tensor | None = None,
+        inputs_embeds: None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Encode a padded batch.
 
@@ -111,8 +115,11 @@ class St5RecModel(St5RecPreTrainedModel):
             `last_hidden_state` (B, L, d_model) of T5, and `pooler_output` (B, d), each row of length one.
 
         Raises:
-            ValueError: a row without a token, or an id outside the vocabulary.
+            ValueError: a row without a token, an id outside the vocabulary, or an argument that is not read.
         """
+        check_unread(
+            inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
         if attention_mask is None:
             attention_mask = input_ids != self.config.pad_token_id
         tables = {"input_ids": (input_ids, self.config.vocab_size)}

@@ -26,6 +26,7 @@ from .modeling_seqrec import (
     SeqRecForSequentialRecommendation,
     SeqRecPreTrainedModel,
     check_batch,
+    check_unread,
 )
 
 POOLINGS = ("cls", "mean", "last")
@@ -174,6 +175,9 @@ class TextRecModel(TextRecPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         item_position_ids: Tensor | None = None,
+        inputs_embeds: None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Encode a padded batch. "`[CLS]`" is a row's first token, its last one with `pooling="last"`.
 
@@ -187,8 +191,11 @@ class TextRecModel(TextRecPreTrainedModel):
             `last_hidden_state` (B, L, d) of the text model, and `pooler_output` (B, d), not normalised.
 
         Raises:
-            ValueError: an empty or too long row, or an id outside its table.
+            ValueError: an empty or too long row, an id outside its table, or an argument that is not read.
         """
+        check_unread(
+            inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states, output_attentions=output_attentions
+        )
         valid = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
         tables = {"input_ids": (input_ids, self.get_input_embeddings().num_embeddings)}
         if self.token_type_embeddings is not None:

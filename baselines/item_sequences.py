@@ -4,8 +4,10 @@ A batch is `item_ids` (B, L): each row a user's sequence, oldest item first, the
 end with -1. How a model learns from it (every next item, or masked ones) is the model's own affair.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -15,9 +17,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.dynamic_module_utils import get_relative_imports
+from transformers.utils import ModelOutput, cached_file, logging
+
+logger = logging.get_logger(__name__)
 
 PADDING = -1
+IDS_FILE = "item_ids.json"  # what the rows of the item matrix are, see the pipeline
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 MOST_LOGITS = 2**26  # logits held at a time by the softmax over the catalogue
 
@@ -117,6 +123,35 @@ class ItemSequenceModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         return loaded
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the pipeline's code and the items' ids come along from where the model was loaded.
+
+        Where they are not to be had, config.json names no pipeline."""
+        waiting = [
+            f"{own['impl'].partition('.')[0]}.py"
+            for own in (getattr(self.config, "custom_pipelines", None) or {}).values()
+        ]
+        try:
+            self._bring(Path(save_directory), waiting)
+        except OSError as error:
+            logger.warning(f"{save_directory} is saved without a pipeline: {str(error).splitlines()[0]}")
+            self.config.custom_pipelines = {}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def _bring(self, folder: Path, waiting: list[str]) -> None:
+        place, options = self.config.name_or_path, getattr(self, "hub_options", {})
+        options = options | {"revision": getattr(self.config, "_commit_hash", None) or options.get("revision")}
+        while waiting:
+            if (folder / (name := waiting.pop())).is_file():
+                continue
+            path = Path(cached_file(place, name, **options))
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+            waiting += [f"{own}.py" for own in get_relative_imports(path)]
+            ids = cached_file(place, IDS_FILE, _raise_exceptions_for_missing_entries=False, **options)
+            if ids and not (folder / IDS_FILE).is_file():
+                shutil.copyfile(ids, folder / IDS_FILE)
 
     def __getstate__(self) -> dict:
         """A copy or a pickle takes no access token along."""

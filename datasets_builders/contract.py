@@ -28,6 +28,19 @@ from ..serving.whole_files_seqrec import written_folder
 ITEMS_FILE = "items.parquet"
 SEQUENCES_FILE = "sequences.parquet"
 INFO_FILE = "dataset_info.json"
+# What lets `datasets.load_dataset(folder, "items")` open a built folder; a published one has a card in its place.
+CONFIGS = """\
+---
+configs:
+- config_name: sequences
+  default: true
+  data_files: sequences.parquet
+- config_name: items
+  data_files: items.parquet
+---
+
+A dataset for sequential recommendation; dataset_info.json says where it comes from.
+"""
 DOMAIN = "domain"
 TEXT_MARK = {b"role": b"text"}  # metadata of an attribute called "domain", see `marked_as_text`
 SEQUENCE_TYPES = {
@@ -271,6 +284,7 @@ def save_dataset(dataset: SeqRecDataset, directory: str | Path, overwrite: bool 
         pq.write_table(dataset.items, fresh / ITEMS_FILE)
         pq.write_table(dataset.sequences, fresh / SEQUENCES_FILE)
         (fresh / INFO_FILE).write_text(json.dumps(dataset.info, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        (fresh / "README.md").write_text(CONFIGS, "utf-8")
 
 
 def check_output(directory: str | Path, overwrite: bool) -> None:
@@ -302,9 +316,10 @@ def load_dataset_dir(directory: str | Path) -> SeqRecDataset:
         info = json.loads((directory / INFO_FILE).read_text("utf-8"))
         items = pq.read_table(directory / ITEMS_FILE)
         sequences = _as_contract_sequences(pq.read_table(directory / SEQUENCES_FILE))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{directory} is damaged, build it again: {error}") from error
-    if fingerprint(items, sequences) != info.get("fingerprint"):
+        told = info["fingerprint"]
+    except (ValueError, OSError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{directory} is damaged, build it again: {' '.join(str(error).split())}") from error
+    if fingerprint(items, sequences) != told:
         raise ValueError(f"{directory}: the tables do not match the fingerprint in {INFO_FILE}; build it again")
     return SeqRecDataset(items, sequences, info)
 

@@ -3,14 +3,15 @@
 import math
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
 from huggingface_hub import constants, try_to_load_from_cache
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForPreTraining, AutoTokenizer, PreTrainedConfig
 
 from ..baselines import BASELINE_MODELS
 from ..modeling_jepa4rec import Jepa4RecModel
@@ -39,6 +40,10 @@ for _name, _encoder in ENCODERS.items():
     AutoConfig.register(_name, _encoder.config_class, exist_ok=True)
     AutoModel.register(_encoder.config_class, _encoder, exist_ok=True)
     AutoModelForPreTraining.register(_encoder.config_class, _encoder.pretraining_class, exist_ok=True)
+    AutoTokenizer.register(_encoder.config_class, fast_tokenizer_class=ItemSentTokenizer, exist_ok=True)
+for _name, _baseline in BASELINE_MODELS.items():
+    AutoConfig.register(_name, _baseline.config_class, exist_ok=True)
+    AutoModel.register(_baseline.config_class, _baseline, exist_ok=True)
 
 
 def find_checkpoint(place: str) -> str:
@@ -54,6 +59,20 @@ def find_checkpoint(place: str) -> str:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{place} has no config.json: it is no checkpoint, nor the folder of a finished run.")
     return place
+
+
+@contextmanager
+def damage_named(checkpoint: str | Path) -> Iterator[None]:
+    """What libraries raise for damaged files, and it is of every type, becomes a ValueError with the folder's name."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, ValueError | OSError) and str(checkpoint) in reason:
+            raise
+        raise ValueError(
+            f"{checkpoint} does not open ({type(error).__name__}: {reason[:500]}); save or fetch the checkpoint again."
+        ) from error
 
 
 def check_reachable(checkpoint: str | Path) -> None:
@@ -106,8 +125,9 @@ def open_encoder(checkpoint: str | Path, **options) -> SeqRecPreTrainedModel:
 
 def open_as_is(checkpoint: str | Path) -> nn.Module:
     """The baseline a checkpoint holds, or the encoder."""
-    baseline = BASELINE_MODELS.get(read_config(checkpoint)["model_type"])
-    return open_encoder(checkpoint) if baseline is None else baseline.from_pretrained(checkpoint)
+    with damage_named(checkpoint):
+        baseline = BASELINE_MODELS.get(read_config(checkpoint)["model_type"])
+        return open_encoder(checkpoint) if baseline is None else baseline.from_pretrained(checkpoint)
 
 
 def pretraining_class(checkpoint: str | Path) -> type[SeqRecPreTrainedModel]:
@@ -158,10 +178,8 @@ def load_model(checkpoint: str, fingerprint: str) -> nn.Module:
     else:
         fits = is_fine_tuned(config) and config.get("catalogue_fingerprint") == fingerprint
         model_class = (recommendation_class if fits else encoder_class)(checkpoint)
-    try:
+    with damage_named(checkpoint):
         model, info = model_class.from_pretrained(checkpoint, output_loading_info=True)
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint}: the weights do not load ({error}); save the checkpoint again.") from error
     if info["missing_keys"]:
         raise ValueError(
             f"{checkpoint} lacks the weights {sorted(info['missing_keys'])[0]}; save the checkpoint again."
@@ -191,7 +209,7 @@ def load_tokenizer(checkpoint: str, model: nn.Module, max_items: int | None = No
         return None
     try:
         tokenizer = ItemSentTokenizer.from_pretrained(checkpoint)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # of every type, where a file is damaged
         raise ValueError(
             f"{checkpoint} has no tokenizer that loads: tokenizer.json and tokenizer_config.json belong beside the "
             "weights."

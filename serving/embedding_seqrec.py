@@ -42,10 +42,12 @@ class ItemSentEmbedding(InputModule):
         **kwargs,
     ) -> "ItemSentEmbedding":
         hub = {"token": token, "cache_dir": cache_folder, "local_files_only": local_files_only}
-        hub["revision"] = revision or "main"
         # Opened only where code of the checkpoint is trusted: this file is such code.
-        model = AutoModel.from_pretrained(model_name_or_path, trust_remote_code=True, **hub)
-        return cls(model, AutoTokenizer.from_pretrained(model_name_or_path, trust_remote_code=True, **hub))
+        hub |= {"revision": revision or "main", "trust_remote_code": True}
+        wanted = {name: kwargs.get(name) or {} for name in ("model_kwargs", "processor_kwargs", "config_kwargs")}
+        options = hub | wanted["model_kwargs"] | wanted["config_kwargs"]
+        model = AutoModel.from_pretrained(model_name_or_path, **options)
+        return cls(model, AutoTokenizer.from_pretrained(model_name_or_path, **hub | wanted["processor_kwargs"]))
 
     def preprocess(self, inputs: Sequence[str | Mapping | Sequence[Mapping]], prompt: str | None = None, **kwargs):
         """The inputs by kind; their tokens are cut by the pipeline. Raises ValueError for anything else."""
@@ -70,6 +72,15 @@ class ItemSentEmbedding(InputModule):
         batch = self.tokenizer(texts, return_tensors="pt", **options).to(self.model.device)
         vectors = self.model.base_model.embed(batch["input_ids"], batch["attention_mask"])
         return torch.nn.functional.normalize(vectors, dim=1)
+
+    @property
+    def max_seq_length(self) -> int:
+        """Tokens that are read of a text, an item or a history."""
+        return self.tokenizer.max_tokens
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.pipe.tokenizer = self.tokenizer = type(self.tokenizer).wrap(self.tokenizer, max_tokens=value)
 
     def get_embedding_dimension(self) -> int:
         return self.model.config.vector_size

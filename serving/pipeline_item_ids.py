@@ -90,5 +90,6 @@ def save_item_checkpoint(model, folder: str | Path) -> None:
     """Weights, configuration and all code of a model of item ids: `AutoModel` and `pipeline` open it."""
     implementation = f"{Path(__file__).stem}.{ItemIdPipeline.__name__}"
     model.config.custom_pipelines = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    custom_object_save(ItemIdPipeline, folder)  # before the model, which names no pipeline whose code is missing
     model.save_pretrained(folder)
-    custom_object_save(ItemIdPipeline, folder)

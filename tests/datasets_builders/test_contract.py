@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -148,6 +149,22 @@ def test_an_unfinished_or_damaged_folder_is_named(dataset, tmp_path):
 
 def lists(arrays):
     return [array.tolist() for array in arrays]
+
+
+def test_a_built_folder_opens_with_the_library_of_the_hub(tmp_path, dataset):
+    save_dataset(dataset, tmp_path / "shop")
+    for name, table in (("items", dataset.items), ("sequences", dataset.sequences)):
+        opened = datasets.load_dataset(str(tmp_path / "shop"), name, cache_dir=str(tmp_path / "cache"))
+        assert opened["train"].to_list() == table.to_pylist()
+
+
+@pytest.mark.parametrize("about", ["[]", "{}", '"x"', "null", "{", "[" * 100_000])
+def test_a_damaged_description_is_one_sentence(tmp_path, dataset, about):
+    save_dataset(dataset, tmp_path / "shop")
+    (tmp_path / "shop" / "dataset_info.json").write_text(about)
+    with pytest.raises(ValueError, match="shop is damaged, build it again") as error:
+        load_dataset_dir(tmp_path / "shop")
+    assert "\n" not in str(error.value)
 
 
 def test_leave_one_out_by_hand():

@@ -42,6 +42,13 @@ for name in ("encoder", "fine-tuned", "saved"):
     answers[name] = [model.encode(part, batch_size=2).tolist() for part in parts]
     if name == "fine-tuned":
         model.save_pretrained("saved", create_model_card=False)
+import torch
+model = SentenceTransformer("encoder", trust_remote_code=True, model_kwargs={"dtype": torch.bfloat16})
+assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+long, short = [{"title": "red " * 50}], [{"title": "red " * 6}]  # beside the attribute's name and [CLS]
+assert (model.encode(long) != model.encode(short)).any()
+model.max_seq_length = 8
+assert model.max_seq_length == 8 and (model.encode(long) == model.encode(short)).all()
 json.dump(answers, open("answers.json", "w"))
 """
 

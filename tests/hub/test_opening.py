@@ -1,10 +1,18 @@
 """Every family in the registry keeps the plug's promises: the same heads train around it, save and open again."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
-from tiny_batches import VOCABULARY, finetuning_batch, pretraining_batch, tiny_config
+from conftest import ROOT, WITHOUT_PACKAGE
+from tiny_batches import VOCABULARY, finetuning_batch, pretraining_batch
+from tiny_batches import tiny_config as small_config
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
 
+from jepa4rec.baselines.sasrec import SasRec, SasRecConfig
 from jepa4rec.hub.opening import (
     ENCODERS,
     check_weights,
@@ -12,13 +20,17 @@ from jepa4rec.hub.opening import (
     find_checkpoint,
     is_fine_tuned,
     open_encoder,
+    open_pipeline,
     pretraining_class,
     read_config,
     recommendation_class,
 )
 from jepa4rec.losses_seqrec import FineTuningObjective, PreTrainingObjective
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.modeling_st5rec import St5RecConfig
 from jepa4rec.modeling_textrec import TextRecConfig
+from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
+from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
 ENCODER_OF = {"jepa4rec": "jepa4rec", "st5rec": "st5rec", "modernbert": "textrec", "qwen3": "textrec"}
@@ -28,7 +40,7 @@ WITHOUT_TABLE = ("st5rec",)  # encoders without item positions of their own
 def family_config(family: str, **changes):
     """The smallest model of each family, without dropout."""
     if family == "jepa4rec":
-        return tiny_config(**changes)
+        return small_config(**changes)
     if family == "st5rec":
         shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2, "projection_size": 12}
         return St5RecConfig(vocab_size=VOCABULARY, dropout_rate=0.0, **shape, **changes)
@@ -195,6 +207,38 @@ def test_transformers_own_classes_open_a_checkpoint_without_trusting_its_code(fa
     assert type(AutoModelForPreTraining.from_pretrained(tmp_path)) is ENCODERS[ENCODER_OF[family]].pretraining_class
 
 
+def test_a_resized_vocabulary_is_that_of_every_part(family):
+    model = new_model(family, "pretraining")
+    before = model.target_encoder.embed(**texts())
+    for size in (VOCABULARY + 7, VOCABULARY):
+        words = model.resize_token_embeddings(size)
+        assert words.num_embeddings == model.target_encoder.get_input_embeddings().num_embeddings == size
+        assert len(model.lm_head.bias) == size and model.lm_head.decoder.weight is words.weight
+        torch.testing.assert_close(model.target_encoder.embed(**texts()), before)
+    out = model(**pretraining_batch())
+    out.loss.backward()
+    assert model.lm_head.bias.grad is not None and words.weight.grad is not None
+    assert not any(parameter.requires_grad for parameter in model.target_encoder.parameters())
+
+
+def test_what_wrappers_hand_on_is_taken_when_it_is_none(family):
+    """As peft does for FEATURE_EXTRACTION."""
+    model = new_model(family, "encoder").eval()
+    handed = {"inputs_embeds": None, "output_attentions": None, "output_hidden_states": None, "return_dict": None}
+    assert torch.equal(model(**texts(), **handed).pooler_output, model(**texts()).pooler_output)
+    with pytest.raises(ValueError, match="inputs_embeds is not for this model"):
+        model(**texts(), inputs_embeds=torch.zeros(1))
+
+
+def test_weights_may_stay_on_disk(family, tmp_path):
+    new_model(family, "encoder").save_pretrained(tmp_path / "saved")
+    offloaded = {"device_map": {"": "disk"}, "offload_folder": str(tmp_path / "offload")}
+    model = AutoModel.from_pretrained(tmp_path / "saved", **offloaded).eval()
+    assert all(parameter.is_meta for parameter in model.parameters())
+    expected = AutoModel.from_pretrained(tmp_path / "saved").eval()(**texts()).pooler_output
+    torch.testing.assert_close(model(**texts()).pooler_output, expected)
+
+
 @pytest.mark.parametrize("changes", [{"num_items": -1}, {"history_items": -2}, {"history_text": False}])
 def test_every_configuration_checks_its_history(family, changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
@@ -225,3 +269,80 @@ def test_weights_that_are_no_numbers_are_named():
     model.embeddings.LayerNorm.bias.data[0] = float("nan")
     with pytest.raises(ValueError, match=r"here: the weights embeddings\.LayerNorm\.bias"):
         check_weights("here", model)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("config.json", '{"model_type": "jepa4rec", "hidden_size": "wide"}'),
+        ("config.json", '{"model_type": "sasrec", "num_items": null}'),
+        ("config.json", '{"model_type": "sasrec", "num_items": 3, "dtype": "é"}'),
+        ("model.safetensors", "x"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", '{"cls_token": []}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path, tiny_tokenizer, name, content):
+    model = new_model("jepa4rec", "encoder")
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=str(tmp_path)) as error:
+        open_pipeline(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow("imports torch in a process of its own")
+def test_the_package_registers_its_classes_when_it_is_imported(tmp_path, tiny_tokenizer):
+    new_model("jepa4rec", "encoder").save_pretrained(tmp_path / "encoder")
+    tiny_tokenizer.save_pretrained(tmp_path / "encoder")
+    save_item_checkpoint(SasRec(SasRecConfig(num_items=3)), tmp_path / "sasrec")
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import jepa4rec
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+for kind in (AutoTokenizer, AutoConfig, AutoModel):
+    assert type(kind.from_pretrained("encoder")).__module__.startswith("jepa4rec."), kind
+assert type(AutoModel.from_pretrained("sasrec")).__module__ == "jepa4rec.baselines.sasrec"
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+TWO_CODES = """
+import torch
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+tokenizer = AutoTokenizer.from_pretrained("checkpoint", trust_remote_code=True)
+batch = tokenizer([[{"title": "Tea"}]], return_tensors="pt")
+places = ("checkpoint", "other/checkpoint", "checkpoint")
+models = [AutoModel.from_pretrained(place, trust_remote_code=True) for place in places]
+first, second, again = (model(**batch).pooler_output for model in models)
+assert torch.equal(second, 2 * first) and torch.equal(first, again)
+pipes = [pipeline("sequential-recommendation", model=place, trust_remote_code=True) for place in places]
+pipes += [pipeline("sequential-recommendation", model=m, tokenizer=pipes[0].tokenizer) for m in models]
+for pipe in pipes:
+    pipe.add_items([{"item_id": str(row), "title": "Tea"} for row in range(20)])
+assert [len(pipe({"history": ["0"]})) for pipe in pipes] == [10, 2, 10, 10, 2, 10]
+"""
+
+
+@pytest.mark.slow("opens checkpoints in a process of a stranger")
+def test_two_checkpoints_in_one_process_run_each_its_own_code(tmp_path, tiny_config, tiny_tokenizer):
+    save_checkpoint_files(Jepa4RecModel(tiny_config), tiny_tokenizer, tmp_path / "checkpoint")
+    other = shutil.copytree(tmp_path / "checkpoint", tmp_path / "other" / "checkpoint")
+    for name, old, new in (
+        ("modeling_jepa4rec.py", "pooler_output=self._pool(hidden", "pooler_output=2 * self._pool(hidden"),
+        ("pipeline_catalogue.py", "top_k: int = 10", "top_k: int = 2"),
+    ):
+        code = (other / name).read_text(encoding="utf-8")
+        assert code.count(old) == 1
+        (other / name).write_text(code.replace(old, new), encoding="utf-8")
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    code = WITHOUT_PACKAGE + TWO_CODES
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

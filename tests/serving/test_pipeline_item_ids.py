@@ -53,6 +53,17 @@ def opened(folder) -> ItemIdPipeline:
     return pipe
 
 
+def test_a_saved_copy_has_all_that_its_config_names(tmp_path):
+    model = save(tmp_path / "one", "sasrec")
+    type(model).from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    names = [{path.name for path in (tmp_path / folder).iterdir()} for folder in ("one", "two")]
+    assert names[0] == names[1] >= {"pipeline_item_ids.py", "pipeline_catalogue.py", IDS_FILE}
+    assert opened(tmp_path / "two").known_items == opened(tmp_path / "one").known_items
+    (tmp_path / "two" / "pipeline_item_ids.py").unlink()
+    type(model).from_pretrained(tmp_path / "two").save_pretrained(tmp_path / "three")
+    assert not json.loads((tmp_path / "three" / "config.json").read_text()).get("custom_pipelines")
+
+
 @pytest.mark.parametrize(
     ("name", "temperature"), [(n, t) for n in NAMES for t in (0.1, None) if t or n != "hybrid_gru"]
 )
