@@ -45,7 +45,7 @@ from jepa4rec.model_cards.render import write_card
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
-from jepa4rec.serving.whole_files_seqrec import written_folder
+from jepa4rec.serving.whole_files_seqrec import seal, written_folder
 from jepa4rec.training.batches import Batches
 from jepa4rec.training.data import RunData, load_run_data
 from jepa4rec.training.estimate import estimate, in_words
@@ -54,7 +54,7 @@ from jepa4rec.training.measure import evaluate_validation, make_record, rank_tes
 from jepa4rec.training.optimisation import freeze, learning_rate_factor, make_optimizer, set_learning_rates
 from jepa4rec.training.phases import Phase, Work
 from jepa4rec.training.phases.rating import rating_results
-from jepa4rec.training.recipe import Recipe, read_recipe, write_recipe
+from jepa4rec.training.recipe import PACKAGE, Recipe, read_recipe, write_recipe
 from jepa4rec.training.run_folder import PhaseEnd, Progress, RunFolder, load_state, save_state, whole_model
 from jepa4rec.training.start import make_baseline, make_starting_checkpoint, open_model, open_tokenizer
 
@@ -228,6 +228,7 @@ def write_checkpoint(model: nn.Module, tokenizer, target: Path) -> None:
             save_item_checkpoint(model, fresh)
         else:  # no vectors, so no pipeline
             model.save_pretrained(fresh)
+        seal(fresh)
 
 
 # ------------------------------------------------------------------------------------------------ the run
@@ -437,6 +438,9 @@ def publish(recipe: Recipe, record: dict, ranks: Ranks, data: RunData, weights: 
         if recipe.model.baseline or (recipe.phases and recipe.phases[-1].knows_items):
             counts = Popularity.fit(data.splits.train, data.num_items).counts.tolist()
             save_item_ids(fresh, data.dataset.items["item_id"].to_pylist(), counts)
+        shutil.copy(PACKAGE / "LICENSE", fresh)
+        write_recipe(recipe, fresh / folder.recipe.name, portable=True)
+        seal(fresh)
     for path in (folder.recipe, folder.ranks, folder.metrics):
         os.replace(staged / path.name, path)
     folder.close()

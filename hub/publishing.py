@@ -4,17 +4,20 @@ It loads neither torch nor transformers, so that datasets can be published witho
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+# The client of huggingface_hub 2 is httpx2, that of version 1 was httpx: the one that it has just imported.
+httpx = sys.modules.get("httpx2") or sys.modules["httpx"]
 LOG_IN = "log in with `hf auth login` or set HF_TOKEN to a write token"
 MACHINE_PATH = re.compile(r"(?<![\w./:])/(?:home|root|Users|work|tmp|mnt|data|var)/[\w.-]+")
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")  # in an address
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -96,11 +99,11 @@ def _explained(repo_id: str, endpoint: str) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         raise OSError(_explain(error, repo_id)) from error
-    except httpx2.HTTPError as error:
-        raise OSError(
-            f"the Hub at {endpoint} did not answer or broke off ({error}); what was published before is whole, "
-            "run the command again"
-        ) from error
+    except httpx.HTTPError as error:
+        told = (
+            f"the Hub at {endpoint} did not answer or broke off ({error}); what was published before is whole, run the"
+        )
+        raise OSError(f"{CREDENTIALS.sub('', told)} command again") from error
 
 
 def _explain(error: HfHubHTTPError, repo_id: str) -> str:
@@ -109,4 +112,4 @@ def _explain(error: HfHubHTTPError, repo_id: str) -> str:
         return f"the Hub does not let you push to {repo_id}: {LOG_IN}"
     if status == 412:
         return f"somebody pushed to {repo_id} at the same time; look at their commit, then run the command again"
-    return f"the Hub refused the push to {repo_id}: {' '.join(str(error).split())}"
+    return CREDENTIALS.sub("", f"the Hub refused the push to {repo_id}: {' '.join(str(error).split())}")

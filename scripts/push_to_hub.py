@@ -34,17 +34,21 @@ if __name__ == "__main__":
     PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from jepa4rec.baselines import BASELINE_MODELS, SEQUENCE_MODELS
 from jepa4rec.hub.opening import find_checkpoint, open_encoder
 from jepa4rec.hub.publishing import check_repo_id, check_text, check_token, push_folder
+from jepa4rec.model_cards.render import is_hub_id
 from jepa4rec.serving.pipeline_catalogue import IDS_FILE
+from jepa4rec.serving.whole_files_seqrec import SEAL, changed_files, seal
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
-ALLOWED = {".safetensors", ".json", ".py", ".md", ".txt", ".png", ".model", ".jinja"}
-TEXTS = {".json", ".md", ".txt"}
+ALLOWED = {".safetensors", ".json", ".py", ".md", ".txt", ".png", ".model", ".jinja", ".yaml"}
+TEXTS = {".json", ".md", ".txt", ".yaml"}
+BESIDE = ("LICENSE", "recipe.yaml")  # what lies beside published weights
 VOCABULARIES = {"tokenizer.json", "item_ids.json"}  # where anything may look like a path
 HISTORIES = [
     [{"title": "Green tea, loose leaf", "brand": "Leafwell"}, {"title": "Ceramic teapot"}],
@@ -89,21 +93,25 @@ def check_files(checkpoint: Path) -> list[Path]:
         FileNotFoundError: weights, configuration or card are missing.
         ValueError: a file that may hold code or is not known, or a text that names this machine or a token.
     """
-    for name in ("config.json", "model.safetensors", "README.md"):
+    for name in ("config.json", "model.safetensors", "README.md", *BESIDE):
         sharded = name == "model.safetensors" and (checkpoint / f"{name}.index.json").is_file()
         if not (checkpoint / name).is_file() and not sharded:
             raise FileNotFoundError(f"{checkpoint} has no {name}: push the checkpoint of a finished run")
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     for path in files:
-        if path.suffix not in ALLOWED:
+        if path.suffix not in ALLOWED and path.name not in BESIDE:
             raise ValueError(f"{path}: {path.suffix or 'such'} files are not published (safetensors only); remove it")
         if path.suffix in TEXTS and path.name not in VOCABULARIES:
             check_text(path)
+    changed = changed_files(checkpoint) if (checkpoint / SEAL).is_file() else []
+    if changed:
+        raise ValueError(f"{checkpoint / changed[0]} is not what the run wrote: push the checkpoint as it was written")
     return files
 
 
 def check_card(checkpoint: Path) -> None:
-    """Raises ValueError unless the card's metadata parse, with a model-index that says what was measured."""
+    """Raises ValueError unless the card's metadata parse, with a model-index that says what was measured, and with
+    licence, language, tags and, where the recipe starts from weights of the Hub, these."""
     path = checkpoint / "README.md"
     try:
         data = ModelCard.load(path, ignore_metadata_errors=False).data
@@ -111,6 +119,12 @@ def check_card(checkpoint: Path) -> None:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
     if not data.eval_results or not data.model_name:
         raise ValueError(f"{path} has no model-index: cards are written with a run, or by scripts/model_card.py")
+    init = yaml.safe_load((checkpoint / "recipe.yaml").read_text(encoding="utf-8")).get("model", {}).get("init", "")
+    needed = {"license": data.license, "language": data.language, "tags: custom_code": "custom_code" in data.tags}
+    needed |= {"base_model": data.base_model or not is_hub_id(init)}
+    missing = [name for name, value in needed.items() if not value]
+    if missing:
+        raise ValueError(f"{path} does not say {', '.join(missing)}: write it anew with scripts/model_card.py --into")
 
 
 def make_probe(checkpoint: Path) -> tuple[torch.Tensor, dict]:
@@ -169,6 +183,9 @@ def main(options: Namespace) -> None:
     files = check_files(checkpoint)
     check_card(checkpoint)
     check_as_stranger(checkpoint)
+    if not options.dry_run:
+        seal(checkpoint)
+        files = check_files(checkpoint)
     for path in files:
         print(f"{path.stat().st_size:>12,}  {path.relative_to(checkpoint)}")
     if options.dry_run:

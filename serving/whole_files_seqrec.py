@@ -5,6 +5,7 @@ whom the umask lets read, also where its writer (safetensors, for one) makes fil
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +13,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+SEAL = "sha256.json"  # beside files that are not to change: their digests
 
 
 @contextmanager
@@ -31,8 +36,11 @@ def written_folder(target: str | Path) -> Iterator[Path]:
         _open_to_readers(fresh)
         _to_disk(fresh)
         replace_folder(fresh, target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
+        if isinstance(error, RuntimeError | SafetensorError):  # what torch and safetensors make of a full disk
+            reason = " ".join(str(error).split())
+            raise OSError(f"{target} could not be written; is the disk full? ({reason})") from error
         raise
 
 
@@ -98,6 +106,32 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file whole. Raises ValueError for NaN and infinity, which JSON does not know."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def seal(folder: Path) -> None:
+    """Write down what the files of a folder are."""
+    write_json(folder / SEAL, digests(folder))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but the seal, by its path in the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    return {path.relative_to(folder).as_posix(): digest(path) for path in files}
+
+
+def digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path) -> list[str]:
+    """The files that are missing or not what was sealed. Raises ValueError where the seal itself is damaged, OSError
+    where there is none."""
+    try:
+        sealed = dict(json.loads((folder / SEAL).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / SEAL} is damaged: {error}") from error
+    return [name for name in sealed if not (folder / name).is_file() or digest(folder / name) != sealed[name]]
 
 
 def _beside(target: Path, what: str) -> Path:

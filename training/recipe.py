@@ -209,8 +209,19 @@ def recipe_to_dict(recipe: Recipe) -> dict:
     return asdict(recipe)
 
 
-def write_recipe(recipe: Recipe, path: str | Path) -> None:
-    """Write the resolved recipe, defaults included, so that `read_recipe` gives an equal one back."""
-    Path(path).write_text(
-        yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+def write_recipe(recipe: Recipe, path: str | Path, portable: bool = False) -> None:
+    """Write the resolved recipe, defaults included, so that `read_recipe` gives an equal one back.
+
+    A portable one lies beside published weights: of paths of this machine only the last part is in it.
+    """
+    tree = recipe_to_dict(recipe)
+    text = yaml.safe_dump(_without_paths(tree) if portable else tree, sort_keys=False, allow_unicode=True)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _without_paths(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_paths(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_without_paths(value) for value in tree]
+    return Path(tree).name if isinstance(tree, str) and Path(tree).is_absolute() else tree

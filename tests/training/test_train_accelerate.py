@@ -441,7 +441,7 @@ def test_a_damaged_state_is_not_gone_on_from(write_recipe, tmp_path, monkeypatch
     else:
         content[len(content) // 2] ^= 1
         file.write_bytes(content if damage == "changed" else content[:-1])
-    with pytest.raises(ValueError, match=f"{name} is not what was saved there: remove phase-0-step-2"):
+    with pytest.raises(ValueError, match=f"{name} is not what was saved there: start the run again"):
         train(path, "run.resume=true")
 
 
