@@ -8,6 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from jepa4rec.training.recipe import read_recipe
 
@@ -48,6 +50,17 @@ def test_every_recipe_parses(path):
 
 def requirement_name(line: str) -> str:
     return re.match(r"[\w.-]+", line).group().lower().replace("_", "-")
+
+
+def test_the_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    pins = {requirement_name(name): Version(version) for name, version in pins.items()}
+    asked = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+    allowed = {
+        requirement_name(one.name): next(s.version for s in one.specifier if s.operator == ">=") for one in asked
+    }
+    assert {name: Version(version) for name, version in allowed.items()} == pins
 
 
 def test_constraints_pin_every_dependency_exactly_and_by_public_version():
