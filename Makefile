@@ -19,14 +19,21 @@ OUT ?= runs/quickstart$(if $(filter-out toy_shop,$(NAME)),-$(NAME))
 SET ?=
 BENCH ?= results/benchmarks
 REAL ?= $(or $(SEQREC_DATA),../shared/data)
+SECONDS ?= 20
+SEED ?= 0
 TEXTS ?= $(REAL)/amazon_2018/scientific_unisrec/Scientific.text
 # A file of tests stays in one process, as many processes as cores, up to four: each loads torch. The files' order is
 # that of tests/conftest.py: xdist's own leaves few long tests for the end.
 PYTEST ?= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# What needs no extra: the model's own files, data, ranking, catalogue and pipeline.
+CORE ?= $(wildcard tests/test_modeling_*.py tests/test_losses_*.py tests/test_tokenization_itemsent.py) tests/evaluation \
+    tests/datasets_builders/test_contract.py tests/hub/test_opening.py tests/serving/test_catalogue_seqrec.py \
+    tests/serving/test_pipeline_seqrec.py tests/training/test_recipe.py
+LOWEST ?= .venv-lowest
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help venv venv-dev quickstart dataset demo browser java spark test test-fast check format table studies publish bench clean
+.PHONY: help venv venv-dev quickstart dataset demo browser java spark test test-fast test-lowest check format table studies publish bench fuzz torture clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +79,11 @@ test: $(VENV)/.dev ## the test suite
 test-fast: $(VENV)/.dev ## the tests for the inner loop: all but those that are slow for a reason
 	$(PYTEST) -m "not slow"
 
+test-lowest: ## the core's fast tests with the oldest versions that are allowed, in an environment of their own
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e . pytest
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -m "not slow" $(CORE)
+
 check: $(VENV)/.dev ## the whole gate: lint, format, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -115,6 +127,12 @@ bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (
 	else echo "tokenization skipped: $(TEXTS) is missing (name a file of item texts in TEXTS)"; fi
 	if [ -d "$(REAL)" ] && command -v java >/dev/null; then $(BIN)/python benchmarks/engines.py "$(REAL)" --out $(BENCH)/engines.json; \
 	else echo "engines skipped: it needs Java (make spark) and real data (name their folder in SEQREC_DATA)"; fi
+
+fuzz: $(VENV)/.dev ## seeded damage to every input there is (SECONDS= for each kind, SEED=); a traceback is a failure
+	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS) --seed $(SEED) --out results/fuzz.json
+
+torture: $(VENV)/.dev ## kills, full disks, damage, crowds, long runs: docs/reliability.md and results/reliability.json
+	$(BIN)/python benchmarks/torture.py --out results/reliability.json --page docs/reliability.md
 
 clean: ## remove caches and build leftovers (runs, datasets and the environment stay)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
