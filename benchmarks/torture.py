@@ -257,7 +257,7 @@ def disk(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
         rows.append(
             {"room": room, "kind": kind, "sentence": sentence or ended == 0, "survived": runs.survived(wanted)}
         )
-        said = told.rpartition("exit: ")[2].strip().replace(str(folder), "").replace(f"{ROOT}/", "")
+        said = told.rpartition("exit: ")[2].partition("\n")[0].replace(str(folder), "").replace(f"{ROOT}/", "")
         rows[-1]["told"] = said[:200] if sentence else "finished" if ended == 0 else told[-500:]
     failed = sum(not (row["sentence"] and row["survived"]) for row in rows)
     return {"rows": rows, "run_bytes": size, "failed": failed}

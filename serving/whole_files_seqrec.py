@@ -38,7 +38,8 @@ def written_folder(target: str | Path) -> Iterator[Path]:
         replace_folder(fresh, target)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        if isinstance(error, RuntimeError | SafetensorError):  # what torch and safetensors make of a full disk
+        # What torch, safetensors and tokenizers make of a full disk.
+        if isinstance(error, RuntimeError | SafetensorError) or type(error) is Exception:
             reason = " ".join(str(error).split())
             raise OSError(f"{target} could not be written; is the disk full? ({reason})") from error
         raise

@@ -423,9 +423,9 @@ class TestBadInput:
 
 def test_what_is_too_old_to_be_read_is_not_looked_at(tiny_tokenizer):
     newest = [{"title": f"Tea {row}"} for row in range(tiny_tokenizer.max_items)]
-    assert tiny_tokenizer([[None] * 100_000 + newest]) == tiny_tokenizer([newest])
+    assert tiny_tokenizer([[{}] * 100_000 + newest]) == tiny_tokenizer([newest])
     with pytest.raises(ValueError, match="item 100003 of history 1 has no text"):
-        tiny_tokenizer([newest, [None] * 100_000 + newest[:3] + [{"title": " "}] + newest[4:]])
+        tiny_tokenizer([newest, [{}] * 100_000 + newest[:3] + [{"title": " "}] + newest[4:]])
 
 
 def test_threads_share_a_tokenizer(tiny_tokenizer):

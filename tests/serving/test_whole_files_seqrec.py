@@ -8,6 +8,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from safetensors import SafetensorError
 
 from jepa4rec.serving import whole_files_seqrec
 from jepa4rec.serving.whole_files_seqrec import written_files, written_folder
@@ -93,3 +94,12 @@ def test_an_error_leaves_what_was_there(tmp_path):
         raise OSError("disk full")
     assert (tmp_path / "folder" / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, SafetensorError, Exception])
+def test_what_libraries_make_of_a_full_disk_is_a_sentence(tmp_path, kind):
+    """torch, safetensors and tokenizers raise these; make torture fills a real file system."""
+    with pytest.raises(OSError, match="target could not be written; is the disk full?") as error:
+        with written_folder(tmp_path / "target"):
+            raise kind("No space left\non device")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
