@@ -129,10 +129,10 @@ bench: $(VENV)/.dev ## speed and memory beside a peer, into results/benchmarks (
 	else echo "engines skipped: it needs Java (make spark) and real data (name their folder in SEQREC_DATA)"; fi
 
 fuzz: $(VENV)/.dev ## seeded damage to every input there is (SECONDS= for each kind, SEED=); a traceback is a failure
-	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS) --seed $(SEED) --out results/fuzz.json
+	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS) --seed $(SEED) --out results/benchmarks/fuzz.json
 
-torture: $(VENV)/.dev ## kills, full disks, damage, crowds, long runs: docs/reliability.md and results/reliability.json
-	$(BIN)/python benchmarks/torture.py --out results/reliability.json --page docs/reliability.md
+torture: $(VENV)/.dev ## kills, full disks, damage, crowds, long runs: docs/reliability.md and results/benchmarks/reliability.json
+	$(BIN)/python benchmarks/torture.py --out results/benchmarks/reliability.json --page docs/reliability.md
 
 clean: ## remove caches and build leftovers (runs, datasets and the environment stay)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,6 +1,6 @@
 """Throw seeded damage at every door of the project; whatever comes in, no traceback comes out.
 
-    python benchmarks/fuzz.py --seconds 20 --out results/fuzz.json      twenty seconds of a core for each kind
+    python benchmarks/fuzz.py --seconds 20 --out results/benchmarks/fuzz.json    so long, of a core, for each kind
     python benchmarks/fuzz.py --kinds tables --only 117                 one case again, with its input
 
 The one rule, of what counts as a sentence: an input is answered, or refused with a ValueError, a TypeError, an

@@ -1,6 +1,6 @@
 """Kill it, fill the disk, damage its files, crowd it, run it for long: what a year of nights brings, in minutes.
 
-    python benchmarks/torture.py --out results/reliability.json --page docs/reliability.md
+    python benchmarks/torture.py --out results/benchmarks/reliability.json --page docs/reliability.md
     python benchmarks/torture.py --small --parts kills disk        a few of each, as the tests do
 
 Everything is seeded but the order in which threads and processes get their turns. Runs are tiny and real: the one
@@ -618,9 +618,9 @@ PARTS: dict[str, Callable[[Path, Sizes, random.Random], dict]] = {
 HEAD = """# Reliability
 
 What a year of nights brings, in minutes: `make torture` kills, damages, fills and crowds real, tiny runs, and writes
-this page from `results/reliability.json`. `make fuzz` throws damage at every input for longer. A run that was killed
-counts as survived when the same command, given again, ends with weights equal to the last bit to those of an
-undisturbed run.
+this page from `results/benchmarks/reliability.json`. `make fuzz` throws damage at every input for longer. A run that
+was killed counts as survived when the same command, given again, ends with weights equal to the last bit to those of
+an undisturbed run.
 
 """
 
