@@ -2,7 +2,8 @@
 
 Everything but attention itself runs on *packed* tokens: the valid tokens of all rows one after the other, `(T, d)`,
 no padding. Attention sees them in *blocks*: one block a row when attention is full or rows are short, otherwise
-blocks of consecutive tokens of one row that also see their neighbours' edges and the row's `[CLS]`.
+blocks of consecutive tokens of one row that also see their neighbours' edges and the row's `[CLS]`. In half precision
+on a GPU there are no blocks: a flash kernel reads the packed rows as they are (`PackedLayout`).
 
 Sizes: B rows, T tokens in all, N blocks of S slots, K keys a block, H heads of width D, d = H * D.
 """
@@ -70,6 +71,7 @@ class AttentionPlan:
         halo: tokens a block sees of the block before and of the one behind; 0 when a row is one block.
         block_first: packed index of the `[CLS]` that each block sees as an extra first key, (N,); None without halo.
         rows, row_slots, row_valid: the packed rows, and their padded (B, longest) grid, for the `[CLS]` queries.
+        layout: the packed rows as a flash kernel reads them; the blocks above are then not used.
     """
 
     grid: tuple[int, int]
@@ -80,10 +82,54 @@ class AttentionPlan:
     rows: PackedRows
     row_slots: Tensor | None
     row_valid: Tensor | None
+    layout: "PackedLayout | None" = None
 
 
-def plan_attention(rows: PackedRows, attention_window: int | None) -> AttentionPlan:
-    """Choose the blocks: one a row, or local blocks for long rows under an `attention_window` (two-sided, tokens)."""
+@dataclass(frozen=True)
+class PackedLayout:
+    """Packed rows as a flash kernel takes them.
+
+    Attributes:
+        ends: where each row begins and the last one ends, (B + 1,) int32 (`cu_seqlens`).
+        longest: tokens of the longest row.
+        halo: tokens seen on either side; None for the whole row.
+        cls: packed index of the row's `[CLS]` for each token, (T,), where some row is longer than `halo`; else None.
+        far: tokens that do not find `[CLS]` within their `halo`, (T, 1) bool; None with `cls`.
+    """
+
+    ends: Tensor
+    longest: int
+    halo: int | None
+    cls: Tensor | None
+    far: Tensor | None
+
+    @classmethod
+    def from_rows(cls, rows: PackedRows, attention_window: int | None) -> "PackedLayout":
+        ends = F.pad(rows.lengths.cumsum(0), (1, 0)).int()
+        halo = None if attention_window is None else attention_window // 2
+        if halo is None or rows.longest - 1 <= halo:
+            return cls(ends, rows.longest, None, None, None)
+        return cls(ends, rows.longest, halo, rows.first[rows.row], (rows.column > halo)[:, None])
+
+
+def reads_packed_rows(hidden: Tensor, head_width: int) -> bool:
+    """Whether a flash kernel takes rows with heads this wide as they are: half precision on a GPU since Ampere."""
+    if hidden.device.type != "cuda" or torch.version.hip or not torch.backends.cuda.flash_sdp_enabled():
+        return False
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
+    fits = head_width % 8 == 0 and head_width <= 256 and dtype in (torch.bfloat16, torch.float16)
+    return fits and torch.cuda.get_device_capability(hidden.device) >= (8, 0)
+
+
+def plan_attention(rows: PackedRows, attention_window: int | None, packed: bool = False) -> AttentionPlan:
+    """Choose the blocks: one a row, or local blocks for long rows under an `attention_window` (two-sided, tokens).
+
+    `packed`: no blocks, the kernel reads the rows themselves (`reads_packed_rows`).
+    """
+    if packed:
+        layout = PackedLayout.from_rows(rows, attention_window)
+        grid = (len(rows.sizes), rows.longest)
+        return AttentionPlan(grid, None, None, 0, None, rows, rows.slots, rows.valid, layout)
     if attention_window is not None and rows.longest > ONE_BLOCK_WINDOWS * attention_window:
         return _local_plan(rows, attention_window)
     # Short rows stay whole under a mask: cutting them costs more than the products it saves. Longer ones are cut, so
@@ -135,6 +181,8 @@ def gather_tokens(padded: Tensor, slots: Tensor | None) -> Tensor:
 
 def block_attention(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, dropout: float) -> Tensor:
     """Scaled dot-product attention of packed heads (T, H, D) -> (T, H, D) as `plan` lays it out."""
+    if plan.layout is not None:
+        return PackedAttention.apply(query, key, value, plan.layout, dropout)
     queries = scatter_tokens(query, plan.slots, plan.grid)
     keys, values = (_block_keys(heads, plan) for heads in (key, value))
     heads = (queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
@@ -143,6 +191,72 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPl
     attend = plain_attention if plain else F.scaled_dot_product_attention
     out = attend(*heads, attn_mask=plan.mask, dropout_p=dropout)
     return gather_tokens(out.transpose(1, 2), plan.slots)
+
+
+# What torch.nn.attention.varlen calls; that itself has neither dropout nor a gradient of the log-sum-exp.
+flash_forward = torch.ops.aten._flash_attention_forward
+flash_backward = torch.ops.aten._flash_attention_backward
+
+
+class PackedAttention(torch.autograd.Function):
+    """Attention of packed rows (T, H, D) by a flash kernel, local where the layout says so, and to `[CLS]` always.
+
+    The kernel knows windows but no global key. Tokens that do not find `[CLS]` in their window get it as one more key:
+    the kernel's output and that key's value are weighted by their shares of the common softmax, which its log-sum-exp
+    gives. Backward hands the kernel the common log-sum-exp and output, with which its formula
+    dS = P (dO V^T - rowsum(dO * O)) is that of the common softmax.
+    """
+
+    @staticmethod
+    def forward(ctx, query, key, value, layout, dropout):
+        place = (layout.ends, layout.ends, layout.longest, layout.longest)
+        sides = {"window_size_left": layout.halo, "window_size_right": layout.halo}
+        out, log_sum, *random, _ = flash_forward(
+            query, key, value, *place, dropout, False, False, scale=query.shape[-1] ** -0.5, **sides
+        )
+        kept = None
+        if layout.cls is not None:
+            scores = _cls_scores(query, key, layout)
+            log_all = torch.logaddexp(log_sum.T, scores)
+            share = (scores - log_all).exp()
+            kept = F.dropout(torch.ones_like(share), dropout) if dropout else None
+            weight = share if kept is None else share * kept
+            near = (log_sum.T - log_all).exp()
+            out = (near[..., None] * out + weight[..., None] * value[layout.cls]).to(query.dtype)
+            log_sum = log_all.T.contiguous()
+        ctx.save_for_backward(query, key, value, out, log_sum, kept, *random)
+        ctx.layout, ctx.dropout, ctx.place, ctx.sides = layout, dropout, place, sides
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        query, key, value, out, log_sum, kept, *random = ctx.saved_tensors
+        layout, scale, grad = ctx.layout, query.shape[-1] ** -0.5, grad.contiguous()
+        grads = flash_backward(
+            grad, query, key, value, out, log_sum, *ctx.place, ctx.dropout, False, *random, scale=scale, **ctx.sides
+        )
+        if layout.cls is None:
+            return *grads, None, None
+        share = (_cls_scores(query, key, layout) - log_sum.T).exp()
+        weight = share if kept is None else share * kept
+        grad_weight = (grad.float() * value[layout.cls]).sum(-1)
+        grad_weight = grad_weight if kept is None else grad_weight * kept
+        grad_scores = scale * share * (grad_weight - (grad.float() * out).sum(-1))
+        to_query = grad_scores[..., None] * key[layout.cls]
+        to_key, to_value = grad_scores[..., None] * query, weight[..., None] * grad
+        parts = (to_query, _rows_to_cls(to_key, layout), _rows_to_cls(to_value, layout))
+        return *(own.add(part.to(own.dtype)) for own, part in zip(grads, parts, strict=True)), None, None
+
+
+def _cls_scores(query: Tensor, key: Tensor, layout: PackedLayout) -> Tensor:
+    """What each token's query says of its `[CLS]`, float32 (T, H); -inf where its window holds `[CLS]` already."""
+    scores = (query.float() * key[layout.cls]).sum(-1) / math.sqrt(query.shape[-1])
+    return scores.masked_fill(~layout.far, -math.inf)
+
+
+def _rows_to_cls(tokens: Tensor, layout: PackedLayout) -> Tensor:
+    """The sum of each row's tokens (T, H, D) in the place of its `[CLS]`, zeros elsewhere."""
+    return torch.zeros_like(tokens).index_add_(0, layout.cls, tokens)
 
 
 def plain_attention(

@@ -358,9 +358,10 @@ class _ChunkedSoftmax(torch.autograd.Function):
 def _softmax_error(cosines: Tensor, scale: Tensor, log_sum: Tensor, targets: Tensor) -> Tensor:
     """softmax minus one-hot (B, chunk) of one chunk; `targets` count from the chunk's first item."""
     error = (scale * cosines).sub_(log_sum[:, None]).exp_()
-    rows = torch.nonzero((targets >= 0) & (targets < cosines.shape[1])).flatten()
-    error[rows, targets[rows]] -= 1
-    return error
+    # Every row takes something away, nothing where its target is in another chunk: to look which would stop a GPU.
+    inside = (targets >= 0) & (targets < cosines.shape[1])
+    columns = targets.clamp(0, cosines.shape[1] - 1)
+    return error.scatter_add_(1, columns[:, None], -inside[:, None].to(error.dtype))
 
 
 def _chunk_size(users: Tensor) -> int:

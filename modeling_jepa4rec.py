@@ -22,6 +22,7 @@ from .attention_jepa4rec import (
     Jepa4RecSelfAttention,
     PackedRows,
     plan_attention,
+    reads_packed_rows,
     scatter_tokens,
 )
 from .configuration_jepa4rec import Jepa4RecConfig
@@ -35,6 +36,7 @@ from .modeling_seqrec import (
     SeqRecPreTrainedModel,
     check_batch,
     check_unread,
+    on_device,
 )
 
 # Added to a variance before it is a divisor: vectors one long have some 1/d in each direction.
@@ -51,6 +53,15 @@ class PackedBatch(NamedTuple):
     item_positions: Tensor
 
 
+def table_sizes(config: Jepa4RecConfig) -> dict[str, int]:
+    """Rows of the table that each input's ids index."""
+    return {
+        "input_ids": config.vocab_size,
+        "token_type_ids": config.type_vocab_size,
+        "item_position_ids": config.max_item_embeddings,
+    }
+
+
 def pack_batch(
     config: Jepa4RecConfig,
     input_ids: Tensor,
@@ -62,14 +73,11 @@ def pack_batch(
     if attention_mask is None:
         padding = -1 if config.pad_token_id is None else config.pad_token_id
         attention_mask = input_ids != padding
-    tables = {
-        "input_ids": (input_ids, config.vocab_size),
-        "token_type_ids": (token_type_ids, config.type_vocab_size),
-        "item_position_ids": (item_position_ids, config.max_item_embeddings),
-    }
+    ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "item_position_ids": item_position_ids}
+    tables = {name: (ids[name], size) for name, size in table_sizes(config).items()}
     valid = attention_mask.bool()
     rows = PackedRows.from_lengths(*check_batch(valid, tables, config.max_tokens))
-    source = valid.flatten().nonzero().flatten()
+    source = on_device(valid.flatten().nonzero().flatten(), input_ids)
     is_cls = rows.column == 0
     types = torch.where(is_cls, CLS_TYPE, VALUE_TYPE) if token_type_ids is None else token_type_ids.flatten()[source]
     items = (~is_cls).long() if item_position_ids is None else item_position_ids.flatten()[source]
@@ -201,6 +209,8 @@ class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Jepa4RecEmbeddings", "Jepa4RecLayer"]
     _supports_sdpa = True
+    # What sees tokens one by one: `torch.compile` fuses it, once for any number of tokens.
+    token_wise = (Jepa4RecEmbeddings, Jepa4RecResidual, Jepa4RecIntermediate)
     _encoder_weights = ("embeddings.", "encoder.", "projection.")
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -235,6 +245,9 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
     def get_item_position_embeddings(self) -> nn.Embedding:
         return self.embeddings.item_position_embeddings
 
+    def table_sizes(self) -> dict[str, int]:
+        return table_sizes(self.config)
+
     @can_return_tuple
     def forward(
         self,
@@ -252,7 +265,8 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
 
         Args:
             input_ids: (B, L), `[CLS]` first in every row.
-            attention_mask: (B, L), 1 at tokens; without it every id but `pad_token_id` is one.
+            attention_mask: (B, L), 1 at tokens; without it every id but `pad_token_id` is one. It may stay on the host
+                (`modeling_seqrec.to_device`).
             token_type_ids: (B, L), 0 `[CLS]`, 1 attribute name, 2 value; without it all but `[CLS]` is value.
             item_position_ids: (B, L), 0 `[CLS]`, k the k-th most recent item; without it the row is one item.
 
@@ -314,7 +328,8 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         if not self.config.count_pad_tokens:
             columns = _columns_without_pads(batch, self.config.pad_token_id)
         hidden = self.embeddings(batch.input_ids, columns, batch.token_types, batch.item_positions)
-        return self.encoder(hidden, plan_attention(batch.rows, self.config.attention_window), cls_only)
+        packed = reads_packed_rows(hidden, self.config.hidden_size // self.config.num_attention_heads)
+        return self.encoder(hidden, plan_attention(batch.rows, self.config.attention_window, packed), cls_only)
 
     def _pool(self, hidden: Tensor, rows: PackedRows) -> Tensor:
         if self.config.pooling == "cls":

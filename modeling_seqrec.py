@@ -8,6 +8,7 @@ An encoder is a plug. Its class, a `SeqRecPreTrainedModel`, has
     stages()                               modules in the order a text goes through them: embeddings, then each layer
     get_input_embeddings()                 the word embeddings, which the token head decodes through
     get_item_position_embeddings()         its table of item positions (rows, d), or None
+    table_sizes()                          rows of the table that the ids of each input index
     config.vector_size                     d; `config` is a `SeqRecConfig`
     pretraining_class, recommendation_class    its heads: subclasses of the two below, in the encoder's own module
 
@@ -65,6 +66,15 @@ RECENCY_DECAY = 0.5
 INITIALIZER_RANGE = 0.02
 # Rows of the predictor's own table of item positions; older items share the last one.
 PREDICTED_POSITIONS = 51
+# Logits over the vocabulary that the token losses hold at a time.
+MOST_LOGITS = 2**26
+
+
+def on_device(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that was worked out on the host, beside `like`; nothing waits for the copy."""
+    if tensor.device == like.device:
+        return tensor
+    return (tensor.pin_memory() if like.is_cuda else tensor).to(like.device, non_blocking=True)
 
 
 class SeqRecPreTrainedModel(PreTrainedModel):
@@ -74,6 +84,7 @@ class SeqRecPreTrainedModel(PreTrainedModel):
     encoder_class = None  # of the family, for its heads
     pretraining_class = recommendation_class = None  # of the family, for its encoder
     _encoder_weights: tuple[str, ...] = ()  # how their names begin inside the encoder
+    token_wise: tuple[type, ...] = ()  # modules that can be compiled for any number of tokens
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -109,6 +120,10 @@ class SeqRecPreTrainedModel(PreTrainedModel):
     def get_item_position_embeddings(self) -> nn.Embedding | None:
         """The encoder's table of item positions, row k the k-th most recent item; None where it has none."""
         return None
+
+    def table_sizes(self) -> dict[str, int]:
+        """Rows of the table that each input's ids index, `input_ids` first."""
+        return {"input_ids": self.config.vocab_size}
 
     def embed(self, *inputs: Tensor | None, **named: Tensor | None) -> Tensor:
         """`forward(...).pooler_output` (B, d), arguments as there; a family that can leave work out has its own."""
@@ -159,6 +174,9 @@ def check_batch(
 ) -> tuple[Tensor, list[int]]:
     """Row lengths of a batch, (B,) and as Python integers, after checking every id; the device is waited for once.
 
+    Where `valid` lies on the host beside ids on a device, nothing is waited for, and the ids are taken on trust:
+    whoever made them has looked (`training.batches.checked`).
+
     Args:
         valid: (B, L), true at tokens.
         tables: by name the ids (B, L), None where they are not given, and the rows of the table they index;
@@ -175,9 +193,11 @@ def check_batch(
         if other.shape != input_ids.shape:
             raise ValueError(f"input_ids are {tuple(input_ids.shape)}, but another input is {tuple(other.shape)}.")
     lengths = valid.sum(1)
-    extremes = [end for ids, _ in given.values() for end in torch.where(valid, ids, 0).aminmax()]
+    on_trust = valid.device != input_ids.device
+    tables = {} if on_trust else given
+    extremes = [end for ids, _ in tables.values() for end in torch.where(valid, ids, 0).aminmax()]
     # All numbers in one copy: each one asked for by itself would stop the device once more, every step.
-    sizes = torch.cat([lengths, torch.stack(extremes)]).tolist()
+    sizes = torch.cat([lengths, torch.stack(extremes)] if extremes else [lengths]).tolist()
     sizes, extremes = sizes[: len(lengths)], sizes[len(lengths) :]
     if min(sizes) == 0:
         raise ValueError(f"Row {sizes.index(0)} of the batch has no token; an empty history is [CLS] alone.")
@@ -186,10 +206,10 @@ def check_batch(
             f"Row {sizes.index(max(sizes))} has {max(sizes)} tokens, the model reads at most {max_tokens}: "
             "lower the tokenizer's max_tokens."
         )
-    for (name, (_, size)), low, high in zip(given.items(), extremes[::2], extremes[1::2], strict=True):
+    for (name, (_, size)), low, high in zip(tables.items(), extremes[::2], extremes[1::2], strict=True):
         if low < 0 or high >= size:
             raise ValueError(f"{name} lie between {low} and {high}, the model's table has {size} rows.")
-    return lengths, sizes
+    return on_device(lengths, input_ids), sizes
 
 
 def check_unread(**given) -> None:
@@ -271,9 +291,20 @@ class SeqRecModelWithHead(SeqRecPreTrainedModel):
         return words
 
     def _token_losses(self, states: Tensor, labels: Tensor) -> Tensor:
-        """Of states (b, L, d) and labels (b, L), those of the predicted tokens alone, (t,): only they are decoded."""
-        predicted = labels != -100
-        return token_losses(self.lm_head(states[predicted]), labels[predicted])
+        """Of states (b, L, d) and labels (b, L), those of the predicted tokens alone, (t,): only they are decoded, as
+        many at a time as `MOST_LOGITS` allow."""
+        labels = labels.flatten()
+        slots = (labels != -100).nonzero().flatten()
+        labels = on_device(labels[slots], states)
+        states = states.flatten(0, 1)[on_device(slots, states)]
+        most = max(1, MOST_LOGITS // self.lm_head.bias.numel())
+        if len(slots) <= most:
+            return self._decoded(states, labels)
+        parts = zip(states.split(most), labels.split(most), strict=True)
+        return torch.cat([checkpoint(self._decoded, *part, use_reentrant=False) for part in parts])
+
+    def _decoded(self, states: Tensor, labels: Tensor) -> Tensor:
+        return token_losses(self.lm_head(states), labels)
 
     @classmethod
     def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
@@ -591,7 +622,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         if config.token_head:
             self._add_token_head()
         self._objective = FineTuningObjective()
-        self._seen_items = None
+        self._seen_items = self._seen_rows = None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -653,7 +684,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
 
     def mark_seen_items(self, seen: Tensor) -> None:
         """Say which items (num_items,) bool occur in training, for `objective.unseen_items`; never saved."""
-        self._seen_items = seen
+        self._seen_items, self._seen_rows = seen, seen.nonzero().flatten()
 
     def item_vectors(self) -> Tensor:
         """The item matrix (num_items, d), each row one long."""
@@ -741,10 +772,11 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         items, way = self.item_matrix.weight, self.objective.unseen_items
         if way == "negatives" or self._seen_items is None:
             return items, targets
-        seen = self._seen_items.to(items.device)
+        seen, rows = self._seen_items.to(items.device), self._seen_rows.to(items.device)
+        self._seen_items, self._seen_rows = seen, rows  # copied once, counted once: steps wait for neither
         if way == "fixed":
             return torch.where(seen[:, None], items, items.detach()), targets
-        return items[seen], (seen.cumsum(0) - 1)[targets]
+        return items[rows], (seen.cumsum(0) - 1)[targets]
 
     @torch.no_grad()
     def _telemetry(self) -> dict[str, Tensor]:

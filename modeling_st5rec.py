@@ -21,6 +21,7 @@ from .modeling_seqrec import (
     SeqRecPreTrainedModel,
     check_batch,
     check_unread,
+    on_device,
 )
 
 
@@ -124,6 +125,7 @@ class St5RecModel(St5RecPreTrainedModel):
             attention_mask = input_ids != self.config.pad_token_id
         tables = {"input_ids": (input_ids, self.config.vocab_size)}
         lengths = check_batch(attention_mask.bool(), tables, None)[0][:, None]
+        attention_mask = on_device(attention_mask, input_ids)
         hidden = self.t5(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mean = (hidden * attention_mask[..., None].to(hidden.dtype)).sum(1) / lengths.to(hidden.dtype)
         return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=normalise(self.projection(mean)))

@@ -27,6 +27,7 @@ from .modeling_seqrec import (
     SeqRecPreTrainedModel,
     check_batch,
     check_unread,
+    on_device,
 )
 
 POOLINGS = ("cls", "mean", "last")
@@ -168,6 +169,14 @@ class TextRecModel(TextRecPreTrainedModel):
     def get_item_position_embeddings(self) -> nn.Embedding | None:
         return self.item_position_embeddings
 
+    def table_sizes(self) -> dict[str, int]:
+        sizes = {"input_ids": self.get_input_embeddings().num_embeddings}
+        if self.token_type_embeddings is not None:
+            sizes["token_type_ids"] = self.config.type_vocab_size
+        if self.item_position_embeddings is not None:
+            sizes["item_position_ids"] = self.config.max_item_embeddings
+        return sizes
+
     @can_return_tuple
     def forward(
         self,
@@ -197,12 +206,10 @@ class TextRecModel(TextRecPreTrainedModel):
             inputs_embeds=inputs_embeds, output_hidden_states=output_hidden_states, output_attentions=output_attentions
         )
         valid = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
-        tables = {"input_ids": (input_ids, self.get_input_embeddings().num_embeddings)}
-        if self.token_type_embeddings is not None:
-            tables["token_type_ids"] = (token_type_ids, self.config.type_vocab_size)
-        if self.item_position_embeddings is not None:
-            tables["item_position_ids"] = (item_position_ids, self.config.max_item_embeddings)
+        ids = {"input_ids": input_ids, "token_type_ids": token_type_ids, "item_position_ids": item_position_ids}
+        tables = {name: (ids[name], size) for name, size in self.table_sizes().items()}
         check_batch(valid, tables, self.config.max_tokens)
+        valid = on_device(valid, input_ids)
         cls = self._cls_columns(valid)
         inputs = {"input_ids": input_ids}
         if self._tables():

@@ -23,14 +23,16 @@ if __name__ == "__main__":
 import json
 import math
 import os
+import re
 import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
+from accelerate.utils import set_seed
 from torch import nn
 from torch.optim import Optimizer
 
@@ -46,12 +48,18 @@ from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.serving.whole_files_seqrec import seal, written_folder
-from jepa4rec.training.batches import Batches
+from jepa4rec.training.batches import Batches, to_device
 from jepa4rec.training.data import RunData, load_run_data
 from jepa4rec.training.estimate import estimate, in_words
 from jepa4rec.training.log import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
 from jepa4rec.training.measure import evaluate_validation, make_record, rank_test_split
-from jepa4rec.training.optimisation import freeze, learning_rate_factor, make_optimizer, set_learning_rates
+from jepa4rec.training.optimisation import (
+    compile_token_wise,
+    freeze,
+    learning_rate_factor,
+    make_optimizer,
+    set_learning_rates,
+)
 from jepa4rec.training.phases import Phase, Work
 from jepa4rec.training.phases.rating import rating_results
 from jepa4rec.training.recipe import PACKAGE, Recipe, read_recipe, write_recipe
@@ -118,7 +126,8 @@ def train_phase(training: Training) -> None:
             training.phase.before_epoch(training.bare_model, training.work, progress.step)
         training.model.train()
         for slices in training.batches.epoch(epoch, skip=done):
-            watch.add(*optimiser_step(training, slices))
+            with memory_in_words(training, slices):
+                watch.add(*optimiser_step(training, slices))
             progress.step += 1
             training.log.advance()
             watch = after_step(training, watch)
@@ -135,7 +144,7 @@ def optimiser_step(training: Training, slices: list[dict]):
     looks, outputs = training.work.recipe.run.telemetry_every, []
     telemetry = bool(looks) and (step + 1) % looks == 0
     for number, batch in enumerate(slices, start=1):
-        batch = send_to_device(batch, training.accelerator.device, non_blocking=True)
+        batch = to_device(batch, training.accelerator.device)
         # Gradients travel between processes once a step, with the last slice.
         with nullcontext() if number == len(slices) else training.accelerator.no_sync(training.model):
             output = training.model(**batch, telemetry=telemetry and number == len(slices))
@@ -147,6 +156,28 @@ def optimiser_step(training: Training, slices: list[dict]):
     training.optimizer.zero_grad()
     phase.after_step(training.bare_model, step, total)
     return outputs, grad_norm
+
+
+@contextmanager
+def memory_in_words(training: Training, slices: list[dict]) -> Iterator[None]:
+    """Raise ValueError for a step that does not fit into memory: how much it wanted, and what to lower."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator has no class of its own
+        wanted = re.search(r"(?:allocate|allocate:?) ([\d.]+ ?[KMGT]i?B|\d+ bytes)", str(error))
+        if wanted is None:
+            raise
+        size = "x".join(map(str, slices[0]["input_ids"].shape)) if "input_ids" in slices[0] else "the"
+        device, held = training.accelerator.device, ""
+        if device.type == "cuda":
+            most, whole = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
+            held = f" on top of {most / 2**30:.1f} of {whole / 2**30:.1f} GiB"
+        where = f"phases.{training.index}"
+        raise ValueError(
+            f"{where}: a batch of {size} tokens needs {wanted[1]} more{held}, which the memory does not have: lower "
+            f"{where}.batch_size or {where}.max_items, or raise {where}.gradient_accumulation (now "
+            f"{training.phase.batch_size}, {training.phase.max_items}, {training.phase.gradient_accumulation})"
+        ) from error
 
 
 def after_step(training: Training, watch: StepWatch) -> StepWatch:
@@ -286,6 +317,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         ValueError: processes were launched that would each train alone.
     """
+    torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32 on a GPU; nothing on a CPU
     accelerator = Accelerator(
         # Without this, several processes on a machine without a GPU do not find each other.
         cpu=not torch.accelerator.is_available(),
@@ -308,14 +340,16 @@ def choose_precision(wanted: str | None) -> str:
     """The precision to train in: "no", "bf16" or "fp16".
 
     Raises:
-        ValueError: bf16 was asked for where the processor has no instructions for it and would only be slower.
+        ValueError: bf16 was asked for where the device has no instructions for it and would only be slower.
     """
-    has_bf16 = computes_in_bf16()
+    has_bf16, said_by = computes_in_bf16(), "run.mixed_precision"
     if wanted in ("auto", None):  # null in recipes of earlier versions
         launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        return launched if launched in ("bf16", "fp16") else "bf16" if has_bf16 else "no"
+        wanted = launched if launched in ("bf16", "fp16") else "bf16" if has_bf16 else "no"
+        said_by = "accelerate's mixed_precision"
     if wanted == "bf16" and not has_bf16:
-        raise ValueError("run.mixed_precision is bf16, which this processor does not compute in: use auto or no")
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "processor"
+        raise ValueError(f"{said_by} is bf16, which this {device} does not compute in: use auto or no")
     return wanted
 
 
@@ -379,10 +413,14 @@ def set_up(
     freeze(model, phase.freeze_word_embeddings, phase.freeze_layers)
     if recipe.run.activation_checkpointing:
         model.base_model.activation_checkpointing_enable()
+    if recipe.run.compile:
+        compile_token_wise(model)
     rates = (phase.lr, phase.lr_items or phase.lr, phase.weight_decay, phase.betas, phase.lr_heads)
     optimizer = make_optimizer(model, *rates)
     model, optimizer = accelerator.prepare(model, optimizer)
     batches = phase.batches(work, accelerator.process_index, accelerator.num_processes)
+    if accelerator.device.type == "cuda" and phase.trains_encoder:
+        batches.prepare_ahead(accelerator.unwrap_model(model).base_model)
     begun = folder.log_before(index)
     progress = Progress(processes=accelerator.num_processes, log_bytes=log.length() if begun is None else begun)
     training = Training(accelerator, phase, index, work, model, optimizer, batches, folder, log, progress)

@@ -155,7 +155,9 @@ def _encode(model, embed: Callable[..., Tensor], num_rows: int, batches: Iterato
     vectors = torch.empty(num_rows, model.config.vector_size, device=model.device)
     with _evaluating(model):
         for rows, batch in batches:
-            inputs = {name: values.to(model.device) for name, values in batch.items()}
+            # Encoders count tokens by the mask on the host: no batch then waits for a GPU to be done with the last.
+            inputs = {name: batch[name].to(model.device) for name in batch if name != "attention_mask"}
+            inputs["attention_mask"] = batch["attention_mask"]
             vectors[torch.from_numpy(rows).to(vectors.device)] = embed(**inputs).float()
             bar.update(len(rows))
     return vectors

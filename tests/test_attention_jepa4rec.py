@@ -1,5 +1,6 @@
 """Packed, block-wise attention equals the attention one would write down from the definition."""
 
+import itertools
 import math
 
 import pytest
@@ -49,6 +50,104 @@ def test_block_attention_is_attention(lengths, window):
     theirs = torch.autograd.grad((expected * weights).sum(), heads)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=5e-6)
+
+
+# ------------------------------------------------------------------------------------------------ the flash kernel
+
+
+def pairs_of(start: int, end: int, halo: int | None) -> torch.Tensor:
+    """Which of a row's tokens see which, as the kernel's windows have it."""
+    place = torch.arange(end - start)
+    far = (place[:, None] - place).abs()
+    return far <= halo if halo is not None else far >= 0
+
+
+def kernel_forward(query, key, value, ends, ends_k, longest, longest_k, dropout, causal, debug, *, scale, **window):
+    """What aten::_flash_attention_forward is documented to give, row by row: output (T, H, D), log-sum-exp (H, T)."""
+    assert window["window_size_left"] == window["window_size_right"]
+    assert ends.dtype == torch.int32 and torch.equal(ends, ends_k) and longest == longest_k == ends.diff().max()
+    out, log_sum = torch.empty_like(query), query.new_empty(query.shape[1], len(query))
+    for start, end in itertools.pairwise(ends.tolist()):
+        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(
+            ~pairs_of(start, end, window["window_size_left"]), -math.inf
+        )
+        out[start:end] = (scores.softmax(-1) @ v).transpose(0, 1)
+        log_sum[:, start:end] = scores.logsumexp(-1)
+    return out, log_sum, torch.zeros(2), torch.zeros(0), torch.zeros(0)
+
+
+def kernel_backward(
+    grad, query, key, value, out, log_sum, ends, ends_k, longest, longest_k, dropout, causal, seed, unused, *, scale,
+    **window,
+):  # fmt: skip
+    """What aten::_flash_attention_backward does with the log-sum-exp and the output it is handed."""
+    grads = [torch.empty_like(x) for x in (query, key, value)]
+    for start, end in itertools.pairwise(ends.tolist()):
+        g, q, k, v, o = (x[start:end].transpose(0, 1) for x in (grad, query, key, value, out))
+        scores = q @ k.transpose(1, 2) * scale
+        weights = (scores - log_sum[:, start:end, None]).exp() * pairs_of(start, end, window["window_size_left"])
+        inner = weights * (g @ v.transpose(1, 2) - (g * o).sum(-1, keepdim=True))
+        parts = (scale * inner @ k, scale * inner.transpose(1, 2) @ q, weights.transpose(1, 2) @ g)
+        for whole, part in zip(grads, parts, strict=True):
+            whole[start:end] = part.transpose(0, 1)
+    return tuple(grads)
+
+
+@pytest.mark.parametrize("window", [None, 4, 8, 16])
+@pytest.mark.parametrize("lengths", [[1], [1, 5, 3], [24, 24], [49, 1, 17], [7, 100, 33]])
+def test_packed_rows_through_a_flash_kernel_are_the_same_attention(monkeypatch, lengths, window):
+    """Row ends, windows, and the share of a `[CLS]` that lies outside a token's window, forward and backward."""
+    monkeypatch.setattr(attention, "flash_forward", kernel_forward)
+    monkeypatch.setattr(attention, "flash_backward", kernel_backward)
+    heads = random_heads(sum(lengths))
+    plan = plan_attention(packed(lengths), window, packed=True)
+    out = block_attention(*heads, plan, dropout=0.0)
+    expected = block_attention(*heads, plan_attention(packed(lengths), window), dropout=0.0)
+    torch.testing.assert_close(out, expected, rtol=0, atol=3e-6)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad((out * weights).sum(), heads)
+    theirs = torch.autograd.grad((expected * weights).sum(), heads)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_the_kernel_is_called_as_this_version_of_torch_declares_it():
+    """On the meta device: names, order and number of arguments and results, without a GPU."""
+    heads = [torch.empty(9, HEADS, WIDTH, dtype=torch.bfloat16, device="meta") for _ in range(3)]
+    place = (torch.empty(3, dtype=torch.int32, device="meta"),) * 2 + (6, 6)
+    sides = {"window_size_left": 4, "window_size_right": 4}
+    out, log_sum, *random, _ = attention.flash_forward(*heads, *place, 0.1, False, False, scale=0.5, **sides)
+    assert out.shape == heads[0].shape and log_sum.shape == (HEADS, 9) and len(random) == 2
+    grads = attention.flash_backward(out, *heads, out, log_sum, *place, 0.1, False, *random, scale=0.5, **sides)
+    assert [grad.shape for grad in grads] == [out.shape] * 3
+
+
+def test_packed_rows_are_for_half_precision_on_a_gpu():
+    assert not attention.reads_packed_rows(torch.empty(1, 32, dtype=torch.bfloat16), 32)
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0):
+        assert attention.reads_packed_rows(torch.empty(1, 32, dtype=torch.bfloat16, device="cuda"), 32)
+        assert not attention.reads_packed_rows(torch.empty(1, 32, device="cuda"), 32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: the flash kernel itself cannot be run")
+@pytest.mark.parametrize("window", [None, 16])
+def test_the_flash_kernel_equals_the_cpu(window):
+    lengths = [49, 1, 17, 128]
+    heads = [x.detach().repeat(1, 1, 4) for x in random_heads(sum(lengths))]  # heads 32 wide
+    expected = [x.clone().requires_grad_() for x in heads]
+    found = [x.cuda().bfloat16().requires_grad_() for x in heads]
+    outs, grads = [], []
+    for own, is_packed in ((expected, False), (found, True)):
+        device = own[0].device
+        rows = PackedRows.from_lengths(torch.tensor(lengths, device=device), lengths)
+        out = block_attention(*own, plan_attention(rows, window, packed=is_packed), dropout=0.0)
+        outs.append(out.float().cpu())
+        out.float().square().sum().backward()
+        grads.append([x.grad.float().cpu() for x in own])
+    torch.testing.assert_close(outs[1], outs[0], rtol=0.03, atol=0.03)
+    for one, other in zip(grads[1], grads[0], strict=True):
+        assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
 
 
 def test_short_rows_are_one_block_and_long_rows_are_cut():

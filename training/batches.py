@@ -5,6 +5,7 @@ epoch, example) alone, never on the worker, the process or the batch an example 
 uninterrupted one would have. That is all that resuming depends on.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..modeling_seqrec import SeqRecPreTrainedModel, check_batch
 from ..tokenization_itemsent import ItemTokens
 
 DRAWN_MODES = ("random", "late")  # prefixes that are drawn anew each epoch
@@ -208,6 +210,40 @@ def read_once(texts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: part[first] for name, part in texts.items()} | {"text_rows": torch.tensor(place)}
 
 
+# ---- devices
+
+# What of a batch is counted before it is used, by the ends of its names.
+COUNTED_INPUTS = ("attention_mask", "labels")
+MOST_WORKERS = 8
+
+
+def to_device(batch: Mapping, device: torch.device) -> dict:
+    """A batch on `device`, but for attention masks and labels, which are counted: counted on the host, no step waits
+    for a GPU to tell how many tokens there are. Batches inside a batch are treated alike."""
+    moved = {}
+    for name, value in batch.items():
+        if isinstance(value, Mapping):
+            moved[name] = to_device(value, device)
+        else:
+            moved[name] = value if name.endswith(COUNTED_INPUTS) else value.to(device, non_blocking=True)
+    return moved
+
+
+def checked(collate: Callable, encoder: SeqRecPreTrainedModel) -> Callable:
+    """`collate`, and on its batches the checks of `check_batch`, which an encoder would have to wait for a GPU for."""
+    sizes, most = encoder.table_sizes(), getattr(encoder.config, "max_tokens", None)
+
+    def collate_and_check(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        batch = collate(examples)
+        for mask in (name for name in batch if name.endswith("attention_mask")):
+            prefix = mask.removesuffix("attention_mask")
+            tables = {name: (batch.get(prefix + name), size) for name, size in sizes.items()}
+            check_batch(batch[mask].bool(), tables, most)
+        return batch
+
+    return collate_and_check
+
+
 # ---- steps
 
 
@@ -224,6 +260,16 @@ class Batches:
     ):
         self.sampler, self.collate = sampler, collate
         self.slices, self.process, self.processes = slices, process, processes
+        self.workers, self.pinned = 0, False
+
+    def prepare_ahead(self, encoder: SeqRecPreTrainedModel, workers: int | None = None) -> None:
+        """Make batches in processes of their own, a few steps ahead of a GPU, in memory that it copies from by itself.
+
+        What an example is depends on (seed, epoch, example) alone, so the batches are the same.
+        """
+        self.workers = min(MOST_WORKERS, max(1, (os.cpu_count() or 2) - 1)) if workers is None else workers
+        self.pinned = encoder.device.type == "cuda"
+        self.collate = checked(self.collate, encoder)
 
     def __len__(self) -> int:
         """Optimiser steps in an epoch."""
@@ -234,9 +280,12 @@ class Batches:
         self.sampler.dataset.set_epoch(epoch)
         shares = [share for batch in list(self.sampler)[skip:] for share in self._shares(batch)]
         # A generator of its own: a loader without one draws from the global random numbers, which dropout uses.
+        # Forked, workers share the examples and the tokens of the catalogue; they never touch the GPU.
+        ahead = {"num_workers": self.workers, "prefetch_factor": 4, "multiprocessing_context": "fork"}
         loader = DataLoader(
-            self.sampler.dataset, batch_sampler=shares, collate_fn=self.collate, generator=torch.Generator()
-        )
+            self.sampler.dataset, batch_sampler=shares, collate_fn=self.collate, generator=torch.Generator(),
+            pin_memory=self.pinned, **(ahead if self.workers else {}),
+        )  # fmt: skip
         stream = iter(loader)
         for _ in range(len(self) - skip):
             yield [next(stream) for _ in range(self.slices)]

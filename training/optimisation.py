@@ -60,6 +60,22 @@ def freeze(model: nn.Module, word_embeddings: bool, layers: int) -> None:
             module.requires_grad_(False)
 
 
+def compile_token_wise(model: nn.Module) -> None:
+    """Compile what sees tokens one by one: it fuses, and one compilation serves any number of tokens.
+
+    Attention and pooling stay as they are: their shapes change with every batch.
+
+    Raises:
+        ValueError: an encoder that names no such parts.
+    """
+    kinds = getattr(model.base_model, "token_wise", ())
+    if not kinds:
+        raise ValueError(f"run.compile is for jepa4rec encoders, not for {type(model).__name__}: leave it out")
+    for module in model.modules():
+        if isinstance(module, kinds):
+            module.compile(dynamic=True)
+
+
 def parameter_groups(
     model: nn.Module, lr: float, lr_items: float, weight_decay: float, lr_heads: float | None = None
 ) -> list[dict]:

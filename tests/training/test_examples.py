@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from jepa4rec.serving.encoding_seqrec import HistoryCollator
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
-from jepa4rec.training.batches import Example, LengthGroupedBatchSampler, PrefixDataset, prefix_examples
+from jepa4rec.training.batches import Batches, Example, LengthGroupedBatchSampler, PrefixDataset, prefix_examples
 from jepa4rec.training.masking import mask_tokens, sample_masked_item, word_firsts, word_starts, words_to_quota
 from jepa4rec.training.phases.finetune import FineTuningCollator
 from jepa4rec.training.phases.pretrain import PreTrainingCollator
@@ -387,3 +387,21 @@ def test_history_batch(tiny_tokenizer, item_tokens):
     assert set(batch) == {"input_ids", "attention_mask", "token_type_ids", "item_position_ids"}
     with_items = HistoryCollator(tiny_tokenizer, item_tokens, history_items=4)(histories)
     assert with_items["history_item_ids"].tolist() == [[2, 1, 3, -1], [7, -1, -1, -1]]
+
+
+def test_batches_made_ahead_by_workers_are_the_same_and_checked(collator, item_tokens, tiny_config):
+    from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+
+    sampler = LengthGroupedBatchSampler(random_dataset(), item_tokens, 16)
+    encoder = Jepa4RecModel(tiny_config)
+    here, ahead = (Batches(sampler, collator, 2, 0, 1) for _ in range(2))
+    ahead.prepare_ahead(encoder, workers=2)
+    for own, theirs in zip(here.epoch(1, skip=1), ahead.epoch(1, skip=1), strict=True):
+        for one, other in zip(own, theirs, strict=True):
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[name], other[name]) for name in one)
+    tiny_config.vocab_size -= 1 + int(item_tokens.input_ids.max()) // 2
+    strict = Batches(sampler, collator, 1, 0, 1)
+    strict.prepare_ahead(Jepa4RecModel(tiny_config), workers=0)
+    with pytest.raises(ValueError, match="input_ids lie between"):
+        list(strict.epoch(0))

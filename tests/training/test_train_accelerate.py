@@ -659,3 +659,58 @@ def test_descriptions_that_no_item_has_are_named(write_recipe):
     phase = {"kind": "item_description", "description": ["blurb"], "batch_size": 8, "steps": 1}
     with pytest.raises(ValueError, match="no item has both a title and one of the attributes"):
         train(write_recipe([phase]), *ST5)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 79 GiB",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 22011707392 bytes.",
+    ],
+)
+def test_a_batch_too_long_for_memory_says_what_to_lower(write_recipe, monkeypatch, message):
+    def full(*_):
+        raise torch.OutOfMemoryError(message)
+
+    monkeypatch.setattr(train_accelerate, "optimiser_step", full)
+    with pytest.raises(ValueError, match=r"needs (20.50 GiB|22011707392 bytes) more.*lower phases.0.batch_size"):
+        run(write_recipe())
+
+
+@pytest.mark.slow  # compiles C++
+def test_compiling_what_sees_tokens_one_by_one_changes_nothing(tiny_config):
+    from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+    from jepa4rec.training.optimisation import compile_token_wise
+
+    model = Jepa4RecModel(tiny_config).eval()
+    ids = torch.randint(5, 100, (3, 9))
+    plain = model.embed(ids)
+    compile_token_wise(model)
+    torch.testing.assert_close(model.embed(ids), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model.embed(ids[:2, :5]), model.embed(ids[:2, :5]))
+    with pytest.raises(ValueError, match="for jepa4rec encoders"):
+        compile_token_wise(BareModel())
+
+
+class BareModel(torch.nn.Module):
+    @property
+    def base_model(self):
+        return self
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: whether a step waits cannot be seen")
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_no_step_waits_for_the_gpu(write_recipe, monkeypatch, kind):
+    step = train_accelerate.optimiser_step
+
+    def watched(training, slices):
+        if training.progress.step < 2:  # what is set up once may wait
+            return step(training, slices)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return step(training, slices)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(train_accelerate, "optimiser_step", watched)
+    run(write_recipe(f"phases=[{{kind: {kind}, steps: 4, batch_size: 8}}]", "run.telemetry_every=0"))
