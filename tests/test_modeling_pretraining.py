@@ -7,6 +7,7 @@ import torch
 from tiny_batches import ITEM_LENGTHS, pretraining_batch, tiny_config
 from torch.nn import functional as F
 
+from jepa4rec import modeling_seqrec
 from jepa4rec.losses_seqrec import PreTrainingObjective
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecModel
 
@@ -288,3 +289,17 @@ def test_some_steps_make_the_loss_smaller(batch):
         model.update_target_encoder(0.99)
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_token_losses_in_blocks_are_those_of_the_whole(monkeypatch):
+    config = tiny_config()
+    model = Jepa4RecForPreTraining(config)
+    states = torch.randn(2, 9, config.hidden_size, requires_grad=True)
+    labels = torch.full((2, 9), -100)
+    labels[0, 1:8] = labels[1, 2:6] = 7
+    whole = model._token_losses(states, labels)
+    monkeypatch.setattr(modeling_seqrec, "MOST_LOGITS", 3 * config.vocab_size)
+    blocks = model._token_losses(states, labels)
+    torch.testing.assert_close(blocks, whole)
+    grads = [torch.autograd.grad(losses.sum(), states)[0] for losses in (whole, blocks)]
+    torch.testing.assert_close(*grads)

@@ -674,7 +674,7 @@ def test_a_batch_too_long_for_memory_says_what_to_lower(write_recipe, monkeypatc
 
     monkeypatch.setattr(train_accelerate, "optimiser_step", full)
     with pytest.raises(ValueError, match=r"needs (20.50 GiB|22011707392 bytes) more.*lower phases.0.batch_size"):
-        run(write_recipe())
+        train(write_recipe([{"kind": "pretrain", "steps": 2, "batch_size": 4}]))
 
 
 @pytest.mark.slow  # compiles C++
@@ -713,4 +713,4 @@ def test_no_step_waits_for_the_gpu(write_recipe, monkeypatch, kind):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(train_accelerate, "optimiser_step", watched)
-    run(write_recipe(f"phases=[{{kind: {kind}, steps: 4, batch_size: 8}}]", "run.telemetry_every=0"))
+    train(write_recipe([{"kind": kind, "steps": 4, "batch_size": 4}], telemetry_every=0, log_every=4))

@@ -1,0 +1,31 @@
+"""The benchmark for a GPU runs from end to end at toy sizes where there is none, and says so of the real ones."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+def run(tmp_path, *options) -> dict:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(tmp_path / "gpu.json"), *options]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert found.returncode == 0, found.stderr
+    return json.loads((tmp_path / "gpu.json").read_text())
+
+
+@pytest.mark.slow  # a process that loads torch and compiles C++
+def test_every_part_runs_at_toy_sizes(tmp_path):
+    report = run(tmp_path, "--toy")
+    assert report["toy"] and len(report["parts"]) == 6
+    assert not [name for name, part in report["parts"].items() if isinstance(part, str)], report["parts"]
+    assert report["parts"]["training, MiniLM"]["pre-training, ours"]["seconds"] > 0
+
+
+@pytest.mark.slow  # a process that loads torch
+def test_without_a_gpu_nothing_is_measured_and_the_file_says_so(tmp_path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here: the parts are measured")
+    assert set(run(tmp_path)["parts"].values()) == {"not measured: no GPU"}
