@@ -243,8 +243,8 @@ def test_fresh_weights():
         ({"item_position_ids": torch.full((2, 3), 51)}, "item_position_ids lie between"),
         ({"token_type_ids": torch.full((2, 3), -1)}, "token_type_ids lie between"),
         ({"token_type_ids": torch.zeros(2, 4, dtype=torch.long)}, r"another input is \(2, 4\)"),
-        ({"output_hidden_states": True}, "keeps neither"),
-        ({"output_attentions": True}, "keeps neither"),
+        ({"output_hidden_states": True}, "keeps no outputs"),
+        ({"output_attentions": True}, "keeps no outputs"),
     ],
 )
 def test_bad_input_is_named(change, message):
