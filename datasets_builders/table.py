@@ -240,8 +240,10 @@ def _by_meaning(tables: list[TableFile], given: Mapping[str, str | None]) -> tup
     items = [table for table in others if roles[table] == "items"] if len(others) > 1 else others
     if len(interactions) == 1 and len(items) == 1:
         return interactions[0], items[0]
-    if len(tables) == 2 and len(interactions) < 2 and not any(table.sheet for table in tables):
-        return tables[0], tables[1]  # in the order in which they are asked for
+    # Two files with the same columns are two months of sales; otherwise they come in the order they are asked for.
+    both = len(interactions) == 2 and set(tables[0].names) == set(tables[1].names)
+    if len(tables) == 2 and not both and not any(table.sheet for table in tables):
+        return tables[0], tables[1]
     seen = "; ".join(f"{table}: {role or 'neither'}" for table, role in roles.items())
     raise ValueError(
         "which are the interactions and which the items? Give these two alone, of an Excel book as "

@@ -132,7 +132,7 @@ def test_what_cannot_be_is_one_sentence(pipe, histories, tmp_path):
     with pytest.raises(SystemExit, match="has no column 'history': it has user_id, items"):
         run(tmp_path)
     (tmp_path / "histories.parquet").write_bytes(b"user_id,history")
-    with pytest.raises(SystemExit, match="is no Parquet file"):
+    with pytest.raises(SystemExit, match="histories.parquet cannot be read, it seems damaged"):
         run(tmp_path)
     write(tmp_path / "histories.parquet", [], pa.list_(pa.string()))
     with pytest.raises(SystemExit, match="has no rows"):
