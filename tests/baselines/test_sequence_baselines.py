@@ -407,7 +407,7 @@ def test_llamarecs_language_model_learns_to_answer(monkeypatch):
 
 
 def test_unisrec_gives_items_of_equal_text_equal_vectors_unless_ids_tell_them_apart():
-    texts = torch.randn(12, 8)
+    texts = torch.randn(12, 16)
     texts[7] = texts[2]
     for item_ids in (False, True):
         model = make_model("unisrec", item_ids=item_ids)
@@ -427,10 +427,10 @@ def test_unisrec_experts_are_whitenings_mixed_by_the_gate():
 
 def test_unisrec_refuses_vectors_of_another_shape_and_broken_ones():
     model = make_model("unisrec")
-    with pytest.raises(ValueError, match=r"text vectors are \(11, 8\), expected \(12, 8\)"):
-        model.set_text_vectors(torch.zeros(11, 8))
+    with pytest.raises(ValueError, match=r"text vectors are \(11, 16\), expected \(12, 16\)"):
+        model.set_text_vectors(torch.zeros(11, 16))
     with pytest.raises(ValueError, match="NaN"):
-        model.set_text_vectors(torch.full((12, 8), float("nan")))
+        model.set_text_vectors(torch.full((12, 16), float("nan")))
 
 
 # ---- codes of texts

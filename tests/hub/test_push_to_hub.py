@@ -49,6 +49,7 @@ def write_checkpoint(folder: Path, backend, tokenizer, seed: int = 0) -> Path:
     shape |= {"intermediate_size": 24, "max_position_embeddings": 256, "pad_token_id": backend.pad_token_id}
     save_checkpoint_files(Jepa4RecForPreTraining(Jepa4RecConfig(**shape)), tokenizer, folder)
     write_card(folder, f"tiny {seed}")
+    seal(folder)
     return folder
 
 
@@ -77,8 +78,8 @@ def checkpoint(tmp_path_factory, tiny_backend, tiny_tokenizer):
 
 @pytest.fixture
 def broken(checkpoint, tmp_path):
-    """A copy of the checkpoint to spoil."""
-    return Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
+    """A copy of the checkpoint to spoil, without the seal, which would be all that is found wrong."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "spoilt", ignore=shutil.ignore_patterns(SEAL)))
 
 
 PULL = (
