@@ -120,8 +120,8 @@ def check_card(checkpoint: Path) -> None:
     if not data.eval_results or not data.model_name:
         raise ValueError(f"{path} has no model-index: cards are written with a run, or by scripts/model_card.py")
     init = yaml.safe_load((checkpoint / "recipe.yaml").read_text(encoding="utf-8")).get("model", {}).get("init", "")
-    needed = {"license": data.license, "language": data.language, "tags: custom_code": "custom_code" in (data.tags or [])}
-    needed |= {"base_model": data.base_model or not is_hub_id(init)}
+    needed = {"license": data.license, "language": data.language, "base_model": data.base_model or not is_hub_id(init)}
+    needed |= {"tags: custom_code": "custom_code" in (data.tags or [])}
     missing = [name for name, value in needed.items() if not value]
     if missing:
         raise ValueError(f"{path} does not say {', '.join(missing)}: write it anew with scripts/model_card.py --into")
