@@ -41,6 +41,7 @@ from .recipe import Recipe, recipe_to_dict
 
 # Settings that may differ between the interrupted run and the one that resumes it: they do not change what is learned.
 FREE_TO_CHANGE = (
+    "compile",
     "name",
     "system",
     "output_dir",
