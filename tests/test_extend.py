@@ -18,10 +18,10 @@ LOANS = "reader;day;title;author\n" + "".join(f"r{n % 5};{n};Volume {n % 7};A. W
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """A copy of the programs with the page's files in it, and its one registry line."""
+    """A copy of the programs and their licence with the page's files in it, and its one registry line."""
     folder = tmp_path_factory.mktemp("extended")
     for path in ROOT.iterdir():
-        if path.suffix == ".py" or path.name in rooms():
+        if path.suffix == ".py" or path.name == "LICENSE" or path.name in rooms():
             (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
     for name, content in re.findall(r"^```(?:python|yaml)\n# (\S+/\S+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
         assert not (folder / name).exists()
