@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..modeling_seqrec import SeqRecPreTrainedModel, check_batch
 from ..tokenization_itemsent import ItemTokens
 
-DRAWN_MODES = ("random", "late")  # prefixes that are drawn anew each epoch
+DRAWN_MODES = ("random", "late", "window")  # prefixes that are drawn anew each epoch
 # Independent random numbers under one seed.
 PREFIX_STREAM, SHUFFLE_STREAM, MASK_STREAM, AUGMENTATION_STREAM = range(4)
 
@@ -32,14 +32,19 @@ class Example(NamedTuple):
 
 
 def prefix_examples(
-    lengths: np.ndarray, mode: str = "all", min_history: int = 1, rng: np.random.Generator | None = None
+    lengths: np.ndarray,
+    mode: str = "all",
+    min_history: int = 1,
+    rng: np.random.Generator | None = None,
+    max_history: int = 50,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which prefixes of sequences with `lengths` items are examples: (sequence, position of the target), int32 each.
 
     Args:
         mode: "all" prefixes with at least `min_history` items before the target; one of them per sequence, "random"
-            (RecFormer's fine-tuning) or "late", from the sequence's later half (its pre-training), which need `rng`;
-            or the "last".
+            (RecFormer's fine-tuning) or "late", from the sequence's later half (its pre-training), or the "last";
+            or a "window": the last where the whole sequence is read, else any that `max_history` items stand before.
+        rng: for the modes that draw.
     """
     usable = np.flatnonzero(lengths > min_history)
     if mode == "all":
@@ -49,10 +54,12 @@ def prefix_examples(
         return np.repeat(usable, counts).astype(np.int32), positions.astype(np.int32)
     if mode in DRAWN_MODES:
         first = np.maximum(min_history, (lengths[usable] - 1) // 2) if mode == "late" else min_history
+        if mode == "window":
+            first = np.minimum(np.maximum(min_history, max_history), lengths[usable] - 1)
         return usable.astype(np.int32), rng.integers(first, lengths[usable]).astype(np.int32)
     if mode == "last":
         return usable.astype(np.int32), (lengths[usable] - 1).astype(np.int32)
-    raise ValueError(f"unknown prefix mode {mode!r}: use 'all', 'random', 'late' or 'last'")
+    raise ValueError(f"unknown prefix mode {mode!r}: use 'all', 'random', 'late', 'last' or 'window'")
 
 
 class PrefixDataset(Dataset):
@@ -111,7 +118,7 @@ class PrefixDataset(Dataset):
 
     def _draw(self) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng((PREFIX_STREAM, self.seed, self._drawn_epoch))
-        return prefix_examples(self.lengths, self.mode, self.min_history, rng)
+        return prefix_examples(self.lengths, self.mode, self.min_history, rng, self.max_history)
 
     def __len__(self) -> int:
         return len(self._examples[0])

@@ -70,6 +70,16 @@ class TestPrefixes:
         dataset.set_epoch(1)
         assert pairs(dataset) != first
 
+    def test_a_window_is_the_whole_sequence_or_any_part_that_is_read(self):
+        lengths = np.array([3, 5, 1, 9])
+        drawn = [prefix_examples(lengths, "window", 1, np.random.default_rng(n), 4)[1].tolist() for n in range(200)]
+        assert {(row[0], row[1]) for row in drawn} == {(2, 4)}  # the last item, after all others
+        assert sorted({row[2] for row in drawn}) == [4, 5, 6, 7, 8]  # four items stand before each
+        dataset = PrefixDataset([np.arange(9)], "window", max_history=4)
+        dataset.set_epoch(1)
+        ((history, target),) = pairs(dataset)
+        assert history == list(range(target - 4, target))
+
     def test_an_empty_history_where_it_is_asked_for(self, item_tokens):
         sequences, positions = prefix_examples(np.full(3000, 5), "random", 0, np.random.default_rng(0))
         assert abs(np.mean(positions == 0) - 0.2) < 0.03  # RecFormer's published code: 1 / length

@@ -39,7 +39,8 @@ class Phase:
 
     Length: `epochs` (fractions allowed), or `steps` where given. `batch_size` counts examples per optimiser step over
     all processes and all `gradient_accumulation` slices, so that a recipe means the same on any machine. Examples are
-    "all" prefixes of a user's sequence, or one of them an epoch: a "random" one, one from the "late" half, the "last".
+    "all" prefixes of a user's sequence, or one of them an epoch: a "random" one, one from the "late" half, the "last",
+    or one that ends a "window" anywhere in a sequence longer than what is read.
     `warmup` is a fraction of the steps, after which "linear" falls from 1, and "recformer" goes on along the line that
     falls from the first step on. `clip_norm` null clips nothing. Evaluation on the validation split: every
     `evaluate_every_steps` where given, else every `evaluate_every_epochs`; 0 evaluates at the end only. `patience`
@@ -52,7 +53,7 @@ class Phase:
     steps: int | None = None
     batch_size: int = 256
     gradient_accumulation: int = 1
-    prefixes: Literal["all", "random", "late", "last"] = "all"
+    prefixes: Literal["all", "random", "late", "last", "window"] = "all"
     min_history: int = 1
     max_items: int | None = None
     lr: float = 5e-5

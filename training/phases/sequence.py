@@ -26,12 +26,12 @@ class SequencePhase(Phase):
     """Training of a baseline on sequences of item ids (`model.baseline`).
 
     An example is a user's sequence up to its target, cut to the newest items the model can read; of it every next item
-    is learned (BERT4Rec: masked ones). So one prefix a user is enough: the "last", or a "random" one where sequences
-    are longer than what the model reads. `objective` is one of the baseline's: most have "next_item" alone.
+    is learned (BERT4Rec: masked ones). So one prefix a user is enough: the "last", or a "window" where sequences are
+    longer than what the model reads. `objective` is one of the baseline's: most have "next_item" alone.
     """
 
     kind: Literal["sequence"]
-    prefixes: Literal["all", "random", "late", "last"] = "last"
+    prefixes: Literal["all", "random", "late", "last", "window"] = "last"
     lr: float = 1e-3
     weight_decay: float = 0.0
     objective: Literal["next_item", "pretrain", "align", "rank"] = "next_item"
