@@ -270,6 +270,38 @@ def symmetric_ranking_loss(
     return (forward + contrastive_loss(positives, anchors, temperature, pair_ids)) / 2
 
 
+def item_sequence_loss(
+    item_vectors: Tensor, item_ids: Tensor, sequences: Tensor, temperature: float, decay: float
+) -> Tensor:
+    """Every next item is found among the items of all processes by what stands before it; no text is read as a whole.
+
+    What stands before is the mean of its items' directions, each weighing `decay` of the next newer one. Of the other
+    items in its own sequence none is a negative: the earlier ones are what was read, the later ones as right.
+
+    Args:
+        item_vectors: (D, d) of the distinct items here, any length.
+        item_ids: (D,) the catalogue's numbers of them.
+        sequences: (B, L) which of the D, oldest first, padded at the end with -1.
+    """
+    with _full_precision(item_vectors):
+        counts = rows_per_process(len(item_vectors), item_vectors.device)
+        vectors, real = normalise(item_vectors), sequences[:, 1:] >= 0
+        read = vectors[sequences.clamp_min(0)]
+        states = [read[:, 0]]
+        for newest in read[:, 1:-1].unbind(1):
+            states.append(newest + decay * states[-1])
+        users = normalise(torch.stack(states, 1)[real])
+        everywhere = all_gather_with_gradient(item_ids, counts)
+        first = (everywhere[:, None] == everywhere).int().argmax(1)  # of an item that several processes hold
+        again = first != torch.arange(len(first), device=first.device)
+        of_sequence = item_ids[sequences.clamp_min(0)].masked_fill(sequences < 0, -1)
+        own = (of_sequence[..., None] == everywhere).any(1)[real.nonzero()[:, 0]]
+        targets = first[sequences[:, 1:][real] + sum(counts[: process_index()])]
+        logits = users @ all_gather_with_gradient(vectors, counts).T / temperature
+        logits = logits.masked_fill((own | again).scatter(1, targets[:, None], False), -math.inf)
+        return whole_batch_mean(F.cross_entropy(logits, targets, reduction="none"))
+
+
 def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
     """Masked language modelling: the cross-entropy of each predicted token, (T,). Their `whole_batch_mean` is L_MLM.
 

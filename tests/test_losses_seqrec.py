@@ -15,6 +15,7 @@ from jepa4rec.losses_seqrec import (
     ema_distance,
     ema_momentum,
     full_softmax_loss,
+    item_sequence_loss,
     mapping_loss,
     symmetric_ranking_loss,
     token_losses,
@@ -68,6 +69,21 @@ def test_symmetric_ranking_loss_is_that_of_sentence_transformers(rng):
     theirs = losses.MultipleNegativesSymmetricRankingLoss(torch.nn.Module())
     expected = theirs.compute_loss_from_embeddings([anchors, positives], None)
     torch.testing.assert_close(symmetric_ranking_loss(anchors, positives, 0.05), expected)
+
+
+def test_item_sequence_loss_finds_each_next_item_among_those_of_other_sequences(rng):
+    items, sequences = torch.randn(6, 8, generator=rng), [[0, 1, 2, 1], [3, 0], [4, 5, 3]]
+    losses = []
+    for sequence in sequences:
+        for place in range(1, len(sequence)):
+            read = sequence[:place]
+            user = sum(0.5 ** (place - 1 - n) * items[item] / items[item].norm() for n, item in enumerate(read))
+            others = [item for item in range(6) if item not in sequence]
+            logits = [_cosine(user, items[item]) / 0.1 for item in [sequence[place], *others]]
+            losses.append(_cross_entropy(logits, 0))
+    rows = torch.tensor([row + [-1] * (4 - len(row)) for row in sequences])
+    loss = item_sequence_loss(7 * items, torch.arange(6) + 40, rows, 0.1, 0.5).item()
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_contrastive_loss_leaves_the_same_item_out_of_the_negatives(rng):

@@ -17,6 +17,7 @@ from jepa4rec.losses_seqrec import (
     whole_batch_mean,
 )
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation
+from jepa4rec.training.phases.item_sequence import ItemSequenceEncoder
 from jepa4rec.training.phases.pairs import INPUTS, SentencePairModel
 
 pytestmark = pytest.mark.slow("starts several processes")
@@ -60,6 +61,27 @@ def _pair_batch(rows=slice(None)):
     return kept | {"pair_ids": batch["next_item_ids"]}
 
 
+def _item_sequences():
+    torch.manual_seed(0)
+    model = ItemSequenceEncoder(tiny_config(initializer_range=0.3, attention_window=4, pooling="mean"))
+    model.slices = 2
+    return model
+
+
+def _item_sequence_batch(rows=slice(None)):
+    """Rows of two or three items; the last two items stand in both halves."""
+    texts, whole = pretraining_batch(), [[0, 1, 3], [3, 4], [5, 0, 3], [3, 1, 5], [2, 4], [4, 5, 2]][rows]
+    items = sorted({item for row in whole for item in row})
+    sequences = torch.full((len(whole), 3), -1)
+    for number, row in enumerate(whole):
+        sequences[number, : len(row)] = torch.tensor([items.index(item) for item in row])
+    longest = texts["attention_mask"][items].sum(1).max()
+    return {name: texts[name][items, :longest] for name in INPUTS} | {
+        "item_ids": torch.tensor(items),
+        "sequences": sequences,
+    }
+
+
 # name -> (model, batch of some rows, the rows of each process); without duplicates masked, rows 4 and 5 of the second
 # process still repeat the items of rows 0 and 1 of the first.
 CASES = {
@@ -79,6 +101,7 @@ CASES = {
     ),
     "ST5's pairs, cached gradients": (_pairs, _pair_batch, UNEQUAL),
     "ST5's pairs, duplicates kept": (lambda: _pairs(mask_duplicates=False), _pair_batch, HALVES),
+    "item sequences, cached gradients": (_item_sequences, _item_sequence_batch, UNEQUAL),
     "fine-tuning": (_fine_tuning, _fine_tuning_batch, UNEQUAL),
 }
 

@@ -90,7 +90,7 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("evaluation.baselines=[]", "evaluation: baselines lacks popularity and item_transition"),
         ("evaluation.baselines=[popularty]", "evaluation.baselines.0: expected one of popularity"),
         ("run.tracker=wandb", "run.tracker: expected one of none, tensorboard, trackio"),
-        ("phases.0.kind=train", "phases.0.kind: expected one of finetune, item_description"),
+        ("phases.0.kind=train", "phases.0.kind: expected one of finetune, item_sequence"),
         ("phases.2.lr=1.0", "2 is not a position in a list of 2"),
         ("phases.0.lr.x=1.0", "phases.0.lr: expected a number, found keys with values"),
         ("run.seed.x=1", "run.seed: expected a whole number"),

@@ -111,6 +111,26 @@ def log_lines(run: Path) -> list[dict]:
 # ------------------------------------------------------------------------------------------------ results
 
 
+def test_item_sequences_leave_the_mean_of_start_and_trained_weights(write_recipe, tmp_path):
+    phase = {"kind": "item_sequence", "steps": 6, "batch_size": 8, "lr": 1e-2, "max_items": 3, "freeze_layers": 1}
+    path, found = write_recipe([phase]), {}
+    for share in (0.0, 0.25, 1.0):
+        settings = [
+            f"phases.0.start_weight={share}",
+            f"run.output_dir={tmp_path / str(share)}",
+            "evaluation.history=items",
+        ]
+        record = train(path, *settings)
+        found[share] = weights(tmp_path / str(share))
+    assert record["history"] == "items" and record["metrics"] == record["zero_shot"]  # nothing but the start is left
+    changed = 0
+    for name, start in found[1.0].items():
+        torch.testing.assert_close(found[0.25][name], 0.25 * start + 0.75 * found[0.0][name], atol=1e-6, rtol=0)
+        changed += not torch.equal(start, found[0.0][name])
+        assert torch.equal(start, found[0.0][name]) or "layer.0" not in name
+    assert changed
+
+
 def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_recipe, tmp_path):
     record = train(write_recipe([PRETRAIN, {**FINETUNE, "steps": 60}], name="walks"))
     run = tmp_path / "run"

@@ -1,0 +1,112 @@
+"""Pre-training on sequences of item vectors: what is bought next is found by what was bought before.
+
+Ours, and no paper's: a history is the recency-weighted mean of its items' vectors, so the encoder reads each item of a
+batch once and no history as a text (docs/training-log.md says what it gave).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...baselines.item_sequences import pad_sequences
+from ...losses_seqrec import effective_rank, item_sequence_loss, weighted_total
+from ...modeling_seqrec import RECENCY_DECAY, SeqRecTrainingOutput, in_slices
+from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
+from ..batches import Example
+from ..data import RunData
+from ..typed_yaml import Range, check_ranges
+from .pairs import SentencePairModel
+from .phase import InBatchPhase, Work
+
+
+@dataclass(kw_only=True)
+class ItemSequencePhase(InBatchPhase):
+    """Every next item of a sequence is found among the batch's items (`item_sequence_loss`).
+
+    An example is an item and up to `max_items` before it. `start_weight` is the share of the weights the phase began
+    with in those it leaves (WiSE-FT, Wortsman et al., 2022): shops that were not learned from lose less by it.
+    """
+
+    kind: Literal["item_sequence"]
+    prefixes: Literal["all", "random", "late", "last", "window"] = "window"
+    max_items: int = 5
+    temperature: float = 0.1
+    same_domain: bool = True
+    start_weight: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ranges(self, temperature=Range(0, above=True), start_weight=Range(0, 1))
+
+    def open_model(self, source: Path, data: RunData) -> nn.Module:
+        model = ItemSequenceEncoder.from_encoder(source)
+        model.slices, model.temperature = self.slices_in_model, self.temperature
+        return model
+
+    def begin(self, model: nn.Module, work: Work) -> Any:
+        model.start = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    def result(self, model: nn.Module) -> nn.Module:
+        average = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, weight in average.state_dict().items():  # state_dict() shares memory with the weights
+                if weight.is_floating_point():
+                    weight.lerp_(model.start[name].to(weight), self.start_weight)
+        return average
+
+    def collator(self, work: Work) -> Callable:
+        return ItemSequenceCollator(work.tokenizer, work.data.item_tokens(work.tokenizer, self.corpus(work.data)))
+
+
+class ItemSequenceEncoder(SentencePairModel):
+    """Any of our encoders, each item of a batch read once; what it saves is the encoder."""
+
+    temperature, start = 0.1, None
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor,
+        item_position_ids: Tensor,
+        item_ids: Tensor,
+        sequences: Tensor,
+        telemetry: bool = False,
+    ) -> SeqRecTrainingOutput:
+        """The loss as `loss_parts` "next_item".
+
+        Args:
+            input_ids, attention_mask, token_type_ids, item_position_ids: the distinct items, (D, L).
+            item_ids, sequences: as for `item_sequence_loss`.
+        """
+        texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
+        vectors = in_slices(self._read, texts, self.slices)["vectors"]
+        next_item = item_sequence_loss(vectors, item_ids, sequences, self.temperature, RECENCY_DECAY)
+        loss, reported = weighted_total({"next_item": next_item}, {})
+        gauges = {"effective_rank": effective_rank(vectors)} if telemetry else {}
+        return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
+
+
+class ItemSequenceCollator:
+    """Examples -> the texts of their distinct items, and `item_ids` (D,) and `sequences` (B, L) that point at them."""
+
+    def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens):
+        self.tokenizer, self.item_tokens = tokenizer, item_tokens
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        rows = [np.append(example.history[-self.tokenizer.max_items :], example.target) for example in examples]
+        items, places = np.unique(np.concatenate(rows), return_inverse=True)
+        sequences = np.split(places, np.cumsum([len(row) for row in rows])[:-1])
+        texts = dict(self.tokenizer.batch_items(self.item_tokens, items))
+        return texts | {
+            "item_ids": torch.from_numpy(items.astype(np.int64)),
+            "sequences": pad_sequences(sequences, max(map(len, rows))),
+        }
