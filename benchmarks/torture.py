@@ -4,14 +4,18 @@
     python benchmarks/torture.py --small --parts kills disk        a few of each, as the tests do
 
 Everything is seeded but the order in which threads and processes get their turns. Runs are tiny and real: the one
-loop, pre-training and fine-tuning. They run in copies of this process (fork), which die by SIGKILL at the file call
-that is their turn (Python's own audit events tell of each before it happens), and are resumed. "Survived" means that
-the same command then ended well, with weights equal to the last bit to those of a run that nobody disturbed. The
+loop, pre-training and fine-tuning, with a state saved, pruned, beaten and finished in both. They run in copies of this
+process (fork), which has imported all there is to import, as many at once as there are cores. A copy dies by SIGKILL
+at the file call that is its turn (Python's own audit events tell of each before it happens; what Rust and C++ write
+between two of them goes into a hidden folder that counts for nothing yet), and another one resumes. "Survived" means
+that the same command then ended well, with weights equal to the last bit to those of a run that nobody disturbed. The
 exit code is 1 where anything at all was not survived, refused or answered.
 """
 
 import argparse
 import contextlib
+import copy
+import gc
 import hashlib
 import itertools
 import json
@@ -60,8 +64,8 @@ class Sizes(NamedTuple):
     """How much of everything."""
 
     every_kill: int  # of the file calls of finishing a run, every which one
-    kills_in_training: int
-    signals: int  # of each kind
+    every_kill_of_all: int  # of those of a whole run
+    every_signal: int  # likewise, for each kind of signal
     disks: int
     every_damage: int
     fuzz_seconds: float  # of a core, for each kind
@@ -72,8 +76,8 @@ class Sizes(NamedTuple):
     steps: int
 
 
-WHOLE = Sizes(1, 24, 6, 8, 1, 15, 10_000, 20, 50, 60, 5000)
-SMALL = Sizes(12, 1, 1, 1, 9, 0.3, 300, 2, 4, 3, 60)
+WHOLE = Sizes(1, 1, 16, 8, 1, 15, 10_000, 20, 50, 60, 5000)
+SMALL = Sizes(24, 150, 500, 1, 20, 0.3, 300, 2, 4, 3, 60)
 
 
 # ------------------------------------------------------------------------------------------------ runs, in copies
@@ -94,25 +98,35 @@ class Runs:
         shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         phase = {"batch_size": 16, "lr": 1e-3, "max_items": 2}
         tree = {
-            "run": {"output_dir": str(self.root), "save_every": 4, "log_every": 2, "resume": True},
+            "run": {"save_every": 2, "log_every": 2, "resume": True},
             "data": {"dir": str(folder / "walks")},
             "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 200},
             "model": {"config": shape},
             "phases": [
-                {"kind": "pretrain", "steps": 8, "evaluate_every_epochs": 0.0, **phase},
-                {"kind": "finetune", "steps": 16, "history_items": 2, "evaluate_every_steps": 8, **phase},
+                {"kind": "pretrain", "steps": 6, "evaluate_every_epochs": 0.0, **phase},
+                {"kind": "finetune", "steps": 6, "history_items": 2, "evaluate_every_steps": 3, **phase},
             ],
         }  # fmt: skip
         self.recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
+
+    def elsewhere(self, folder: Path) -> "Runs":
+        """The same run in another folder."""
+        other = copy.copy(self)
+        other.root, other.log = folder / "run", folder / "log.txt"
+        return other
+
+    def arguments(self, *settings: str) -> list[str]:
+        chosen = (f"run.output_dir={self.root}", *settings)
+        return ["--recipe", str(self.recipe), *(word for own in chosen for word in ("--set", own))]
 
     def train(self, *settings: str, before: Callable[[], None] = lambda: None) -> int:
         """Begin or resume the run in a copy of this process: its exit code, or minus the signal that ended it."""
 
         def work() -> None:
             before()
-            train_accelerate.main(["--recipe", str(self.recipe), *(x for own in settings for x in ("--set", own))])
+            train_accelerate.main(self.arguments(*settings))
 
-        return in_copy(work, self.log)
+        return ended(copy_of_this_process(work, self.log))
 
     @property
     def weights(self) -> str | None:
@@ -126,17 +140,17 @@ class Runs:
 
     def survived(self, wanted: str) -> bool:
         """Resume what was left, and see whether all is as if nothing had happened, with nothing left lying about."""
-        ended = self.train()
+        code = self.train()
         left = [path.name for path in self.root.rglob(".*")] + [path.name for path in self.root.glob("state")]
-        return ended == 0 and self.weights == wanted and not left
+        return code == 0 and self.weights == wanted and not left
 
 
-def in_copy(work: Callable[[], Any], log: Path) -> int:
-    """Do something in a copy of this process, which tells into a file."""
+def copy_of_this_process(work: Callable[[], Any], log: Path) -> int:
+    """Begin to do something in a copy of this process, which tells into a file; returns its id."""
     sys.stdout.flush()
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     code = 0
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
@@ -150,6 +164,32 @@ def in_copy(work: Callable[[], Any], log: Path) -> int:
             code = TRACEBACK
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a copy: its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def spread(tries: list, work: Callable[[Path, list], list], folder: Path) -> list:
+    """What `work` makes of each try, in order: a share for each core, in a copy of this process and a folder of its
+    own."""
+    cores = min(os.cpu_count() or 1, len(tries))
+    places = [folder / f"core-{core}" for core in range(cores)]
+
+    def share(core: int) -> None:
+        (places[core] / "made.json").write_text(json.dumps(work(places[core], tries[core::cores])))
+
+    for place in places:
+        place.mkdir()
+    logs = [place.with_suffix(".txt") for place in places]
+    children = [copy_of_this_process(lambda core=core: share(core), logs[core]) for core in range(cores)]
+    if any([ended(child) for child in children]):
+        raise RuntimeError("\n".join(log.read_text()[-2000:] for log in logs))
+    shares = [json.loads((place / "made.json").read_text()) for place in places]
+    for place in places:
+        shutil.rmtree(place)
+    return [shares[number % cores][number // cores] for number in range(len(tries))]
 
 
 def at_file_call(number: int, act: Callable[[], None]) -> Callable[[], None]:
@@ -192,11 +232,11 @@ def count_calls(runs: Runs) -> int:
 
     def count() -> None:
         install()
-        train_accelerate.main(["--recipe", str(runs.recipe)])
+        train_accelerate.main(runs.arguments())
         number = next(seen)
         told.write_text(str(number))
 
-    if in_copy(count, runs.log):
+    if ended(copy_of_this_process(count, runs.log)):
         raise RuntimeError(runs.log.read_text()[-2000:])
     return int(told.read_text())
 
@@ -205,7 +245,7 @@ def count_calls(runs: Runs) -> int:
 
 
 def kills(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
-    """SIGKILL at every file call of finishing a run, and at some of a whole run."""
+    """SIGKILL at every file call of finishing a run and of a whole run, and signals that a process may answer."""
     runs = Runs(folder)
     total = count_calls(runs)
     wanted = runs.weights
@@ -213,29 +253,33 @@ def kills(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
     runs.train(before=lambda: setattr(train_accelerate, "finish", lambda *_: os._exit(0)))
     trained = shutil.copytree(runs.root, folder / "trained")
     finishing = count_calls(runs)
-    points = range(1, finishing + 1, sizes.every_kill)
-    lost = []
-    for point in points:
-        runs.begin_anew(trained)
-        if runs.train(before=at_file_call(point, die)) != -signal.SIGKILL or not runs.survived(wanted):
-            lost.append(point)
-    rows = [_killed("SIGKILL at a file call of finishing", finishing, points, lost)]
-    for name in ("SIGKILL", *SIGNALS):
-        number = sizes.kills_in_training if name == "SIGKILL" else sizes.signals
-        lost, tried = [], sorted(rng.sample(range(1, total), number))
-        for point in tried:
-            runs.begin_anew()
-            ended = runs.train(
-                before=at_file_call(point, lambda name=name: os.kill(os.getpid(), signal.Signals[name]))
-            )
-            if ended in (0, TRACEBACK) or not runs.survived(wanted):
-                lost.append(point)
-        rows.append(_killed(f"{name} at a file call of a whole run", total, tried, lost))
+    tries = [("SIGKILL", "finishing", point) for point in range(1, finishing + 1, sizes.every_kill)]
+    tries += [("SIGKILL", "a whole run", point) for point in range(1, total + 1, sizes.every_kill_of_all)]
+    for name in SIGNALS:
+        first = rng.randint(1, min(sizes.every_signal, total))
+        tries += [(name, "a whole run", point) for point in range(first, total + 1, sizes.every_signal)]
+
+    def work(place: Path, share: list[tuple[str, str, int]]) -> list[bool]:
+        own = runs.elsewhere(place)
+        return [disturbed_and_survived(own, *one, trained, wanted) for one in share]
+
+    survived = spread(tries, work, folder)
+    rows = []
+    for name, what in dict.fromkeys(one[:2] for one in tries):
+        own = {one[2]: held for one, held in zip(tries, survived, strict=True) if one[:2] == (name, what)}
+        lost = [point for point, held in own.items() if not held]
+        calls = finishing if what == "finishing" else total
+        row = {"what": f"{name} at a file call of {what}", "of": calls, "tried": len(own)}
+        rows.append(row | {"survived": len(own) - len(lost), "lost": lost})
     return {"rows": rows, "failed": sum(len(row["lost"]) for row in rows)}
 
 
-def _killed(what: str, calls: int, tried: list[int] | range, lost: list[int]) -> dict:
-    return {"what": what, "of": calls, "tried": len(tried), "survived": len(tried) - len(lost), "lost": lost}
+def disturbed_and_survived(runs: Runs, name: str, what: str, point: int, trained: Path, wanted: str) -> bool:
+    """Send a run a signal at one of its file calls; whether it ended by that, and all went on as if it had not."""
+    runs.begin_anew(trained if what == "finishing" else None)
+    code = runs.train(before=at_file_call(point, lambda: os.kill(os.getpid(), signal.Signals[name])))
+    by_signal = code == -signal.SIGKILL if name == "SIGKILL" else code not in (0, TRACEBACK)
+    return by_signal and runs.survived(wanted)
 
 
 def disk(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
@@ -248,17 +292,15 @@ def disk(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
         room = 3 * size * (number + 1) // (sizes.disks + 1)  # its states need more than what is left in the end
         runs.begin_anew()
         with small_disk(runs.root, room) as (kind, limit):
-            ended = runs.train(before=limit)
+            code = runs.train(before=limit)
             told = runs.log.read_text(encoding="utf-8")
-            sentence = ended == 1 and "exit: " in told and "Traceback" not in told
+            sentence = code == 1 and "exit: " in told and "Traceback" not in told
             kept = shutil.copytree(runs.root, folder / "kept", dirs_exist_ok=True)
         runs.begin_anew(kept)
         shutil.rmtree(kept)
-        rows.append(
-            {"room": room, "kind": kind, "sentence": sentence or ended == 0, "survived": runs.survived(wanted)}
-        )
+        rows.append({"room": room, "kind": kind, "sentence": sentence or code == 0, "survived": runs.survived(wanted)})
         said = told.rpartition("exit: ")[2].partition("\n")[0].replace(str(folder), "").replace(f"{ROOT}/", "")
-        rows[-1]["told"] = said[:200] if sentence else "finished" if ended == 0 else told[-500:]
+        rows[-1]["told"] = said[:200] if sentence else "finished" if code == 0 else told[-500:]
     failed = sum(not (row["sentence"] and row["survived"]) for row in rows)
     return {"rows": rows, "run_bytes": size, "failed": failed}
 
@@ -289,18 +331,18 @@ def damage(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
     runs.train()
     wanted = runs.weights
     runs.begin_anew()
-    under_way = runs.root / "state" / "phase-1-step-12"
+    under_way = runs.root / "state" / "phase-1-step-4"
     runs.train(
         before=lambda: sys.addaudithook(lambda event, _: die() if event == "open" and under_way.exists() else None)
     )
     places = {"unfinished run": runs.root, "catalogue": shop.catalogue, "dataset": shop.dataset}
     sound = {name: shutil.copytree(place, folder / f"sound {name}") for name, place in places.items()}
 
-    def resume() -> str:
-        ended = runs.train()
-        if ended == 0:
-            return "no harm" if runs.weights == wanted else "silent"
-        return "refused" if ended == 1 else "traceback"
+    def resume(own: Runs) -> str:
+        code = own.train()
+        if code == 0:
+            return "no harm" if own.weights == wanted else "silent"
+        return "refused" if code == 1 else "traceback"
 
     def read(opened: Callable[[], Any], unseen: str) -> str:
         problem = fuzz.finding(fuzz.Case(opened, "", (str(folder),)))
@@ -312,26 +354,34 @@ def damage(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
             return "refused"
         return unseen  # it opened
 
-    tries = {
-        "unfinished run": resume,
-        "catalogue": lambda: read(lambda: shop.pipeline().load_catalogue(shop.catalogue), "silent"),
-        "dataset": lambda: read(
-            lambda: load_dataset_dir(shop.dataset), "no harm"
-        ),  # by the fingerprint of every value
+    opened = {
+        "catalogue": lambda place: read(lambda: shop.pipeline().load_catalogue(place), "silent"),
+        "dataset": lambda place: read(lambda: load_dataset_dir(place), "no harm"),  # every value has a fingerprint
     }
-    rows = []
-    for name, place in places.items():
-        files = sorted(path.relative_to(sound[name]) for path in sound[name].rglob("*") if path.is_file())
-        chosen = list(itertools.product(files, DAMAGE))[:: sizes.every_damage if name == "unfinished run" else 1]
-        outcomes, bad = Counter(), []
-        for file, kind in chosen:
-            shutil.rmtree(place, ignore_errors=True)
-            shutil.copytree(sound[name], place)
-            spoil(place / file, kind, rng)
-            outcomes[outcome := tries[name]()] += 1
-            if outcome in ("silent", "traceback"):
-                bad.append(f"{file}: {kind}: {outcome}")
-        rows.append({"what": name, "files": len(files), "tried": len(chosen), **outcomes, "bad": bad})
+
+    def work(place: Path, share: list[tuple[str, str, str]]) -> list[str]:
+        outcomes = []
+        for name, file, kind in share:
+            own = runs.elsewhere(place)
+            damaged = own.root if name == "unfinished run" else place / name
+            shutil.rmtree(damaged, ignore_errors=True)
+            shutil.copytree(sound[name], damaged)
+            spoil(damaged / file, kind, random.Random(f"{seed}/{name}/{file}/{kind}"))
+            outcomes.append(resume(own) if name == "unfinished run" else opened[name](damaged))
+        return outcomes
+
+    seed, rows = rng.random(), []
+    for name, place in sound.items():
+        files = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+        every = sizes.every_damage if name == "unfinished run" else 1
+        tries = [(name, *one) for one in itertools.product(files, DAMAGE)][::every]
+        outcomes = spread(tries, work, folder)
+        bad = [
+            f"{file}: {kind}: {outcome}"
+            for (_, file, kind), outcome in zip(tries, outcomes, strict=True)
+            if outcome in ("silent", "traceback")
+        ]
+        rows.append({"what": name, "files": len(files), "tried": len(tries), **Counter(outcomes), "bad": bad})
     return {"rows": rows, "failed": sum(len(row["bad"]) for row in rows)}
 
 
@@ -346,10 +396,14 @@ def spoil(path: Path, kind: str, rng: random.Random) -> None:
 
 def fuzzing(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
     """benchmarks/fuzz.py."""
-    found = fuzz.fuzz(list(fuzz.DOORS), seed=0, seconds=sizes.fuzz_seconds)
+    seed = rng.getrandbits(32)
+
+    def work(place: Path, kinds: list[str]) -> list[dict]:
+        return list(fuzz.fuzz(kinds, seed, sizes.fuzz_seconds).values())
+
     rows = [
         {"what": kind, "inputs": own["cases"], "tracebacks": len(own["findings"]), "findings": own["findings"]}
-        for kind, own in found.items()
+        for kind, own in zip(fuzz.DOORS, spread(list(fuzz.DOORS), work, folder), strict=True)
     ]
     return {"rows": rows, "failed": sum(row["tracebacks"] for row in rows)}
 
@@ -593,13 +647,18 @@ def memory(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
         return after_step(training, watch)
 
     long = [f"phases.1.steps={sizes.steps}", f"phases.1.evaluate_every_steps={sizes.steps}", "run.save_every=500"]
-    ended = runs.train(*long, before=lambda: setattr(train_accelerate, "after_step", watched))
-    if ended:
+    if runs.train(*long, before=lambda: setattr(train_accelerate, "after_step", watched)):
         raise RuntimeError(runs.log.read_text()[-2000:])
     seen = json.loads(told.read_text())[-10:]
     grown = round(seen[-1] - seen[1], 1)  # by then everything that is made once has been made
     rows = [{"step": every * place, "mib": value} for place, value in enumerate(seen, start=1)]
     return {"rows": rows, "grown_mib": grown, "failed": int(grown > 64)}
+
+
+def cpu_seconds() -> float:
+    """Seconds of a core that this process and all that it has waited for have taken."""
+    taken = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(own.ru_utime + own.ru_stime for own in taken)
 
 
 PARTS: dict[str, Callable[[Path, Sizes, random.Random], dict]] = {
@@ -686,15 +745,18 @@ def main() -> None:
     torch.set_num_threads(1)  # a copy of a process has none of its threads
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         open_pipeline(str(fuzz.Shop(Path(folder)).checkpoint))  # what is made once here no copy has to make
+    gc.collect()
+    gc.freeze()  # or every copy's collector would walk through all that was imported
     kept = json.loads(options.out.read_text(encoding="utf-8")) if options.out and options.out.is_file() else {}
     report = {"machine": options.machine or kept.get("machine", f"{os.cpu_count()} cores."), "seed": options.seed}
     report["parts"] = dict(kept.get("parts", {}))
     for name in options.parts:
         with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-            started, sizes = time.monotonic(), SMALL if options.small else WHOLE
+            started, before, sizes = time.monotonic(), cpu_seconds(), SMALL if options.small else WHOLE
             own = PARTS[name](Path(folder), sizes, random.Random(f"{options.seed}/{name}"))
-            report["parts"][name] = own | {"took_seconds": round(time.monotonic() - started)}
-        print(f"{name}: {own['failed']} failed, {report['parts'][name]['took_seconds']} s", flush=True)
+            own |= {"seconds": round(time.monotonic() - started), "cpu_seconds": round(cpu_seconds() - before)}
+        report["parts"][name] = own
+        print(f"{name}: {own['failed']} failed, {own['seconds']} s, {own['cpu_seconds']} of a core", flush=True)
         if options.out:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
