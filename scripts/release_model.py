@@ -4,7 +4,8 @@
 
 The code is the repository's own, so nothing of it is copied: config.json and modules.json name `serving/` where a
 checkpoint's folder is flat. Weights go in float16 and are read as float32. The records' figures become the model-index
-in README.md's front matter. A model that is there already is replaced with --replace only.
+in README.md's front matter. sha256.json seals what was copied (`verify_checkpoint.py .`), not the code, which
+Git knows. A model that is there already is replaced with --replace only.
 """
 
 import json
@@ -32,10 +33,11 @@ from huggingface_hub import ModelCardData
 from jepa4rec.hub.opening import check_weights, find_checkpoint, load_tokenizer, open_encoder
 from jepa4rec.model_cards.render import METRICS, eval_result
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
-from jepa4rec.serving.whole_files_seqrec import write_text
+from jepa4rec.serving.whole_files_seqrec import SEAL, digest, write_json, write_text
 
 MOST_BYTES = 50 * 10**6
-LARGE_FILES = "/model.safetensors filter=lfs diff=lfs merge=lfs -text\n"  # what the Hub keeps beside its Git
+# What the Hub keeps beside its Git, and what is sealed: no line end may change.
+ATTRIBUTES = "/model.safetensors filter=lfs diff=lfs merge=lfs -text\n/*.json -text\n"
 NOT_CODE = (".json", ".safetensors")
 
 
@@ -64,7 +66,8 @@ def release(checkpoint: str, records: list[Path], base_model: str, root: Path, r
         names = sorted(path.name for path in staged.iterdir() if path.suffix in NOT_CODE)
         for name in names:
             shutil.copyfile(staged / name, root / name)
-    write_text(root / ".gitattributes", LARGE_FILES)
+    write_json(root / SEAL, {name: digest(root / name) for name in names})
+    write_text(root / ".gitattributes", ATTRIBUTES)
     page = (root / "README.md").read_text(encoding="utf-8")
     write_text(root / "README.md", front_matter(told, base_model) + _body(page))
     return names

@@ -2,8 +2,10 @@
 
     python scripts/verify_checkpoint.py runs/quickstart
     python scripts/verify_checkpoint.py me/jepa4rec-toy-shop --revision v1
+    python scripts/verify_checkpoint.py .                                      the model that this repository is
 
-A checkpoint carries the SHA-256 of its files in sha256.json. The exit code is 1 where a file is missing or another
+A checkpoint carries the SHA-256 of its files in sha256.json; this repository that of weights, configuration and
+tokenizer. The exit code is 1 where a file is missing or another
 one. That file guards against damage, not against whoever can also rewrite it: pin `revision=` for that.
 """
 

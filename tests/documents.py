@@ -31,7 +31,14 @@ from jepa4rec.training.recipe import Recipe, read_recipe
 
 PROGRAMS = ("benchmarks", "constraints.txt", "pyproject.toml", "recipes", "scripts", "serving", "studies")
 # The repository is a model too: `model="."` opens it.
-RELEASED = ("config.json", "model.safetensors", "modules.json", "tokenizer.json", "tokenizer_config.json")
+RELEASED = (
+    "config.json",
+    "model.safetensors",
+    "modules.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "sha256.json",
+)
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 TINY_T5 = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "projection_size": 16}
 RECFORMER_HEADS = 4  # the published files have 64 numbers a head, these fewer

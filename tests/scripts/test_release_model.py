@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.scripts.release_model import release
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
+from jepa4rec.serving.whole_files_seqrec import changed_files
 
 pytestmark = pytest.mark.slow("opens a repository in processes of a stranger")
 
@@ -89,6 +90,16 @@ def test_the_page_is_the_card_and_nothing_of_it_is_lost(clone, record):
     figures = {result.metric_type: result.metric_value for result in data.eval_results}
     wanted = json.loads(record.read_text(encoding="utf-8"))["metrics"]
     assert figures["ndcg@10"] == pytest.approx(wanted["ndcg@10"], abs=1e-6)
+
+
+def test_weights_configuration_and_tokenizer_are_sealed_and_the_page_may_change(clone, tmp_path):
+    copy = shutil.copytree(clone, tmp_path / "copy")
+    for name in ("README.md", "modeling_jepa4rec.py"):
+        (copy / name).write_text("another", encoding="utf-8")
+    assert changed_files(copy) == []
+    for name in (weights := ["config.json", "model.safetensors", "modules.json", "tokenizer.json"]):
+        (copy / name).write_bytes(b"another")
+    assert changed_files(copy) == weights
 
 
 def test_what_is_released_is_not_replaced_by_accident(clone, record, tmp_path, tiny_tokenizer, monkeypatch):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
@@ -48,6 +49,11 @@ def test_the_file_that_is_not_what_was_published_is_named(checkpoint, capsys, na
     damage(checkpoint / name)
     with pytest.raises(SystemExit, match=f"verify_checkpoint: .*not what was published: {name}$"):
         verify_checkpoint.main([str(checkpoint)])
+
+
+def test_the_released_model_is_what_was_released(capsys):
+    verify_checkpoint.main([str(ROOT)])
+    assert "every file is what was published" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "3"])
