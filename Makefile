@@ -33,7 +33,7 @@ LOWEST ?= .venv-lowest
 # One process, every choice spelt out, so that accelerate has no defaults to warn about.
 LAUNCH ?= $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: help venv venv-dev quickstart dataset demo browser java spark test test-fast test-lowest check format table studies publish bench fuzz torture clean
+.PHONY: help venv venv-dev quickstart dataset demo browser java spark test test-fast test-lowest check check-all format table studies publish bench fuzz torture clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,6 +88,8 @@ check: $(VENV)/.dev ## the whole gate: lint, format, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(PYTEST)
+
+check-all: check test-lowest fuzz torture ## before a release, an hour: the gate, the oldest versions, damage, kills and crowds
 
 format: $(VENV)/.dev ## put the code in order
 	$(BIN)/ruff check --fix .

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +31,8 @@ from .texts import as_text, words
 BLOCK_BYTES = 16 << 20
 LONGEST_LINE = BLOCK_BYTES  # a file without line ends would be read into memory whole
 LARGEST_WHOLE = 512 << 20  # of what is read into memory whole, after decompression: a JSON array, a sheet of Excel
+MOST_VALUES, VALUES_A_BYTE = 1 << 24, 1000  # of a column of Parquet: whichever is more, by the size of its file
+PARQUET_ROWS = 1 << 16
 JSON_PIECE_BYTES = 4 << 20  # parsed by one core at a time
 FIRST_ROWS = 50  # in which a header must be
 HEAD_ROWS = 20_000  # that tell what a column of an Excel sheet holds
@@ -434,15 +437,68 @@ def read_json_fields(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 # Parquet and Excel
 
 
+def rows_at_once(path: Path, columns: Sequence[str] | None = None) -> int:
+    """As many rows of a Parquet file (of some columns; None: of all) as memory has room for.
+
+    A text that stands once in a column's dictionary takes its length in every row that refers to it.
+
+    Raises:
+        ValueError: what a column unpacks to is out of all proportion to its bytes, or a text is longer than a line may
+            be.
+    """
+    rows, size = PARQUET_ROWS, path.stat().st_size
+    with pq.ParquetFile(path) as plain:
+        about, schema = plain.metadata, plain.schema
+    leaves = [schema.column(place) for place in range(len(schema))]
+    wanted = {leaf.path for leaf in leaves} if columns is None else set(columns)
+    chosen = [place for place, leaf in enumerate(leaves) if wanted & {leaf.path, leaf.path.partition(".")[0]}]
+    texts = [leaves[place].path for place in chosen if leaves[place].physical_type == "BYTE_ARRAY"]
+    with pq.ParquetFile(path, read_dictionary=texts) as parquet:
+        for place in chosen:
+            leaf, longest = leaves[place], 0
+            chunks = [about.row_group(number).column(place) for number in range(about.num_row_groups)]
+            values, packed = (sum(map(attrgetter(name), chunks)) for name in ("num_values", "total_compressed_size"))
+            if values > max(MOST_VALUES, VALUES_A_BYTE * size):
+                raise ValueError(f"{path}: column {leaf.path!r} says it has {values:,} values in {size:,} bytes")
+            for number, chunk in enumerate(chunks):
+                _check_unpacked(path, leaf.path, chunk.total_uncompressed_size, chunk.total_compressed_size, 1, 100)
+                if leaf.path in texts:
+                    longest = max(longest, _longest_in_dictionary(parquet, number, leaf.path))
+            if longest > LONGEST_LINE:
+                raise ValueError(f"{path}: column {leaf.path!r} has a text of more than {LONGEST_LINE >> 20} MB")
+            # What a list repeats may all stand in one row; a row's own text takes time at most.
+            _check_unpacked(path, leaf.path, longest * values, packed, 8 if leaf.max_repetition_level else 32, 1000)
+            rows = min(rows, LARGEST_WHOLE // (max(1, longest) * (values // max(1, about.num_rows) + 1)) + 1)
+    return rows
+
+
+def _check_unpacked(path: Path, column: str, unpacked: int, packed: int, most: int, times: int) -> None:
+    if unpacked > most * LARGEST_WHOLE and unpacked > times * packed:
+        raise ValueError(f"{path}: column {column!r} unpacks from {packed:,} bytes to {unpacked >> 20:,} MB or more")
+
+
+def _longest_in_dictionary(parquet: pq.ParquetFile, group: int, column: str) -> int:
+    """Bytes of the longest text in a column's dictionary; 0 where it has none."""
+    first = next(parquet.iter_batches(1, [group], [column]), None)
+    values = first.column(0) if first else pa.nulls(0)
+    while pa.types.is_nested(values.type):
+        values = values.field(0) if pa.types.is_struct(values.type) else values.values
+    if not pa.types.is_dictionary(values.type):
+        return 0
+    return pc.max(pc.binary_length(values.dictionary)).as_py() or 0
+
+
 def _read_parquet(file: TableFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    rows = rows_at_once(file.path, columns)
     with pq.ParquetFile(file.path) as parquet:
-        for batch in parquet.iter_batches(columns=columns):
+        for batch in parquet.iter_batches(rows, columns=columns):
             yield from _as_strings(pa.Table.from_batches([batch]).select(columns)).to_batches()
 
 
 def _parquet_head(file: TableFile) -> pa.Table:
+    rows = min(HEAD_ROWS, rows_at_once(file.path))
     with pq.ParquetFile(file.path) as parquet:
-        batches = [batch for batch, _ in zip(parquet.iter_batches(batch_size=HEAD_ROWS), range(1), strict=False)]
+        batches = [batch for batch, _ in zip(parquet.iter_batches(batch_size=rows), range(1), strict=False)]
         return pa.Table.from_batches(batches, parquet.schema_arrow)
 
 

@@ -55,7 +55,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from jepa4rec.datasets_builders.reading import damage_named
+from jepa4rec.datasets_builders.reading import damage_named, rows_at_once
 from jepa4rec.hub.opening import open_pipeline
 from jepa4rec.serving.catalogue_seqrec import ABOUT_FILE
 from jepa4rec.serving.pipeline_catalogue import CataloguePipeline
@@ -72,6 +72,7 @@ AT_ONCE = 2000  # users in one call of the pipeline
 def open_histories(path: Path) -> pq.ParquetFile:
     """Raises ValueError unless it is a Parquet file with users and lists."""
     with damage_named(path):
+        rows_at_once(path, (USER, HISTORY))
         file = pq.ParquetFile(path)
     schema = file.schema_arrow
     for name in (USER, HISTORY):

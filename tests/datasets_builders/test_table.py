@@ -465,6 +465,51 @@ def test_what_is_read_whole_has_a_limit(tmp_path, monkeypatch, name, content, se
     assert "\n" not in str(error.value)
 
 
+def coded(text: str, rows: int) -> pa.DictionaryArray:
+    """One text that so many rows refer to."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int8()), [text])
+
+
+@pytest.mark.parametrize(
+    "limits, columns, sentence",
+    [
+        (
+            {"LARGEST_WHOLE": 2**20},
+            {"title": ["x" * 2**21]},
+            "column 'title' unpacks from [0-9,]+ bytes to 2 MB or more",
+        ),
+        ({"LONGEST_LINE": 999}, {"title": ["x" * 1000]}, "column 'title' has a text of more than 0 MB"),
+        (
+            {"MOST_VALUES": 999, "VALUES_A_BYTE": 10},
+            {"title": coded("x", 90_000)},
+            "column .item_id. says it has 90,000 values in [0-9,]+ bytes",
+        ),
+        (
+            {"LARGEST_WHOLE": 2**20},
+            {"tags": pa.ListArray.from_arrays([0, 50_000], coded("x" * 999, 50_000))},
+            "column 'tags.list.element' unpacks from [0-9,]+ bytes to 47 MB or more",
+        ),
+    ],
+)
+def test_a_parquet_that_unpacks_hugely_is_refused(tmp_path, monkeypatch, limits, columns, sentence):
+    rows = len(next(iter(columns.values())))
+    pq.write_table(pa.table({"item_id": coded("a", rows), **columns}), tmp_path / "items.parquet", compression="zstd")
+    for name, limit in limits.items():
+        monkeypatch.setattr(f"jepa4rec.datasets_builders.reading.{name}", limit)
+    with pytest.raises(ValueError, match=f"items.parquet: {sentence}") as error:
+        build("table", None, [write(tmp_path, "sales.csv", "user_id,item_id\nu,a\nu,a\n"), tmp_path / "items.parquet"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_long_text_that_every_row_repeats_is_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
+    table = pa.table({"item_id": [str(row) for row in range(5000)], "about": coded("a long text " * 99, 5000)})
+    pq.write_table(table, tmp_path / "items.parquet")
+    monkeypatch.setattr("jepa4rec.datasets_builders.reading.LARGEST_WHOLE", 2**20)
+    batches = list(TableFile(tmp_path / "items.parquet").read(["item_id", "about"]))
+    assert max(map(len, batches)) < 1000 and all(batch.nbytes < 2**20 for batch in batches)
+    assert pa.Table.from_batches(batches).equals(table.cast(pa.schema([("item_id", "string"), ("about", "string")])))
+
+
 @pytest.mark.parametrize(
     "content",
     [
