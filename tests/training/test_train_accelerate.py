@@ -160,17 +160,17 @@ def test_the_best_weights_on_validation_are_the_ones_kept(write_recipe, tmp_path
 
 
 def test_training_stops_after_patience_evaluations_without_improvement(write_recipe, tmp_path):
-    phase = {**FINETUNE, "steps": 100, "evaluate_every_steps": 2, "patience": 2, "lr": 0.0, "lr_items": 0.0}
+    phase = {**FINETUNE, "steps": 100, "evaluate_every_steps": 2, "patience": 2, "lr": 1e-30, "lr_items": 1e-30}
     train(write_recipe([phase]))
     evaluated = [line["step"] for line in log_lines(tmp_path / "run") if "validation_ndcg@10" in line]
     assert evaluated == [2, 4, 6]
 
 
 def test_two_stages_encode_items_each_epoch_and_then_keep_them(write_recipe):
-    frozen = {"objective": {"item_matrix": "frozen"}, "history_items": 0, "lr_items": 0.0}
+    frozen = {"objective": {"item_matrix": "frozen"}, "history_items": 0, "lr_items": 1e-30}
     stages = [
         {**FINETUNE, **frozen, "item_vectors": "epoch", "steps": 10},
-        {**FINETUNE, **frozen, "item_vectors": "keep", "steps": 4, "lr": 0.0},
+        {**FINETUNE, **frozen, "item_vectors": "keep", "steps": 4, "lr": 1e-30},
     ]
     path = write_recipe(stages)
     record = train(path)
@@ -284,7 +284,7 @@ def test_what_the_best_evaluation_found_is_not_measured_again(write_recipe, monk
 
 def test_text_joins_items_that_learned_alone_at_the_weight_the_recipe_says(write_recipe):
     items_alone = {**FINETUNE, "history_text": False, "steps": 10}
-    text_joins = {**FINETUNE, "item_vectors": "keep", "text_gate": 0.25, "steps": 2, "lr": 0.0, "lr_items": 0.0}
+    text_joins = {**FINETUNE, "item_vectors": "keep", "text_gate": 0.25, "steps": 2, "lr": 1e-30, "lr_items": 1e-30}
     run = Path(train(write_recipe([items_alone, text_joins]))["recipe"]["run"]["output_dir"])
     model = Jepa4RecForSequentialRecommendation.from_pretrained(run / "checkpoint")
     assert model.config.history_text and model.text_gate.item() == pytest.approx(0.25)

@@ -79,7 +79,8 @@ class Phase:
 
     def __post_init__(self):
         counts = dict.fromkeys(("batch_size", "gradient_accumulation", "steps", "max_items", "patience"), Range(1))
-        rates = dict.fromkeys(("lr", "lr_items", "weight_decay", "freeze_layers", "history_items"), Range(0))
+        rates = dict.fromkeys(("lr", "lr_items", "lr_heads"), Range(0, 1, above=True))
+        rates |= dict.fromkeys(("freeze_layers", "history_items"), Range(0)) | {"weight_decay": Range(0, 1)}
         every = dict.fromkeys(("evaluate_every_steps", "evaluate_every_epochs"), Range(0))
         least = {"min_history": Range(self.least_history), "clip_norm": Range(0, above=True), "warmup": Range(0, 1)}
         check_ranges(self, **counts, **rates, **every, **least)
