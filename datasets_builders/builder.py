@@ -159,6 +159,9 @@ def _unzipped(path: Path) -> Path:
     _UNZIPPED.append(folder)
     try:
         with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+            if size > max(reading.LARGEST_WHOLE, 100 * path.stat().st_size):
+                raise ValueError(f"{path} unpacks to {size >> 20:,} MB, more than tables do: give the files")
             archive.extractall(folder.name)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{path} cannot be unpacked ({error}): unpack it yourself and give the files") from error

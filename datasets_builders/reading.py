@@ -26,7 +26,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from .texts import as_text, words
+from .texts import DEEPEST, as_text, is_too_deep, words
 
 BLOCK_BYTES = 16 << 20
 LONGEST_LINE = BLOCK_BYTES  # a file without line ends would be read into memory whole
@@ -385,15 +385,22 @@ def line_blocks(path: Path) -> Iterator[bytes]:
     rest = b""
     with open_bytes(path) as data:
         if data.peek(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
-            yield from _array_lines(path, data)
+            yield from (_not_too_deep(path, lines) for lines in _array_lines(path, data))
             return
         while block := data.read(BLOCK_BYTES):
             _check_line(path, len(rest), block)
             whole, newline, rest = (rest + block).rpartition(b"\n")
             if newline:
-                yield whole
+                yield _not_too_deep(path, whole)
     if rest.strip():
-        yield rest
+        yield _not_too_deep(path, rest)
+
+
+def _not_too_deep(path: Path, lines: bytes) -> bytes:
+    """Arrow ends the process where lists are thousands deep."""
+    if any(map(is_too_deep, lines.split(b"\n"))):
+        raise ValueError(f"{path} has lists or objects within each other, more than {DEEPEST} deep: no row needs that")
+    return lines
 
 
 def _array_lines(path: Path, data: io.BufferedReader) -> Iterator[bytes]:

@@ -5,9 +5,11 @@ import contextlib
 import json
 import re
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+DEEPEST = 100  # lists and objects within each other, of JSON that is read
 _EMPTY_FRACTION = r"\.0+($|[Z+-])"  # of a time's second, which Arrow writes out for every unit but seconds
 
 
@@ -92,8 +94,18 @@ def _opened(text: str) -> str:
     return text if value is None or not _holds_text(value) else words(value)  # a title "[1984]" is a title
 
 
+def is_too_deep(text: bytes) -> bool:
+    """Whether lists and objects stand within each other more than `DEEPEST` deep, such as a text only spells too."""
+    if text.count(b"[") + text.count(b"{") <= DEEPEST:
+        return False
+    signs = np.frombuffer(text, np.uint8) | 32  # [ as {, ] as }
+    return np.cumsum((signs == ord("{")) * 1 - (signs == ord("}"))).max() > DEEPEST
+
+
 def nested_value(text: str) -> list | dict | None:
-    """The list or object that a text spells, None where it spells none."""
+    """The list or object that a text spells, None where it spells none, or one of no end of others."""
+    if is_too_deep(text.encode("utf-8", "ignore")):
+        return None
     spaced = re.sub(r"""(['"])\s+(?=['"])""", r"\1, ", text)  # numpy prints lists without commas
     for read, form in ((json.loads, text), (ast.literal_eval, spaced)):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

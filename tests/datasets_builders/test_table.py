@@ -511,6 +511,36 @@ def test_a_long_text_that_every_row_repeats_is_read_a_few_rows_at_a_time(tmp_pat
 
 
 @pytest.mark.parametrize(
+    "name, opening, closing",
+    [
+        ("i.jsonl", "[" * 10**5, "]" * 10**5),
+        ("i.jsonl", '{"a":[],"b":' * 200, "}" * 200),
+        ("i.json", "[" * 500, "]" * 500),
+    ],
+)
+def test_json_without_end_within_itself_is_refused(tmp_path, name, opening, closing):
+    line = f'{{"item_id": "a", "t": {opening}1{closing}}}'
+    path = write(tmp_path, name, line if name == "i.jsonl" else f"[{line}]")
+    with pytest.raises(ValueError, match=f"{name} has lists or objects within each other, more than 100 deep"):
+        TableFile(path).names  # noqa: B018
+
+
+@pytest.mark.parametrize("text", ["[" * 900 + "1" + "]" * 900, '{"a":' * 500 + '"b"' + "}" * 500, "[" * 9000])
+def test_what_is_nested_without_end_in_a_cell_stays_as_it_stands(table, text):
+    quoted = '"' + text.replace('"', '""') + '"'
+    dataset = table("user_id,item_id\nu,a\nu,a\n", f"item_id,title\na,{quoted}\n")
+    assert texts(dataset) == {"a": {"title": text}}
+
+
+def test_an_archive_that_unpacks_hugely_is_refused_before_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa4rec.datasets_builders.reading.LARGEST_WHOLE", 2**20)
+    with zipfile.ZipFile(tmp_path / "shop.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("sales.csv", b"user_id,item_id\n" + b"u,a\n" * 2**20)
+    with pytest.raises(ValueError, match="shop.zip unpacks to 4 MB, more than tables do"):
+        build("table", None, [tmp_path / "shop.zip"])
+
+
+@pytest.mark.parametrize(
     "content",
     [
         '[{"item_id": "a", "title": "Tea"},\n {"item_id": "b", "title": 1984}]',
