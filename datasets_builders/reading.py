@@ -34,6 +34,7 @@ LARGEST_WHOLE = 512 << 20  # of what is read into memory whole, after decompress
 MOST_VALUES, VALUES_A_BYTE = 1 << 24, 1000  # of a column of Parquet: whichever is more, by the size of its file
 PARQUET_ROWS = 1 << 16
 JSON_PIECE_BYTES = 4 << 20  # parsed by one core at a time
+MOST_COLUMNS = 10_000
 FIRST_ROWS = 50  # in which a header must be
 HEAD_ROWS = 20_000  # that tell what a column of an Excel sheet holds
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
@@ -118,6 +119,10 @@ def file_kind(path: Path) -> str:
 
 
 def _check_once(file: TableFile, names: Sequence[str]) -> None:
+    if len(names) > MOST_COLUMNS:
+        raise ValueError(
+            f"{file} has {len(names):,} columns, more than the {MOST_COLUMNS:,} that are read: are these rows?"
+        )
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"{file}: two columns are called {twice[0]!r}; rename one")
 

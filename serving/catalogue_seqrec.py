@@ -9,14 +9,14 @@ whoever is asking meanwhile gets ids, texts and scores of one and the same catal
 """
 
 import difflib
-import hashlib
 import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
-from .whole_files_seqrec import written_folder
+from .whole_files_seqrec import digest, written_folder
 
 logger = logging.get_logger(__name__)
 
@@ -396,12 +396,17 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
 def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
     """What `Catalogue.save` wrote: catalogue.json, the items and the vectors (N, d). Raises ValueError if damaged."""
     try:
-        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
-        if about["sha256"] != _digests(folder):
-            raise ValueError("its files are not those that were saved together")
-        with open(folder / ITEMS_FILE, encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        vectors = load_file(folder / VECTORS_FILE)["vectors"]
+        with ExitStack() as opened:  # all at once: another process may replace the folder and remove this one
+            files = [
+                opened.enter_context(open(folder / name, "rb")) for name in (ABOUT_FILE, ITEMS_FILE, VECTORS_FILE)
+            ]
+            about_path, items, vectors_path = map(_lasting, files)
+            about = json.loads(about_path.read_text(encoding="utf-8"))
+            if about["sha256"] != {ITEMS_FILE: digest(items), VECTORS_FILE: digest(vectors_path)}:
+                raise ValueError("its files are not those that were saved together")
+            with open(items, encoding="utf-8") as lines:
+                rows = [json.loads(line) for line in lines]
+            vectors = load_file(vectors_path)["vectors"]
         _check_read(about, rows, vectors)
         return about, rows, vectors
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, SafetensorError) as error:
@@ -425,14 +430,13 @@ def _check_read(about: dict, rows: list, vectors: Tensor) -> None:
 
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of the items' and the vectors' file."""
-    digests = {}
-    for name in (ITEMS_FILE, VECTORS_FILE):
-        with open(folder / name, "rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-        digests[name] = digest.hexdigest()
-    return digests
+    return {name: digest(folder / name) for name in (ITEMS_FILE, VECTORS_FILE)}
+
+
+def _lasting(file: BinaryIO) -> Path:
+    """A path to an open file that leads to it also when another has its name by now; only Linux has one."""
+    by_handle = Path(f"/proc/self/fd/{file.fileno()}")
+    return by_handle if by_handle.exists() else Path(file.name)
 
 
 def _is_empty_folder(path: Path) -> bool:

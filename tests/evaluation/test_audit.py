@@ -114,6 +114,7 @@ def test_shares_are_said_without_rounding_to_none_or_all():
 
 
 def test_page_plot_and_json_say_the_same(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     save_dataset(dataset(source="made up"), tmp_path / "tiny")
     audit_dataset.main([str(tmp_path / "tiny"), "--out", str(tmp_path / "audits")])
     audited = json.loads((tmp_path / "audits" / "tiny.json").read_text(encoding="utf-8"))
@@ -144,6 +145,7 @@ def test_a_shop_without_times_has_a_page_that_says_so():
     ],
 )
 def test_what_cannot_be_audited_is_one_sentence(tmp_path, damage, sentence):
+    pytest.importorskip("matplotlib")
     save_dataset(dataset(), tmp_path / "tiny")
     damage(tmp_path / "tiny")
     with pytest.raises(SystemExit, match=sentence) as stop:

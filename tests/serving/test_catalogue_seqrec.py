@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,6 +255,20 @@ def test_a_folder_is_read_whole_while_another_process_saves_it(tmp_path):
         saver.kill()
         saver.wait()
     assert set(sizes) == {3, 4}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="only Linux opens a file by its handle")
+def test_a_folder_that_is_replaced_in_the_middle_of_every_reading_is_read(tmp_path, monkeypatch):
+    filled(5).save(tmp_path / "c")
+    digest = catalogue_seqrec.digest
+
+    def and_meanwhile(path):
+        if "/proc" in str(path):
+            filled(6).save(tmp_path / "c")
+        return digest(path)
+
+    monkeypatch.setattr(catalogue_seqrec, "digest", and_meanwhile)
+    assert len(Catalogue.load(tmp_path / "c", WEIGHTS)) == 5
 
 
 def test_a_catalogue_saved_with_an_index_that_is_no_longer_offered_is_searched_exactly(tmp_path):
