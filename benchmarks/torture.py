@@ -152,6 +152,8 @@ def copy_of_this_process(work: Callable[[], Any], log: Path) -> int:
     if child:
         return child
     code = 0
+    for name in SIGNALS:  # a shell lets what it starts in the background ignore some of them
+        signal.signal(signal.Signals[name], signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
     with open(log, "w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         try:
@@ -245,31 +247,47 @@ def count_calls(runs: Runs) -> int:
 
 
 def kills(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
-    """SIGKILL at every file call of finishing a run and of a whole run, and signals that a process may answer."""
+    """SIGKILL at every file call of finishing a run, and at every one of a whole run."""
+    every = {"finishing": sizes.every_kill, "a whole run": sizes.every_kill_of_all}
+    return _disturb(
+        folder, lambda calls: [("SIGKILL", what, n) for what in every for n in calls[what][:: every[what]]]
+    )
+
+
+def signals(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
+    """Signals that a process may answer, each at file calls of its own all over a whole run."""
+
+    def tries(calls: dict[str, range]) -> list[tuple[str, str, int]]:
+        apart = min(sizes.every_signal, len(calls["a whole run"]))
+        return [
+            (name, "a whole run", number)
+            for name in SIGNALS
+            for number in calls["a whole run"][rng.randrange(apart) :: apart]
+        ]
+
+    return _disturb(folder, tries)
+
+
+def _disturb(folder: Path, choose: Callable[[dict[str, range]], list[tuple[str, str, int]]]) -> dict:
+    """Try signals at file calls, which are counted from 1, of finishing a run and of a whole one."""
     runs = Runs(folder)
-    total = count_calls(runs)
+    whole = range(1, count_calls(runs) + 1)
     wanted = runs.weights
     runs.begin_anew()
     runs.train(before=lambda: setattr(train_accelerate, "finish", lambda *_: os._exit(0)))
     trained = shutil.copytree(runs.root, folder / "trained")
-    finishing = count_calls(runs)
-    tries = [("SIGKILL", "finishing", point) for point in range(1, finishing + 1, sizes.every_kill)]
-    tries += [("SIGKILL", "a whole run", point) for point in range(1, total + 1, sizes.every_kill_of_all)]
-    for name in SIGNALS:
-        first = rng.randint(1, min(sizes.every_signal, total))
-        tries += [(name, "a whole run", point) for point in range(first, total + 1, sizes.every_signal)]
+    calls = {"finishing": range(1, count_calls(runs) + 1), "a whole run": whole}
+    tries = choose(calls)
 
     def work(place: Path, share: list[tuple[str, str, int]]) -> list[bool]:
         own = runs.elsewhere(place)
         return [disturbed_and_survived(own, *one, trained, wanted) for one in share]
 
-    survived = spread(tries, work, folder)
-    rows = []
+    survived, rows = spread(tries, work, folder), []
     for name, what in dict.fromkeys(one[:2] for one in tries):
         own = {one[2]: held for one, held in zip(tries, survived, strict=True) if one[:2] == (name, what)}
         lost = [point for point, held in own.items() if not held]
-        calls = finishing if what == "finishing" else total
-        row = {"what": f"{name} at a file call of {what}", "of": calls, "tried": len(own)}
+        row = {"what": f"{name} at a file call of {what}", "of": len(calls[what]), "tried": len(own)}
         rows.append(row | {"survived": len(own) - len(lost), "lost": lost})
     return {"rows": rows, "failed": sum(len(row["lost"]) for row in rows)}
 
@@ -663,6 +681,7 @@ def cpu_seconds() -> float:
 
 PARTS: dict[str, Callable[[Path, Sizes, random.Random], dict]] = {
     "kills": kills,
+    "signals": signals,
     "disk": disk,
     "damage": damage,
     "fuzz": fuzzing,
@@ -686,7 +705,8 @@ an undisturbed run.
 
 # Title, heads and the fields of a row of each part's table.
 TABLES = {
-    "kills": ("Kills and signals", {"what": "what", "of": "file calls", "tried": "tried", "survived": "survived"}),
+    "kills": ("Kills", {"what": "what", "of": "file calls", "tried": "tried", "survived": "survived"}),
+    "signals": ("Signals", {"what": "what", "of": "file calls", "tried": "tried", "survived": "survived"}),
     "disk": (
         "A full disk",
         {
@@ -724,7 +744,18 @@ def page(report: dict) -> str:
             rows = [list(heads.values()), ["---"] * len(heads)]
             rows += [[_cell(row.get(field, 0)) for field in heads] for row in report["parts"][name]["rows"]]
             text += "\n".join([f"\n## {title}\n", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
-    return text
+    took = {
+        name: [name, *(f"{own[unit]:,}" for unit in ("seconds", "cpu_seconds"))]
+        for name, own in report["parts"].items()
+    }
+    total = [f"{sum(own[unit] for own in report['parts'].values()):,}" for unit in ("seconds", "cpu_seconds")]
+    rows = [
+        ["part", "s", "s of a core"],
+        ["---"] * 3,
+        *(took[name] for name in TABLES if name in took),
+        ["all", *total],
+    ]
+    return text + "\n".join(["\n## What it took\n", *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
 
 
 def _cell(value: Any) -> str:

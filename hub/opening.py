@@ -214,6 +214,8 @@ def load_tokenizer(checkpoint: str, model: nn.Module, max_items: int | None = No
             f"{checkpoint} has no tokenizer that loads: tokenizer.json and tokenizer_config.json belong beside the "
             "weights."
         ) from error
+    if tokenizer.pad_token is None:
+        raise ValueError(f"{checkpoint}: tokenizer_config.json names no pad_token, so no two texts fit into a batch.")
     if max_items is None:
         return tokenizer
     most = getattr(model.config, "max_item_embeddings", math.inf) - 1

@@ -409,7 +409,9 @@ def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
             vectors = load_file(vectors_path)["vectors"]
         _check_read(about, rows, vectors)
         return about, rows, vectors
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError, SafetensorError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError, SafetensorError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{folder} is damaged ({' '.join(str(error).split())}); save the catalogue again.") from error
 
 

@@ -21,7 +21,7 @@ def small(part: str, tmp_path) -> dict:
     return json.loads((tmp_path / "r.json").read_text())["parts"][part]
 
 
-@pytest.mark.parametrize("part", ["kills", "disk", "damage", "catalogue", "crowds", "memory"])
+@pytest.mark.parametrize("part", ["kills", "signals", "disk", "damage", "catalogue", "crowds", "memory"])
 def test_all_is_survived_refused_or_answered(part, tmp_path):
     found = small(part, tmp_path)
     assert found["failed"] == 0 and found["rows"]
