@@ -280,6 +280,7 @@ def test_weights_that_are_no_numbers_are_named():
         ("model.safetensors", "x"),
         ("tokenizer.json", "{}"),
         ("tokenizer_config.json", '{"cls_token": []}'),
+        ("tokenizer_config.json", "{}"),
     ],
 )
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path, tiny_tokenizer, name, content):

@@ -325,12 +325,13 @@ def test_a_damaged_catalogue_is_one_sentence(tmp_path, name):
         Catalogue.load(tmp_path / "c", WEIGHTS)
 
 
-def test_a_catalogue_edited_by_hand_is_one_sentence(tmp_path):
+@pytest.mark.parametrize("popularity", ["[]", "1" + "0" * 400])
+def test_a_catalogue_edited_by_hand_is_one_sentence(tmp_path, popularity):
     """The hashes fit, as somebody has written them anew."""
     filled(5).save(tmp_path / "c")
     lines = (tmp_path / "c" / "items.jsonl").read_text().splitlines()
     (tmp_path / "c" / "items.jsonl").write_text(
-        "\n".join([*lines[:4], '{"item_id": "x", "item": {}, "popularity": []}'])
+        "\n".join([*lines[:4], '{"item_id": "x", "item": {}, "popularity": ' + popularity + "}"])
     )
     about = json.loads((tmp_path / "c" / "catalogue.json").read_text())
     (tmp_path / "c" / "catalogue.json").write_text(json.dumps(about | {"sha256": _digests(tmp_path / "c")}))
