@@ -38,7 +38,7 @@ from torch.optim import Optimizer
 
 from jepa4rec.baselines import BASELINE_MODELS, Popularity
 from jepa4rec.baselines.item_sequences import ItemSequenceModel
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.ranking import Ranks
 from jepa4rec.evaluation.records import describe_run, write_evaluation
 from jepa4rec.evaluation.scorers import measure, rank_baselines

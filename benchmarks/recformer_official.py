@@ -29,7 +29,7 @@ from transformers import RobertaTokenizerFast
 
 from jepa4rec import datasets_builders
 from jepa4rec.datasets_builders.contract import leave_one_out, load_dataset_dir
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.ranking import rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.evaluation.scorers import DualEncoderScorer

@@ -83,7 +83,7 @@ def compare(options: argparse.Namespace) -> dict:
     """Both systems' metrics, and the paired test between them."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from jepa4rec.datasets_builders.contract import leave_one_out, load_dataset_dir
-    from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+    from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
     from jepa4rec.evaluation.metrics.significance import paired_bootstrap
     from jepa4rec.evaluation.records import describe_run
     from jepa4rec.scripts.compare_runs import read_systems

@@ -23,7 +23,7 @@ from ..datasets_builders.contract import (
     list_lengths,
 )
 from ..serving.encoding_seqrec import encode_histories, encode_items
-from .metrics.rating_error.rating_error import rating_errors
+from .metrics.rating_error.rating_errors import rating_errors
 
 LOWEST, HIGHEST = 1.0, 5.0
 

@@ -12,7 +12,7 @@ from ..baselines.item_sequences import ItemSequenceModel
 from ..losses_seqrec import normalise
 from ..modeling_seqrec import RECENCY_DECAY
 from ..serving.encoding_seqrec import Histories, check_histories, encode_histories, encode_items
-from .metrics.seqrec_ranking.seqrec_ranking import CUTOFFS, ranking_metrics
+from .metrics.seqrec_ranking.ranking_metrics import CUTOFFS, ranking_metrics
 from .ranking import ItemIndex, Ranks, Scorer, Ties, rank_split_both_ways
 
 History = Literal["text", "items"]  # one sentence of all its items, or the mean of their vectors

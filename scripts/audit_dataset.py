@@ -33,7 +33,7 @@ from jepa4rec.baselines import BASELINES
 from jepa4rec.datasets_builders.builder import check_choice
 from jepa4rec.datasets_builders.contract import PROTOCOLS, SeqRecDataset, load_dataset_dir
 from jepa4rec.evaluation.audit import audit, figure_rows, percent, unknown_because
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.plots import COLOURS, label_plainly, require_plots, save_panels
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.evaluation.scorers import rank_baselines

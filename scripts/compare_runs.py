@@ -38,7 +38,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.model_cards.results_table import (
     METRIC_NAMES,

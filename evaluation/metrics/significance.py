@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .seqrec_ranking.seqrec_ranking import user_values
+from .seqrec_ranking.ranking_metrics import user_values
 
 BLOCK_CELLS = 2**22  # (resamples x users) drawn at once
 

@@ -13,7 +13,7 @@ from transformers import AutoModel
 from jepa4rec import train_accelerate
 from jepa4rec.baselines import fit_baseline
 from jepa4rec.datasets_builders.contract import leave_one_out, load_dataset_dir, make_dataset, save_dataset
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.ranking import rank_split
 from jepa4rec.scripts import evaluate_checkpoint, push_to_hub
 from jepa4rec.training.recipe import read_recipe

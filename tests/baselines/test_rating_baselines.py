@@ -7,7 +7,7 @@ import torch
 
 from jepa4rec.baselines.pmf import Pmf
 from jepa4rec.baselines.rating_mean import RatingMean
-from jepa4rec.evaluation.metrics.rating_error.rating_error import rating_errors
+from jepa4rec.evaluation.metrics.rating_error.rating_errors import rating_errors
 from tests.conftest import ROOT
 
 

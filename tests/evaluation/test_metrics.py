@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics, user_values
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics, user_values
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.evaluation.records import write_evaluation
 
