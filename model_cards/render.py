@@ -21,8 +21,6 @@ PHASE_FIELDS = (
     "kind", "epochs", "steps", "batch_size", "prefixes", "lr", "lr_items", "history_items", "max_items", "crop",
     "reorder", "drop",
 )  # fmt: skip
-# The kinds of phase that read the datasets of `data.pretrain` where there are any.
-READ_PRETRAIN = ("pretrain", "item_description", "sequence_sequence", "sequence_item")
 TELEMETRY_PLOT = "telemetry.png"
 CITATIONS = {
     "RecFormer": "J. Li et al.: Text Is All You Need: Learning Language Representations for Sequential "
@@ -200,9 +198,8 @@ def training_datasets(record: dict, recipe: dict) -> list[str]:
     """One line per dataset, the one the run is measured on first: which part of it was trained on."""
     data = recipe["data"]
     part = f"training part of the {data['split'].replace('_', '-')} split"
-    measured_only = bool(data["pretrain"]) and all(phase["kind"] in READ_PRETRAIN for phase in recipe["phases"])
-    measured_only |= not recipe["phases"]
-    use = "for evaluation only" if measured_only else part
+    learned = recipe["phases"] and record.get("own_data", not data["pretrain"])  # older records have no own_data
+    use = part if learned else "for evaluation only"
     lines = [f"{_dataset_name(data, record)}: {use}, fingerprint `{record['fingerprint']}`{_provenance(record)}"]
     for source in data["pretrain"]:
         extent = "whole sequences" if source["part"] == "all" else part

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from ..evaluation.audit import audit, summarise
-from ..evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from ..evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from ..evaluation.ranking import Ranks, Scorer, rank_split_both_ways
 from ..evaluation.scorers import make_scorer
 from .data import RunData, sample_users, take_rows
@@ -89,6 +89,7 @@ def make_record(
         "history": recipe.evaluation.history,
         "users": len(data.splits.test.targets),
         "items": data.num_items,
+        "own_data": any(phase.own_data for phase in recipe.phases) or not recipe.data.pretrain,
         "seed": recipe.run.seed,
         "processes": accelerator.num_processes,
         "precision": accelerator.mixed_precision,

@@ -18,7 +18,7 @@ from ...losses_seqrec import FineTuningObjective, process_index
 from ...serving.encoding_seqrec import HistoryCollator, encode_items
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ..batches import MASK_STREAM, Example, read_once
-from ..data import Corpus, RunData
+from ..data import RunData
 from ..masking import TokenMasker, maskable, uniform
 from ..typed_yaml import Range, check_ranges
 from .phase import Phase, Work
@@ -58,6 +58,7 @@ class FinetunePhase(Phase):
 
     least_history: ClassVar[int] = 0
     knows_items: ClassVar[bool] = True
+    own_data: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -79,9 +80,6 @@ class FinetunePhase(Phase):
             raise ValueError("the first phase has continue_schedule, but no phase before it to continue")
         if before and before[-1].history_items != self.history_items:
             raise ValueError("finetune phases must agree on history_items: they train one model")
-
-    def corpus(self, data: RunData) -> Corpus:
-        return data.own
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         shape = {

@@ -71,6 +71,7 @@ class Phase:
     least_history: ClassVar[int] = 1
     trains_encoder: ClassVar[bool] = True  # else a baseline, or a head on vectors
     knows_items: ClassVar[bool] = False  # whether the trained model has learned vectors of the catalogue's items
+    own_data: ClassVar[bool] = False  # learns from the data of the run, whatever `data.pretrain` holds
     lr_items = None  # what some kinds set; see FinetunePhase
     lr_heads = None  # see PretrainPhase
     history_items = 0
@@ -111,8 +112,8 @@ class Phase:
         """Raise ValueError where the phase does not fit the recipe around it."""
 
     def corpus(self, data: RunData) -> Corpus:
-        """The texts and sequences the phase learns from: those of `data.pretrain`, where there are any."""
-        return data.read
+        """The texts and sequences the phase learns from: the run's own, or those of `data.pretrain` if there are."""
+        return data.own if self.own_data else data.read
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         """The model of the phase with the weights of the phase before; heads that were not there yet are new."""

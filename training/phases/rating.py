@@ -18,7 +18,7 @@ from ...hub.opening import ENCODERS, open_as_is, open_encoder, read_config
 from ...losses_seqrec import normalise, weighted_total, whole_batch_mean
 from ...modeling_seqrec import SeqRecTrainingOutput
 from ..batches import Batches, LengthGroupedBatchSampler, PrefixDataset
-from ..data import Corpus, RunData
+from ..data import RunData
 from .phase import Phase, Work
 
 HEAD_FILE = "rating_head.safetensors"
@@ -38,14 +38,12 @@ class RatingPhase(Phase):
     dropout: float = 0.1
 
     trains_encoder: ClassVar[bool] = False
+    own_data: ClassVar[bool] = True
 
     def __post_init__(self):
         super().__post_init__()
         if self.hidden_size < 1 or not 0 <= self.dropout < 1:
             raise ValueError("hidden_size must be at least 1, and dropout at least 0 and below 1")
-
-    def corpus(self, data: RunData) -> Corpus:
-        return data.own
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         if read_config(source)["model_type"] not in ENCODERS:

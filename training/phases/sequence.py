@@ -14,7 +14,7 @@ from ...baselines import BASELINE_MODELS
 from ...baselines.item_sequences import pad_sequences
 from ...hub.opening import open_as_is
 from ..batches import Batches, LengthGroupedBatchSampler
-from ..data import Corpus, RunData
+from ..data import RunData
 from .phase import Phase, Work
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class SequencePhase(Phase):
 
     trains_encoder: ClassVar[bool] = False
     knows_items: ClassVar[bool] = True
+    own_data: ClassVar[bool] = True
 
     def check(self, recipe: Recipe, index: int) -> None:
         if self.gradient_accumulation > 1:
@@ -50,9 +51,6 @@ class SequencePhase(Phase):
             raise ValueError(
                 f"phases.{index}.objective is {self.objective}, but {recipe.model.baseline} has {', '.join(known)}"
             )
-
-    def corpus(self, data: RunData) -> Corpus:
-        return data.own
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         model = open_as_is(source)
