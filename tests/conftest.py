@@ -47,9 +47,19 @@ sys.meta_path.insert(0, Absent())
 """
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Of the fast set, leave out files that are slow as a whole before they are imported: that alone takes seconds."""
+    if config.option.markexpr == "not slow" and collection_path.name.startswith("test_"):
+        return "\npytestmark = pytest.mark.slow(" in collection_path.read_text(encoding="utf-8") or None
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks choose
 def pytest_collection_modifyitems(items):
-    """Processes are dealt whole files: those that are slow as a whole go first, so that none of them is left for the
-    end, where the other processes have nothing to do; then the larger of the others."""
+    """What reads real files whole is slow. Processes are dealt whole files: those that are slow as a whole go first,
+    so that none is left for the end, where the others have nothing to do; then the larger of the others."""
+    for item in items:
+        if "real_data" in item.fixturenames:
+            item.add_marker(pytest.mark.slow("reads real files whole"))
     sizes = Counter(item.path for item in items)
 
     def place(item) -> tuple:

@@ -77,6 +77,7 @@ def report(dataset) -> str:
 # Columns by meaning
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     ("header", "products_header"),
     [
@@ -114,6 +115,7 @@ def test_items_are_known_in_other_words(name):
     assert columns_for("item_id", ["order_id", name, "user_id"]) == [name]
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize("time", ["visit_time", "created_at_utc", "eventTimeMs", "t", "loan_date"])
 @pytest.mark.parametrize(("later", "earlier"), [("1709280001", "1709280000"), ("2024-03-02", "2024-03-01")])
 def test_a_time_is_found_by_its_values(table, time, later, earlier):
@@ -283,6 +285,7 @@ def test_in_a_list_of_sales_lines_without_a_customer_are_left_out(table):
 # Forms of files
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     ("sales", "products"),
     [
@@ -588,6 +591,7 @@ def test_a_file_without_line_ends_is_refused_early(tmp_path, name):
 # Times and ratings
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     ("times", "expected", "words"),
     [
@@ -614,6 +618,7 @@ def test_times_are_known_by_the_whole_column(table, times, expected, words):
     assert words in report(dataset)
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
 @pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
 def test_typed_times_of_parquet(table, unit, zone):
@@ -658,6 +663,7 @@ def test_times_that_cannot_be_are_refused_by_row(table, times, message):
         table(sales)
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize("clock", ["", " 10:00"])
 @pytest.mark.parametrize(("order", "expected"), [("day_first", ["b", "a"]), ("month_first", ["a", "b"])])
 def test_the_order_of_day_and_month_may_be_said(table, clock, order, expected):
@@ -810,6 +816,7 @@ def test_ids_keep_their_letters(table):
     assert histories(dataset) == {"2024-03-01": ["007", "7"]}
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     "header",
     ["title,place", "row,title", "Title,title", "domain,place", "user_id,timestamp", "text_1,text_0", "item id,a.b"],
