@@ -21,6 +21,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
 from conftest import ROOT
 from hub_server import run_client
+from processes import python
 
 from jepa4rec import train_accelerate
 from jepa4rec.baselines import BASELINE_MODELS
@@ -183,6 +184,13 @@ class Desk:
             short = [f"phases.{phase}.steps=2" for phase in (0, 1)]
             words = [*words, "SET=" + " ".join([given, *short, *(f"model.config.{k}={v}" for k, v in TINY.items())])]
         made = [f"VENV={Path(sys.prefix)}", "-o", f"{sys.prefix}/.run", "-o", f"{sys.prefix}/.dev"]
+        programs = self.folder / "bin"
+        programs.mkdir(exist_ok=True)
+        launcher = f'#!/bin/sh\nexec {python()} {sys.prefix}/bin/accelerate "$@"\n'
+        for name, content in {"python": f'#!/bin/sh\nexec {python()} "$@"\n', "accelerate": launcher}.items():
+            (programs / name).write_text(content, encoding="utf-8")
+            (programs / name).chmod(0o755)
+        made += [f"BIN={programs}"]
         done = subprocess.run(
             ["make", "-f", str(ROOT / "Makefile"), *planned, *made, *words],
             cwd=self.folder, capture_output=True, text=True, env={**os.environ, "MAKEFLAGS": ""},

@@ -11,12 +11,13 @@ import os
 import re
 import socket
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from processes import python
 
 TOKEN = "hf_loopback"
 REPOSITORY = r"(?P<id>[\w.-]+/[\w.-]+)"
@@ -298,7 +299,9 @@ class HubServer(ThreadingHTTPServer):
         self.server_close()
 
 
-def run_client(url: str, home: Path, what: str, *arguments, token: bool = True) -> subprocess.CompletedProcess:
+def run_client(
+    url: str, home: Path, what: str, *arguments, token: bool = True, program: str | None = None
+) -> subprocess.CompletedProcess:
     """Run a script (a path) or code in a process of its own whose Hub is at `url`, with `home` as folder and cache.
 
     The client reads its endpoint at import, so it cannot be told to another one in the tests' own process.
@@ -309,6 +312,6 @@ def run_client(url: str, home: Path, what: str, *arguments, token: bool = True) 
     environment |= {"HF_TOKEN": TOKEN} if token else {}
     command = [what] if what.endswith(".py") else ["-c", what]
     return subprocess.run(
-        [sys.executable, *command, *map(str, arguments)],
+        [program or python(), *command, *map(str, arguments)],
         cwd=home, env=environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip

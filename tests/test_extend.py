@@ -5,10 +5,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
+from processes import python
 
 pytestmark = pytest.mark.slow("trains in a copy of the checkout")
 
@@ -50,9 +50,7 @@ def rooms() -> set[str]:
 
 def run(folder, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
-    )
+    done = subprocess.run([python(), *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert not done.returncode, done.stdout + done.stderr
     return done.stdout
 

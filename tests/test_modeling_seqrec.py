@@ -1,12 +1,11 @@
 """The fine-tuned model: text and remembered items make a user, cosines over the whole catalogue make the loss."""
 
 import math
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
+from processes import ask_stranger
 from tiny_batches import finetuning_batch, pretraining_batch, tiny_config
 from torch.nn import functional as F
 
@@ -219,10 +218,7 @@ STRANGER = """
 def test_a_stranger_opens_the_checkpoint_as_encoder_and_as_fine_tuned_model(model, tmp_path):
     checkpoint, answers = tmp_path / "checkpoint", tmp_path / "answers.pt"
     model.eval().save_pretrained(checkpoint)
-    command = [sys.executable, "-c", textwrap.dedent(STRANGER), str(checkpoint), str(answers)]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert "UNEXPECTED" not in run.stderr + run.stdout and "MISSING" not in run.stderr + run.stdout
+    ask_stranger("-c", textwrap.dedent(STRANGER), checkpoint, answers, home=tmp_path, noise=False)
     ids = torch.tensor([[2, 7, 8]])
     users = model.user_vectors(ids, history_item_ids=torch.tensor([[4, -1]]))
     wanted = (model.jepa4rec(ids).pooler_output, users, model.item_vectors())

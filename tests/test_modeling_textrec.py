@@ -1,12 +1,11 @@
 """Any text model of transformers as an encoder: its own numbers, plus tables that begin at nothing."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from conftest import TINY_ITEMS, WITHOUT_PACKAGE
+from processes import ask_stranger
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
@@ -307,12 +306,8 @@ def test_a_stranger_opens_it_everywhere(imported, tmp_path):
     encoder.save_pretrained(tmp_path / "encoder")
     model = TextRecForPreTraining.from_encoder(tmp_path / "encoder")
     save_checkpoint_files(model, tokenizer, tmp_path / "checkpoint")
-    result = subprocess.run(
-        [sys.executable, "-c", STRANGER, str(tmp_path / "checkpoint"), json.dumps(TINY_ITEMS)],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-3000:]
-    said = json.loads(result.stdout[result.stdout.index("OUT") + 3 :].splitlines()[0])
+    told = ask_stranger("-c", STRANGER, tmp_path / "checkpoint", json.dumps(TINY_ITEMS), home=tmp_path)
+    said = json.loads(told[told.index("OUT") + 3 :].splitlines()[0])
     assert (said["model"], said["whole"]) == ("TextRecModel", "TextRecForPreTraining")
     with torch.no_grad():
         batch = tokenizer([TINY_ITEMS[:2], TINY_ITEMS[2:3]], return_tensors="pt")

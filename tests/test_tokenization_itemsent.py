@@ -5,13 +5,12 @@ import copy
 import json
 import os
 import pickle
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from processes import ask_stranger
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerFast
 
@@ -276,14 +275,8 @@ class TestRoundTrip:
         tokenizers = [ItemSentTokenizer.wrap(trained_backend(kind), **self.CHANGED) for kind in kinds]
         for kind, tokenizer in zip(kinds, tokenizers, strict=True):
             tokenizer.save_pretrained(tmp_path / kind)
-        arguments = [json.dumps(self.HISTORY), *(str(tmp_path / kind) for kind in kinds)]
-        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment["HF_MODULES_CACHE"] = str(tmp_path / "modules")
-        stranger = subprocess.run(
-            [sys.executable, "-c", STRANGER, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert stranger.returncode == 0, stranger.stderr
-        for tokenizer, (batch, settings, text_ids) in zip(tokenizers, json.loads(stranger.stdout), strict=True):
+        said = ask_stranger("-c", STRANGER, json.dumps(self.HISTORY), *kinds, home=tmp_path)
+        for tokenizer, (batch, settings, text_ids) in zip(tokenizers, json.loads(said), strict=True):
             assert batch == dict(tokenizer(self.HISTORY))
             assert settings == tokenizer.settings == {**SETTINGS, **self.CHANGED}
             assert text_ids == tokenizer("Red <mask> Grit")["input_ids"]

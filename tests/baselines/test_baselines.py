@@ -1,9 +1,6 @@
 """Baselines by hand, against the slow way, and on real data."""
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -11,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from processes import ask_stranger
 
 from jepa4rec.baselines import BASELINES, ItemTransition, Popularity, fit_baseline
 from jepa4rec.baselines.pmf import Pmf
 from jepa4rec.baselines.rating_mean import RatingMean
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.ranking import rank_split
 from tests.conftest import WITHOUT_PACKAGE
 
@@ -119,12 +117,8 @@ def test_what_was_counted_is_saved_and_opened_again(tmp_path):
         model.save_pretrained(tmp_path / name)
     away = tmp_path / "away"
     away.mkdir()
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    clean["HF_MODULES_CACHE"] = str(tmp_path / "modules")
-    command = [sys.executable, "-c", STRANGER, json.dumps(histories), *(str(tmp_path / name) for name in fitted)]
-    done = subprocess.run(command, cwd=away, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(line) for line in done.stdout.splitlines()]
+    said = ask_stranger("-c", STRANGER, json.dumps(histories), *(tmp_path / name for name in fitted), home=away)
+    told = [json.loads(line) for line in said.splitlines()]
     asked, wanted = (torch.tensor([0, 1, -1]), torch.tensor([2, -1, 3])), []
     for model in fitted.values():
         stars = model.predict(*asked).tolist() if model.predicts_ratings else []

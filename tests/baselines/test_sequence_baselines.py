@@ -1,10 +1,7 @@
 """Trained baselines: what each may see, what it learns, one loop for all, and a stranger who loads them."""
 
 import json
-import os
 import string
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,6 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from processes import ask_stranger
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -780,13 +778,9 @@ def test_a_stranger_loads_every_model(tmp_path):
     checkpoints = {name: tmp_path / name for name in NAMES}
     for name, folder in checkpoints.items():
         make_model(name).save_pretrained(folder)
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    clean |= {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     away = tmp_path / "away"
     away.mkdir()
-    command = [sys.executable, "-c", STRANGER, *map(str, checkpoints.values())]
-    done = subprocess.run(command, cwd=away, env=clean, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    ask_stranger("-c", STRANGER, *checkpoints.values(), home=away)
     for name, folder in checkpoints.items():
         theirs, model = load_file(f"{folder}.safetensors"), make_model(name)
         with torch.no_grad():

@@ -2,14 +2,14 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
+from processes import python
 
 
 def run(tmp_path, *options) -> dict:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--out", str(tmp_path / "gpu.json"), *options]
+    command = [python(), str(ROOT / "benchmarks" / "gpu.py"), "--out", str(tmp_path / "gpu.json"), *options]
     found = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert found.returncode == 0, found.stderr
     return json.loads((tmp_path / "gpu.json").read_text())

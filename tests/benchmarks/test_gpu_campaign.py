@@ -2,11 +2,13 @@
 
 import sys
 import tarfile
+import time
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT
+from processes import python
 from safetensors.torch import load_file, save_file
 
 from jepa4rec.benchmarks import gpu_campaign
@@ -59,8 +61,16 @@ def test_what_is_done_when_the_time_is_over_is_saved(tmp_path, monkeypatch):
     runs = [{"name": "pretrain", "recipe": "first.yaml"}, {"name": "too_long", "recipe": "first.yaml"}]
     runs[1]["set"] = ["phases.0.steps=1000000"]
     (tmp_path / "campaign.yaml").write_text(yaml.safe_dump({"runs": runs}))
-    command = ["run", "gpu", "--campaign", "campaign.yaml", "--out", "out", "--seconds", "90", "--benchmark", ""]
+    command = ["run", "gpu", "--campaign", "campaign.yaml", "--out", "out", "--seconds", "300", "--benchmark", ""]
     monkeypatch.setattr(sys, "argv", ["gpu_campaign.py", *command])
+    monkeypatch.setattr(sys, "executable", python())
+    keep = gpu_campaign.Budget.keep_checkpoint
+
+    def keep_and_be_late(budget, one) -> None:
+        keep(budget, one)
+        budget.end = time.monotonic() + 5
+
+    monkeypatch.setattr(gpu_campaign.Budget, "keep_checkpoint", keep_and_be_late)
     gpu_campaign.main(command)
     with tarfile.open(tmp_path / "out" / "records.tar.gz") as archive:
         assert "pretrain/metrics.json" in archive.getnames() and "too_long/metrics.json" not in archive.getnames()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TINY_ITEMS
+from processes import python
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.hub.opening import open_encoder
@@ -88,7 +89,7 @@ def ask(home, blocked: str, code: str):
     (home / "asked.json").write_text(json.dumps({"items": ASKED, "histories": HISTORIES}))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(home / "modules"), "HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", STRANGER + code, blocked]
+    command = [sys.executable if "torch" in blocked else python(), "-c", STRANGER + code, blocked]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads((home / "answers.json").read_text())

@@ -1,6 +1,5 @@
 """Every family in the registry keeps the plug's promises: the same heads train around it, save and open again."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, WITHOUT_PACKAGE
+from processes import ask_stranger
 from tiny_batches import VOCABULARY, finetuning_batch, pretraining_batch
 from tiny_batches import tiny_config as small_config
 from transformers import AutoConfig, AutoModel, AutoModelForPreTraining
@@ -341,9 +341,4 @@ def test_two_checkpoints_in_one_process_run_each_its_own_code(tmp_path, tiny_con
         code = (other / name).read_text(encoding="utf-8")
         assert code.count(old) == 1
         (other / name).write_text(code.replace(old, new), encoding="utf-8")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    code = WITHOUT_PACKAGE + TWO_CODES
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    ask_stranger("-c", WITHOUT_PACKAGE + TWO_CODES, home=tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ def home(tmp_path_factory):
 def ask(hub, home):
     """``ask(code or script, *arguments, token=True)`` runs a process whose Hub is the loopback one."""
 
-    def run(what, *arguments, token=True, endpoint=None):
-        return run_client(endpoint or hub.url, home, what, *arguments, token=token)
+    def run(what, *arguments, endpoint=None, **how):
+        return run_client(endpoint or hub.url, home, what, *arguments, **how)
 
     return run
 
@@ -164,7 +165,12 @@ def push(ask):
 
     def run(*calls, **how):
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PUSHES}"
-        done = ask(code, json.dumps([[[repo, str(folder)], options] for repo, folder, options in calls]), **how)
+        done = ask(
+            code,
+            json.dumps([[[repo, str(folder)], options] for repo, folder, options in calls]),
+            program=sys.executable,
+            **how,
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

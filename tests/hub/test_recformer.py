@@ -2,13 +2,12 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
+from processes import ask_stranger
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 from transformers import LongformerConfig, LongformerForMaskedLM, PreTrainedTokenizerFast
@@ -379,14 +378,11 @@ def test_the_command_writes_what_a_stranger_opens(tmp_path, tokenizer, monkeypat
         "b = t([[{'title': 'Red Tea'}]], return_tensors='pt')\n"
         "print(*m(**b).pooler_output[0].tolist())"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", stranger, str(tmp_path / "ours")], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
+    said = ask_stranger("-c", stranger, tmp_path / "ours", home=tmp_path)
     batch = {"input_ids": torch.tensor([[0, TITLE, RED, _TEA]]), "token_type_ids": torch.tensor([[0, 1, 2, 2]])}
     batch |= {"item_position_ids": torch.tensor([[0, 1, 1, 1]]), "attention_mask": torch.ones(1, 4).long()}
     expected = official_states(official_state(), batch)[0, 0]
-    found = torch.tensor([float(number) for number in said.stdout.split()])
+    found = torch.tensor([float(number) for number in said.split()])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 

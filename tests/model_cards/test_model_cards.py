@@ -2,12 +2,12 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import yaml
 from conftest import ROOT
 from huggingface_hub import ModelCard
+from processes import python
 
 from jepa4rec.evaluation.audit import FIGURES
 from jepa4rec.model_cards import render
@@ -117,6 +117,11 @@ def test_card_shows_collapse_gauges_from_first_to_last(run):
 def audit_of(**changes) -> dict:
     figures = {name: 0.123 for name in FIGURES}
     return {"protocol": "leave_one_out", "test_targets": 9, "figures": figures, "reasons": {}, **changes}
+
+
+def test_the_card_says_whether_the_measured_data_were_learned(run):
+    for own_data, said in ((True, "training part of the leave-one-out split"), (False, "for evaluation only")):
+        assert f"{said}, fingerprint `{FINGERPRINT}`" in render_card_of(run, record(own_data=own_data))
 
 
 def test_card_carries_the_audit_of_its_record(run):
@@ -265,7 +270,7 @@ def test_only_the_block_between_the_markers_changes(tmp_path):
 def test_a_page_without_markers_is_left_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing to see", encoding="utf-8")
-    command = [sys.executable, "scripts/results_table.py", str(page), str(tmp_path)]
+    command = [python(), "scripts/results_table.py", str(page), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "it needs the line" in done.stderr and "Traceback" not in done.stderr
     assert page.read_text(encoding="utf-8") == "nothing to see"

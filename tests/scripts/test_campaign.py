@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
+from processes import python
 
 from jepa4rec.datasets_builders import build, save_dataset
 from jepa4rec.scripts import campaign
@@ -36,6 +36,7 @@ def place(shop, tmp_path, monkeypatch):
     first = {"run": {"output_dir": "unused"}, "model": {"config": TINY}, "phases": [{"kind": "pretrain", **steps}]}
     second = {"run": {"output_dir": "unused"}, "model": {"init": "runs/first/checkpoint"}}
     second["phases"] = [{"kind": "finetune", "history_items": 0, **steps}]
+    monkeypatch.setenv("CAMPAIGN_LAUNCHER", python())
     for name, own in {"first": first, "second": second}.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**shared, **own}))
     return tmp_path
@@ -74,7 +75,7 @@ def test_one_command_carries_a_campaign_out_and_a_second_one_starts_nothing(plac
 @pytest.mark.slow("trains in processes")
 def test_a_killed_campaign_goes_on(place):
     path = write(place, {**FIRST, "set": ["phases.0.steps=4000", "run.save_every=1", "run.log_every=1"]})
-    command = [sys.executable, str(ROOT / "scripts" / "campaign.py"), str(path)]
+    command = [python(), str(ROOT / "scripts" / "campaign.py"), str(path)]
     process = subprocess.Popen(command, cwd=place, start_new_session=True)
     deadline = time.time() + 240
     while not list((place / "runs" / "first" / "state").glob("phase-0-step-*")) and time.time() < deadline:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import ROOT
+from processes import python
 from safetensors.torch import load_file, save_file
 
 from jepa4rec.baselines.sasrec import SasRec
 from jepa4rec.datasets_builders import contract
-from jepa4rec.evaluation.metrics.seqrec_ranking.seqrec_ranking import ranking_metrics
+from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.ranking import rank_scores
 from jepa4rec.evaluation.scorers import ItemMeanScorer, SequenceScorer
 from jepa4rec.modeling_jepa4rec import (
@@ -98,7 +98,7 @@ def refuses(tmp_path, monkeypatch):
 
 def test_as_a_program_from_another_folder(save, dataset_dir, tmp_path):
     checkpoint = save(Jepa4RecModel)
-    command = [sys.executable, str(SCRIPT), checkpoint.name, str(dataset_dir), "--cutoffs", "2", "--out", "result"]
+    command = [python(), str(SCRIPT), checkpoint.name, str(dataset_dir), "--cutoffs", "2", "--out", "result"]
     command += ["--system", "RecFormer"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

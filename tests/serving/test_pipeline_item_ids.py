@@ -1,12 +1,11 @@
 """The pipeline of models that know items by their ids: the baselines, served as any other checkpoint."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from processes import ask_stranger
 from transformers import pipeline
 
 from jepa4rec.baselines import SEQUENCE_MODELS
@@ -157,9 +156,7 @@ def test_without_its_items_ids_a_checkpoint_is_refused(tmp_path):
 def test_a_stranger_asks_both_kinds_in_one_process(tmp_path, tiny_config, tiny_tokenizer):
     save_checkpoint_files(Jepa4RecModel(tiny_config), tiny_tokenizer, tmp_path / "encoder")
     save(tmp_path / "sasrec", "sasrec", temperature=0.1)
-    command = [sys.executable, "-c", STRANGER, str(tmp_path / "encoder"), str(tmp_path / "sasrec")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    told, known = json.loads(done.stdout.splitlines()[-1])
+    said = ask_stranger("-c", STRANGER, tmp_path / "encoder", tmp_path / "sasrec", home=tmp_path)
+    told, known = json.loads(said.splitlines()[-1])
     ours = opened(tmp_path / "sasrec")({"history": ["sku-3", "sku-1"]}, top_k=3)
     assert told in ("pot", "tea") and known == [answer["item_id"] for answer in ours]

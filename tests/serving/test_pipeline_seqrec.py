@@ -1,10 +1,7 @@
 """pipeline("sequential-recommendation"): a stranger's road to recommendations, from texts and from learned items."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 
@@ -12,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_ITEMS, WITHOUT_PACKAGE
+from processes import ask_stranger
 from transformers import pipeline
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
@@ -488,13 +486,7 @@ def test_a_stranger_recommends_from_a_folder(tmp_path, fine_tuned, tiny_backend,
     shutil.copytree(fine_tuned, tmp_path / "fine-tuned")
     (tmp_path / "items.json").write_text(json.dumps(ITEMS))
     (tmp_path / "stranger.py").write_text(STRANGER)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "hub")}
-    environment |= {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "stranger.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
+    ask_stranger("stranger.py", home=tmp_path)
     answers = json.loads((tmp_path / "answers.json").read_text())
     ours = SequentialRecommendationPipeline(encoder, tiny_tokenizer, task=TASK)
     ours.add_items(ITEMS)

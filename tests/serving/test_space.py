@@ -9,7 +9,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from dataclasses import replace
@@ -21,6 +20,7 @@ import torch
 import yaml
 from conftest import ROOT, TINY_ITEMS, WITHOUT_PACKAGE
 from hub_server import HubServer, Repository
+from processes import python
 
 import drawing
 from attribution_seqrec import words_of
@@ -443,7 +443,7 @@ def address(tmp_path_factory, checkpoint, dataset_dir):
         environment |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_DISABLE_TELEMETRY": "1"}
         with open(home / "log", "w") as log:
             served = subprocess.Popen(
-                [sys.executable, "-c", STRANGER], cwd=home / "space", env=environment, stdout=log, stderr=log
+                [python(), "-c", STRANGER], cwd=home / "space", env=environment, stdout=log, stderr=log
             )
         try:
             yield wait_for(f"http://127.0.0.1:{port}", served, home / "log")
@@ -625,6 +625,6 @@ def test_a_page_without_a_checkpoint_says_what_to_give(tmp_path):
     pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[demo]'")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SEQREC_")}
     done = subprocess.run(
-        [sys.executable, str(APP / "app.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [python(), str(APP / "app.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.strip().endswith("give --checkpoint or set SEQREC_CHECKPOINT.")

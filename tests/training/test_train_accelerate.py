@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
+from processes import python
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -412,8 +412,8 @@ def test_a_loss_that_is_no_number_names_step_and_batch_and_keeps_what_was_good(w
 # ------------------------------------------------------------------------------------------------ interruption
 
 
-def launch(path: Path, *settings, launcher=(sys.executable,)) -> subprocess.Popen:
-    command = [*launcher, str(ROOT / "train_accelerate.py"), "--recipe", str(path)]
+def launch(path: Path, *settings, launcher=()) -> subprocess.Popen:
+    command = [python(), *launcher, str(ROOT / "train_accelerate.py"), "--recipe", str(path)]
     command += [word for setting in settings for word in ("--set", setting)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -519,7 +519,7 @@ def assert_same_training(a: Path, b: Path) -> None:
 def test_two_processes_train_as_one(write_recipe, tmp_path):
     path = write_recipe([{**PRETRAIN, "steps": 6}, {**FINETUNE, "steps": 6, "batch_size": 32}])
     config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
-    launcher = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config))
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(config))
     process = launch(path, *STILL, f"run.output_dir={tmp_path / 'two'}", launcher=launcher)
     one = train(path, *STILL)
     output, _ = process.communicate(timeout=300)
