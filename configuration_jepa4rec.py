@@ -73,6 +73,8 @@ class SeqRecConfig(PreTrainedConfig):
         num_items: rows of the item matrix of a fine-tuned model; 0 for none.
         history_items: how many of the most recent items a fine-tuned model also looks up by id; 0 is text only.
         history_text: whether a fine-tuned model reads the history's text; without it the looked-up items are all.
+        history_decay: of an encoder that reads a history as the mean of its items' vectors: what an item weighs beside
+            the next newer one. `None` reads it as one text.
         token_head: whether a fine-tuned model has a token head, to learn masked tokens beside its catalogue.
         catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
     """
@@ -83,6 +85,7 @@ class SeqRecConfig(PreTrainedConfig):
     num_items: int = 0
     history_items: int = 0
     history_text: bool = True
+    history_decay: float | None = None
     token_head: bool = False
     catalogue_fingerprint: str | None = None
 
@@ -129,6 +132,8 @@ class SeqRecConfig(PreTrainedConfig):
             raise ValueError(
                 f"num_items ({self.num_items}) and history_items ({self.history_items}) must not be negative."
             )
+        if self.history_decay is not None and not 0 < self.history_decay <= 1:
+            raise ValueError(f"history_decay must be above 0 and at most 1, got {self.history_decay}.")
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items is 0: nothing of the history would be read.")
 

@@ -41,7 +41,7 @@ from jepa4rec.baselines.item_sequences import ItemSequenceModel
 from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.ranking import Ranks
 from jepa4rec.evaluation.records import describe_run, write_evaluation
-from jepa4rec.evaluation.scorers import measure, rank_baselines
+from jepa4rec.evaluation.scorers import history_reading, measure, rank_baselines
 from jepa4rec.hub.opening import open_encoder
 from jepa4rec.model_cards.render import write_card
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
@@ -411,6 +411,8 @@ def set_up(
     source = folder.finished_phase(index - 1) if index else folder.start
     work = Work(recipe, data, open_tokenizer(recipe, folder.start, phase))
     model = phase.open_model(source, data).to(accelerator.device)
+    if phase.trains_encoder:
+        model.config.history_decay = phase.history_decay
     work.made = phase.begin(model, work)
     freeze(model, phase.freeze_word_embeddings, phase.freeze_layers)
     if recipe.run.activation_checkpointing:
@@ -453,8 +455,11 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
         results |= phase.results(model, Work(recipe, data, tokenizer))
     if compare:
         start = open_encoder(folder.start).to(accelerator.device)
+        start.config.history_decay = model.config.history_decay  # before and after are read alike
         before = rank_test_split(accelerator, start, tokenizer, data, recipe, kept=True)
         results["zero_shot"] = ranking_metrics(before.by(ties))
+    if tokenizer is not None:
+        results["history"] = history_reading(model)
     if not accelerator.is_main_process:
         return results
     names, excludes = recipe.evaluation.baselines, recipe.evaluation.exclude_history

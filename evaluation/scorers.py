@@ -26,20 +26,26 @@ def make_scorer(
     item_tokens,
     batch_tokens: int | None = None,
     progress: bool | None = None,
-    history: History = "text",
+    history: History | None = None,
     item_vectors: Tensor | None = None,
 ) -> Scorer:
     """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
     texts (zero-shot). Without a tokenizer the model is a baseline. `history` "items" reads no history as a text, but
-    takes the recency-weighted mean of its items' vectors; `item_vectors` are those of the texts, where known."""
+    takes the recency-weighted mean of its items' vectors; None: as the model says (`history_reading`).
+    `item_vectors` are those of the texts, where known."""
     if tokenizer is None:
         return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
     vectors = model.item_matrix.weight if hasattr(model, "item_matrix") else item_vectors
     if vectors is None:
         vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
-    if history == "items":
-        return ItemMeanScorer(vectors)
+    if (history or history_reading(model)) == "items":
+        return ItemMeanScorer(vectors, model.config.history_decay or RECENCY_DECAY)
     return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens, progress)
+
+
+def history_reading(model: nn.Module) -> History:
+    """How a model reads a history: what was fine-tuned for a catalogue reads the text, see `history_decay` else."""
+    return "items" if model.config.history_decay is not None and not hasattr(model, "item_matrix") else "text"
 
 
 class DualEncoderScorer:
@@ -85,12 +91,13 @@ class DualEncoderScorer:
 class ItemMeanScorer:
     """Cosine of a history's recency-weighted mean item vector with all item vectors.
 
-    The newest item has weight 1, each older one `RECENCY_DECAY` times that of the next newer. The user's vector costs
+    The newest item has weight 1, each older one `decay` times that of the next newer. The user's vector costs
     no run of the encoder, and no fine-tuning is needed: with a text encoder this is zero-shot.
     """
 
-    def __init__(self, item_vectors: Tensor):
+    def __init__(self, item_vectors: Tensor, decay: float = RECENCY_DECAY):
         """Take (N, d) vectors of any length."""
+        self.decay = decay
         self.index = ItemIndex(item_vectors)
         self.num_items = self.index.num_items
         self._directions = normalise(item_vectors.detach())
@@ -105,7 +112,7 @@ class ItemMeanScorer:
             self._directions,
             torch.from_numpy(np.cumsum([0, *lengths[:-1]])).to(self._directions.device),
             mode="sum",
-            per_sample_weights=torch.from_numpy(RECENCY_DECAY ** ages.astype(np.float32)).to(self._directions),
+            per_sample_weights=torch.from_numpy(self.decay ** ages.astype(np.float32)).to(self._directions),
         )
         return self.index.scores(users)
 

@@ -8,6 +8,7 @@ fine-tuned on this very dataset (same fingerprint) ranks with its own item matri
 ids alone and ranks only the dataset it was trained on. Popularity and item-transition stand beside it.
 
 `--history items` reads no history: it takes the recency-weighted mean of the items' vectors, which costs nothing.
+Without it a checkpoint reads as its config.json says (history_decay).
 """
 
 import json
@@ -32,8 +33,7 @@ PARSER.add_argument("--batch_tokens", type=int, help="tokens encoded at a time (
 PARSER.add_argument(
     "--history",
     choices=["text", "items"],
-    default="text",
-    help="read it as one text, or as the recency-weighted mean of its items' vectors (default: text)",
+    help="as one text, or as the recency-weighted mean of its items' vectors (default: as the checkpoint says)",
 )
 PARSER.add_argument("--device", help="default: cuda where there is one, else cpu")
 PARSER.add_argument("--name", help="what tables call it (default: the checkpoint's path)")
@@ -50,7 +50,7 @@ from jepa4rec.datasets_builders.contract import PROTOCOLS, SeqRecDataset, Split,
 from jepa4rec.evaluation.audit import audit, summarise
 from jepa4rec.evaluation.ranking import rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run, portable_path, write_evaluation
-from jepa4rec.evaluation.scorers import make_scorer, measure, rank_baselines
+from jepa4rec.evaluation.scorers import history_reading, make_scorer, measure, rank_baselines
 from jepa4rec.hub.opening import find_checkpoint, is_fine_tuned, load_model, load_tokenizer
 from jepa4rec.model_cards.results_table import markdown_table
 from jepa4rec.serving.encoding_seqrec import check_histories
@@ -94,7 +94,7 @@ def evaluate(options: Namespace) -> dict:
     record = {
         **describe_evaluation(checkpoint, dataset, options),
         "item_vectors": "matrix" if is_fine_tuned(model) or tokenizer is None else "text",
-        "history": "ids" if tokenizer is None else options.history,
+        "history": "ids" if tokenizer is None else options.history or history_reading(model),
         "tokenizer": tokenizer and tokenizer.settings,
         "users": len(split.targets),
         "items": dataset.num_items,

@@ -24,6 +24,8 @@ from .pipeline_catalogue import IDS_FILE, CataloguePipeline, hub_options, read_i
 
 logger = logging.get_logger(__name__)
 
+LEAST_WEIGHT = 1e-4  # of an item of a history, where the newest has 1; what is older is not read
+
 
 class SequentialRecommendationPipeline(CataloguePipeline):
     """Recommends by what items say; arguments as `CataloguePipeline`."""
@@ -64,6 +66,8 @@ class SequentialRecommendationPipeline(CataloguePipeline):
 
     @torch.no_grad()
     def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+        if self.model.config.history_decay is not None and not hasattr(self.model, "item_matrix"):
+            return self._means_of_items(histories)
         # What is too old to be read is not encoded either, which would take seconds for the longest histories.
         most = max(self.tokenizer.max_items, self.model.config.history_items)
         histories = [history[-most:] for history in histories]
@@ -72,6 +76,25 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         if getattr(self.model, "history_item_vectors", None) is not None:
             vectors = self._with_items(vectors, items, [[name for name, _ in history] for history in histories])
         return torch.nn.functional.normalize(vectors, dim=1)
+
+    def _means_of_items(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+        """The recency-weighted means (B, d) of the items' vectors: the catalogue's, or those of what is not in it."""
+        decay, catalogue = self.model.config.history_decay, self.catalogue.snapshot()
+        most = 1 + int(np.log(LEAST_WEIGHT) / np.log(decay)) if decay < 1 else None
+        newest = [history[::-1][:most] for history in histories]
+
+        def is_known(name: str | None, item: Mapping) -> bool:
+            """Whether the id alone was given: then the item is the catalogue's own dict."""
+            return name in catalogue.places and catalogue.items[catalogue.places[name]] is item
+
+        strange = {id(item): item for history in newest for name, item in history if not is_known(name, item)}
+        read = dict(zip(strange, self._text_vectors(list(strange.values()), None), strict=True)) if strange else {}
+        means = torch.zeros(len(histories), self.vector_size)
+        for mean, history in zip(means, newest, strict=True):
+            for age, (name, item) in enumerate(history):
+                vector = read[id(item)] if id(item) in read else catalogue.vectors[catalogue.places[name]]
+                mean += decay**age * vector
+        return torch.nn.functional.normalize(means, dim=1)
 
     def _encode_texts(self, texts: list[list[dict]]) -> Tensor:
         """The text vectors (B, d) of histories, one long."""

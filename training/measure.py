@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> dict[str, float]:
     """Metrics on the validation split, or on the recipe's fixed sample of its users."""
     split = sample_users(data.splits.validation, recipe.evaluation.validation_users, recipe.run.seed)
-    scorer = _scorer(accelerator, model, tokenizer, data, recipe)
+    scorer = _scorer(accelerator, model, tokenizer, data)
     return ranking_metrics(_rank_together(accelerator, scorer, split, recipe.evaluation).by(recipe.evaluation.ties))
 
 
@@ -32,17 +32,14 @@ def rank_test_split(
     accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe, kept: bool = False
 ) -> Ranks:
     """Ranks of all test users; `kept`: item vectors by these weights are worth keeping, other runs start from them."""
-    scorer = _scorer(accelerator, model, tokenizer, data, recipe, kept)
+    scorer = _scorer(accelerator, model, tokenizer, data, kept)
     return _rank_together(accelerator, scorer, data.splits.test, recipe.evaluation)
 
 
-def _scorer(
-    accelerator: Accelerator, model: nn.Module, tokenizer, data: RunData, recipe: Recipe, kept: bool = False
-) -> Scorer:
+def _scorer(accelerator: Accelerator, model: nn.Module, tokenizer, data: RunData, kept: bool = False) -> Scorer:
     item_tokens = None if tokenizer is None else data.item_tokens(tokenizer, data.own)
     vectors = data.item_vectors(model, tokenizer) if kept and tokenizer is not None else None
-    reading = {"history": recipe.evaluation.history, "item_vectors": vectors}
-    return make_scorer(model, tokenizer, item_tokens, progress=_bar(accelerator), **reading)
+    return make_scorer(model, tokenizer, item_tokens, progress=_bar(accelerator), item_vectors=vectors)
 
 
 def _bar(accelerator: Accelerator) -> bool:
@@ -86,7 +83,6 @@ def make_record(
         "protocol": recipe.data.split,
         "exclude_history": recipe.evaluation.exclude_history,
         "ties": recipe.evaluation.ties,
-        "history": recipe.evaluation.history,
         "users": len(data.splits.test.targets),
         "items": data.num_items,
         "own_data": any(phase.own_data for phase in recipe.phases) or not recipe.data.pretrain,

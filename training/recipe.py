@@ -115,12 +115,10 @@ class ModelRecipe:
 @dataclass(kw_only=True)
 class EvaluationRecipe:
     """Full ranking after training, and what stands beside it. `validation_users`: a fixed sample for evaluations
-    *during* training; `ties` "official": optimistic, as RecFormer's; `history` "items": an encoder reads no history as
-    a text, but takes the recency-weighted mean of its items' vectors."""
+    *during* training; `ties` "official": optimistic, as RecFormer's."""
 
     exclude_history: bool = False
     ties: Literal["mean", "official"] = "mean"
-    history: Literal["text", "items"] = "text"
     validation_users: int | None = None
     zero_shot: bool = True
     baselines: list[Literal["popularity", "item_transition", "item_transition_decayed"]] = field(

@@ -14,7 +14,7 @@ from transformers import pipeline
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.evaluation.ranking import top_k
-from jepa4rec.evaluation.scorers import DualEncoderScorer
+from jepa4rec.evaluation.scorers import DualEncoderScorer, make_scorer
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.serving.pipeline_catalogue import TASK, save_item_ids
 from jepa4rec.serving.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
@@ -65,6 +65,22 @@ def test_recommendations_are_those_of_the_scorer(pipe, tiny_tokenizer, tiny_item
     assert ids(answers) == [IDS[row] for row in rows[0]]
     assert [answer["score"] for answer in answers] == pytest.approx(scores[0].tolist(), abs=1e-5)
     assert answers[0]["item"] == TINY_ITEMS[rows[0][0]]
+
+
+def test_an_encoder_that_learned_means_of_items_reads_histories_as_such(pipe, tiny_tokenizer, tiny_items, monkeypatch):
+    pipe.model.config.history_decay = 0.5
+    scorer = make_scorer(pipe.model, tiny_tokenizer, tiny_tokenizer.encode_items(tiny_items), progress=False)
+    histories = [np.array([0, 4, 7]), np.array([3])]
+    rows, scores = top_k(scorer, histories, 5)
+    asked = [{"history": [IDS[item] for item in history]} for history in histories]
+    as_texts = pipe([{"history": [TINY_ITEMS[item] for item in history]} for history in histories], top_k=5)
+    named = {"history": [{"item_id": "p0", **TINY_ITEMS[5]}]}  # an id of the catalogue beside another text
+    strange = pipe({"history": [TINY_ITEMS[5]]}, top_k=5)
+    assert ids(pipe(named, top_k=5)) == ids(strange) != ids(pipe({"history": ["p0"]}, top_k=5))
+    monkeypatch.setattr(pipe, "_text_vectors", None)  # what the catalogue holds is not encoded again
+    for answers, by_text, best, cosines in zip(pipe(asked, top_k=5), as_texts, rows, scores, strict=True):
+        assert ids(answers) == ids(by_text) == [IDS[row] for row in best]
+        assert [answer["score"] for answer in answers] == pytest.approx(cosines.tolist(), abs=1e-4)
 
 
 def test_a_history_may_hold_items_never_seen_before(pipe):

@@ -118,7 +118,6 @@ def test_item_sequences_leave_the_mean_of_start_and_trained_weights(write_recipe
         settings = [
             f"phases.0.start_weight={share}",
             f"run.output_dir={tmp_path / str(share)}",
-            "evaluation.history=items",
         ]
         record = train(path, *settings)
         found[share] = weights(tmp_path / str(share))

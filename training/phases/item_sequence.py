@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class ItemSequencePhase(InBatchPhase):
     temperature: float = 0.1
     same_domain: bool = True
     start_weight: float = 0.5
+
+    history_decay: ClassVar[float] = RECENCY_DECAY
 
     def __post_init__(self):
         super().__post_init__()

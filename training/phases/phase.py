@@ -70,6 +70,7 @@ class Phase:
 
     least_history: ClassVar[int] = 1
     trains_encoder: ClassVar[bool] = True  # else a baseline, or a head on vectors
+    history_decay: ClassVar[float | None] = None  # how an encoder learns to read histories, see `SeqRecConfig`
     knows_items: ClassVar[bool] = False  # whether the trained model has learned vectors of the catalogue's items
     own_data: ClassVar[bool] = False  # learns from the data of the run, whatever `data.pretrain` holds
     lr_items = None  # what some kinds set; see FinetunePhase
