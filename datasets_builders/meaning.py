@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 def plain(name: str) -> str:
     """A name without case, accents, spaces and signs: "Customer ID" and customer_id are one, Käufer and kaufer too."""
+    name = re.sub("#$", "number", name)
     return re.sub(r"[\W_]", "", unicodedata.normalize("NFKD", name.lower()))
 
 
@@ -23,7 +24,7 @@ ROLES = {
         "profileid guestid patient student learner employee household username customeremail useremail email "
         "kundenid kundennummer kundennr kunde nutzer käufer besteller clienteid cliente usuario comprador utilisateur "
         "acheteur utente acquirente klant gebruiker kund пользователь клиент покупатель 用户 客户 会员 顧客 "
-        "session visit"
+        "userpseudoid customeruserid session visit"
     ),
     "item_id": _words(
         "itemid item iid parentasin asin productid product prodid sku productsku variantsku lineitemsku "
@@ -45,11 +46,13 @@ ROLES = {
         "rating ratings overall stars starrating score reviewscore ratingvalue bookrating userrating "
         "reviewrating bewertung sterne puntuación calificación avaliação valutazione оценка 评分"
     ),
+    "quantity": _words("quantity qty qtyordered lineitemquantity menge anzahl quantité cantidad quantità quantidade"),
 }
 _ENDINGS = re.compile(r"(id|hash|key|number|nummer|num|no|nr|code)$")
 ONLY_OF_ITEMS = {"item_id": ["id", "code", "handle", "number"]}  # too little beside a user
 # Words in the name of a column of numbers that are times, and in that of dates which are not the interaction's.
 _OF_TIMES = frozenset("at date datetime datum day epoch on stamp t time timestamp ts utc when zeit".split())
+_CLOCKS = frozenset("time clock hour uhrzeit zeit heure hora ora tijd tid".split())  # of the time of day
 _NOT_OF_EVENTS = re.compile(r"birth|born|releas|publi|expir|updat|modif|regist|signup|joined|deliver|shipp|valid")
 # What an item is called: text also where it looks like a number ("1984").
 TITLES = frozenset(
@@ -64,7 +67,7 @@ TEXTS = TITLES | frozenset(
     _words(
         "description brand author authors artist artistname genre genres category categories itemdescription "
         "productdescription maker manufacturer publisher maincategory maincat beschreibung marke hersteller kategorie "
-        "descripción"
+        "descripción vendor subcategory"
     )
 )
 
@@ -82,8 +85,17 @@ def columns_for(role: str, names: Iterable[str], of_items: bool = False) -> list
 
 def names_a_time(name: str) -> bool | None:
     """Whether a column's name says that its numbers are times; None where it says that its times are no event's."""
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-    return None if _NOT_OF_EVENTS.search(plain(name)) else bool(_OF_TIMES & set(words))
+    return None if _NOT_OF_EVENTS.search(plain(name)) else bool(_OF_TIMES & _words_of(name))
+
+
+def names_a_clock(name: str) -> bool:
+    """Whether a column's name says that it may hold the time of day of what happened."""
+    words = _words_of(name)
+    return not _NOT_OF_EVENTS.search(plain(name)) and bool(_CLOCKS & words or any(w.endswith("time") for w in words))
+
+
+def _words_of(name: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()))
 
 
 def item_columns(interactions: Sequence[str], items: Sequence[str]) -> tuple[str | None, str | None]:

@@ -5,6 +5,7 @@ CSV and its relatives (commas, semicolons, tabs, bars or ``::``; UTF-8, UTF-16 o
 comes out as strings: what a value means is the builder's business, and ``17850`` must not depend on its form.
 """
 
+import ast
 import codecs
 import csv
 import io
@@ -43,6 +44,7 @@ TAB_SEPARATED = (".tsv", ".inter", ".item", ".user")
 _SIGNATURES = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 _SIGNATURES |= {b"PAR1": ".parquet", b"PK\3\4": ".zip or .xlsx", b"\xd0\xcf\x11\xe0": ".xls"}
 _NO_OBJECT = re.compile(rb"(?:^|\n)[ \t]*null\b")  # at the start of a line, which makes Arrow end the process
+_QUOTING = {"twice": {}, "backslash": {"escape_char": "\\"}, "raw": {"quote_char": False}}
 _STAND_IN = "\x1f"  # readers of CSV know delimiters of one character only
 _ATOMIC = re.compile(r"(?P<name>[^:]+):(?P<kind>token|token_seq|float|float_seq)")  # RecBole's headers
 
@@ -52,7 +54,8 @@ class TableFile:
     """A file that holds one table, or one sheet of an Excel book.
 
     ``sheet`` may also be a member of a .zip. ``delimiter`` None finds the one of a CSV file; ``header`` names the
-    columns of one that has no header line.
+    columns of one that has no header line. ``quoting`` says how a quotation mark stands inside a value of a CSV file:
+    "twice", "backslash" before it, or "raw", where quotation marks are letters (`with_quoting`).
     """
 
     path: Path
@@ -60,6 +63,7 @@ class TableFile:
     sheet: str | None = None
     header: tuple[str, ...] | None = None
     stated_encoding: str | None = None
+    quoting: str = "twice"
 
     def __str__(self) -> str:
         return f"{self.path}, sheet {self.sheet!r}" if self.sheet else str(self.path)
@@ -207,6 +211,13 @@ def _csv_form(file: TableFile) -> CsvForm:
     if all(atomic):
         header = [match["name"] for match in atomic]
     kinds = tuple(match["kind"] if match and all(atomic) else None for match in atomic)
+    body = [row for row, _ in rows[above + 1 : -1] or rows[above + 1 :]]  # the last may be cut
+    if body and all(len(row) == len(header) + 1 for row in body):
+        if not any(row[-1] for row in body):  # a delimiter ends the rows, and not the header
+            header = [*header, ""]
+        elif [row[0] for row in body] == [str(number + 1) for number in range(len(body))]:  # R numbers rows like this
+            header = ["", *header]
+    kinds = kinds if len(kinds) == len(header) else (None,) * len(header)
     named = (name or f"column {place}" for place, name in enumerate(header, start=1))
     return CsvForm(delimiter, tuple(named), kinds, skipped + lines_read, above)
 
@@ -255,7 +266,7 @@ def _open_csv(file: TableFile, **options) -> pa_csv.CSVStreamingReader:
     return pa_csv.open_csv(
         data,
         read_options=pa_csv.ReadOptions(block_size=BLOCK_BYTES, encoding=file.encoding, **read_options),
-        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, **_QUOTING[file.quoting]),
         convert_options=pa_csv.ConvertOptions(**options),
     )
 
@@ -286,26 +297,57 @@ def _csv_head(file: TableFile) -> pa.Table:
     return pa.Table.from_batches([batch for batch, _ in zip(reader, range(1), strict=False)], reader.schema)
 
 
-def check_quotes(file: TableFile) -> None:
-    """Raises ValueError naming the line where a quotation mark of a CSV file opens and is not properly closed.
+def with_quoting(file: TableFile) -> TableFile:
+    """The file, knowing how quotation marks stand in it: Arrow reads what is not closed without a word, as one value.
 
-    Arrow reads such a file without a word, the rest of it as one value.
+    Raises ValueError naming the line where one opens and is not properly closed. In a file of tabs, whose programs
+    seldom quote, marks are letters where quoting does not work out or spans lines, and every line is a row.
     """
     if file.kind != "csv":
-        return
+        return file
     with open_bytes(file.path) as data:
         if not any(b'"' in block for block in iter(lambda: data.read(BLOCK_BYTES), b"")):
-            return
-    with io.TextIOWrapper(open_bytes(file.path), encoding=file.encoding, newline="") as text:
-        rows, line = _csv_rows(text, file.form.delimiter, strict=True), 1
+            return file
+    twice = _first_open_quote(file)
+    if file.form.delimiter == "\t" and (twice or _spans_lines(file)) and _is_regular(file):
+        return replace(file, quoting="raw")
+    if twice is None:
+        return file
+    if _first_open_quote(file, escapechar="\\") is None:
+        return replace(file, quoting="backslash")
+    line, error = twice
+    raise ValueError(
+        f"{file}: in line {line} a quotation mark opens that is not properly closed ({error}); close it, and "
+        'write quotation marks inside a value twice ("")'
+    ) from error
+
+
+def _text(file: TableFile) -> io.TextIOWrapper:
+    return io.TextIOWrapper(open_bytes(file.path), encoding=file.encoding, newline="")
+
+
+def _first_open_quote(file: TableFile, **options) -> tuple[int, csv.Error] | None:
+    with _text(file) as text:
+        rows, line = _csv_rows(text, file.form.delimiter, strict=True, **options), 1
         try:
             for _ in rows:
                 line = rows.line_num + 1
         except csv.Error as error:
-            raise ValueError(
-                f"{file}: in line {line} a quotation mark opens that is not properly closed ({error}); close it, and "
-                'write quotation marks inside a value twice ("")'
-            ) from error
+            return line, error
+    return None
+
+
+def _spans_lines(file: TableFile) -> bool:
+    with _text(file) as text:
+        rows = _csv_rows(text, file.form.delimiter)
+        return any(rows.line_num != number for number, _ in enumerate(rows, start=1))
+
+
+def _is_regular(file: TableFile) -> bool:
+    """Whether every line that is not empty has a tab between any two columns."""
+    with _text(file) as text:
+        tabs = len(file.form.names) - 1
+        return all(line.count("\t") == tabs for line in itertools.islice(text, file.form.above, None) if line.strip())
 
 
 def ends_in_a_line(file: TableFile) -> bool:
@@ -369,13 +411,18 @@ def _parse_any_lines(lines: bytes, schema: pa.Schema | None = None) -> pa.Table:
         return parse_json_lines(lines, schema)
     except pa.ArrowInvalid:
         try:
-            rows = [json.loads(line) for line in lines.splitlines() if line.strip()]
-        except (ValueError, RecursionError):
+            rows = [_json_or_python(line) for line in lines.splitlines() if line.strip()]
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             rows = []
         if not rows or not all(isinstance(row, dict) for row in rows):
             raise
     names = dict.fromkeys(name for row in rows for name in row)
     return pa.table({name: _array([row.get(name) for row in rows]) for name in names})
+
+
+def _json_or_python(line: bytes):
+    """Older collections of reviews hold what Python prints of a dict."""
+    return ast.literal_eval(line.decode()) if re.match(rb"\s*\{u?'", line) else json.loads(line)
 
 
 def _array(values: list) -> pa.Array:

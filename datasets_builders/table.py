@@ -23,7 +23,7 @@ from ibis import _
 
 from .builder import SeqRecBuilder, table_configs
 from .contract import SeqRecDataset, make_dataset, marked_as_text
-from .meaning import TEXTS, TITLES, columns_for, item_columns, names_a_time, plain
+from .meaning import TEXTS, TITLES, columns_for, item_columns, names_a_clock, names_a_time, plain
 from .preparation import (
     Workspace,
     build_tables,
@@ -37,14 +37,15 @@ from .reading import (
     DELIMITERS,
     TableFile,
     book_sheets,
-    check_quotes,
     damage_named,
     ends_in_a_line,
     require_columns,
     whole_number_ids,
+    with_quoting,
 )
 from .texts import as_text, is_text, open_nested
 from .times import (
+    CLOCK,
     DATE_ORDERS,
     TIMESTAMP_UNITS,
     TimeColumn,
@@ -65,6 +66,7 @@ _ADDRESS = r"https?://\S+"
 _COMMA = r"^-?\d+(,\d+)?$"  # prices where the comma is the decimal sign
 _MISSING = r"^(NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"  # what programs write where there is nothing
 _MISSING_ID = r"^(nan|NaN|NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"
+_MIDNIGHT = r"[T ]0?0:00(:00(\.0+)?)?$"  # what a column of days gets where only moments can be written
 _LOST_DIGITS = r"^\d(\.\d+)?[eE]\+?\d\d+$"  # what spreadsheets and floats make of long numbers
 
 
@@ -104,7 +106,8 @@ def prepare(
             or ratings out: without times the order of the file is the order of events.
         items_item_id: the id column of the items, where it is not called like ``item_id``.
         attributes: columns that tell what an item is, in the order wanted; None = all others that hold text.
-        timestamp_unit: of numbers: "s", "ms", "us", "ns" (since 1970), or "auto": by their size.
+        timestamp_unit: of numbers: "s", "ms", "us", "ns" (since 1970), "sheet_days" (a spreadsheet's, 45123.5 is noon
+            of 2023-07-16), or "auto": by their size.
         date_order: of dates like 1/2/2024: "day_first" or "month_first"; None = as the column shows.
         rating_range: lowest and highest rating there may be.
         delimiter: of CSV files; None = each file's own.
@@ -133,12 +136,13 @@ def prepare(
     headers = [names and tuple(names) for names in (interactions_columns, items_columns)]
     tables = _tables(files, delimiter and delimiter.replace("\\t", "\t"), encoding, headers)
     interactions_file, items_file = _by_name(tables, sheets) if sheets else _by_meaning(tables, given)
-    for file in (interactions_file, items_file):
-        if file:
-            with damage_named(file.path):
-                check_quotes(file)
+    with damage_named(interactions_file.path):
+        interactions_file = with_quoting(interactions_file)
+    if items_file:
+        with damage_named(items_file.path):
+            items_file = with_quoting(items_file)
     columns = _find_columns(interactions_file, items_file, given, items_item_id, _listed(attributes))
-    time = _time_column(interactions_file, columns.roles.get("timestamp"), timestamp_unit, date_order)
+    time = _time_column(interactions_file, columns.roles, timestamp_unit, date_order)
     notes: dict[str, None] = {}  # a set in the order of arrival
     with open_workspace(threads, engine) as workspace:
         strict = incomplete_rows == "error" or (items_file is not None and incomplete_rows is None)
@@ -303,6 +307,7 @@ def _find_columns(
     wanted |= {role: name for role, name in given.items() if name}
     wanted["timestamp"] = wanted["timestamp"] or _time_by_values(interactions, list(wanted.values()))
     roles = {role: name for role, name in wanted.items() if name and name != NONE}
+    roles |= _clock(interactions, roles, given["timestamp"]) if roles.get("timestamp") in names else {}
     texts = attributes or []
     problems = _missing(interactions, [*roles.values(), *([] if items else texts)])
     problems += _nameless(interactions, {"user": "user_id", "item": "item_id"}, roles)
@@ -327,14 +332,46 @@ def _time_by_values(file: TableFile, taken: Sequence[str | None]) -> str | None:
         is_named = names_a_time(name)
         if name in taken or is_named is None:
             continue
-        texts = pc.utf8_trim_whitespace(as_text(file.head[name].slice(0, 1000)).combine_chunks())
-        found += [name] if are_times(_without(_MISSING, texts), numbers=is_named) else []
+        found += [name] if are_times(_first_texts(file, name), numbers=is_named) else []
     if len(found) > 1:
         raise ValueError(
             f"{file}: {' and '.join(map(repr, found))} hold times: say timestamp=COLUMN for the one that counts, or "
             "timestamp=none"
         )
     return next(iter(found), None)
+
+
+def _clock(file: TableFile, roles: Mapping[str, str], given: str | None) -> dict[str, str]:
+    """The column with the time of day, beside one of dates without it; ValueError where that one holds whole times."""
+    dates = _without(_MIDNIGHT, _first_texts(file, roles["timestamp"]))
+    if not are_times(dates, numbers=True) or pc.any(pc.match_substring(dates, ":")).as_py():
+        return {}
+    for name in filter(names_a_clock, file.names):
+        texts = _first_texts(file, name)
+        if name in roles.values() or not pc.any(pc.not_equal(texts, "")).as_py():
+            continue
+        if pc.all(pc.match_substring_regex(texts, f"^$|{CLOCK}")).as_py():
+            return {"clock": name}
+        if not given and are_times(texts, numbers=True):
+            raise ValueError(
+                f"{file}: {roles['timestamp']!r} holds days and {name!r} times: say timestamp=COLUMN for the "
+                "one that counts"
+            )
+    return {}
+
+
+def _first_texts(file: TableFile, name: str) -> pa.Array:
+    return _without(_MISSING, pc.utf8_trim_whitespace(as_text(file.head[name].slice(0, 1000)).combine_chunks()))
+
+
+def _moments(batch: pa.RecordBatch, roles: Mapping[str, str]) -> pa.Array:
+    """The texts of the times, of two columns put together."""
+    times = _without(_MISSING, pc.utf8_trim_whitespace(batch[roles["timestamp"]]))
+    if "clock" not in roles:
+        return times
+    clocks = _without(_MISSING, pc.utf8_trim_whitespace(batch[roles["clock"]]))
+    joined = pc.binary_join_element_wise(_without(_MIDNIGHT, times), clocks, " ")
+    return pc.if_else(pc.or_(pc.equal(times, ""), pc.equal(clocks, "")), times, joined)
 
 
 def _missing(file: TableFile, needed: list[str]) -> list[str]:
@@ -351,12 +388,20 @@ def _nameless(file: TableFile, needed: dict[str, str], found: Mapping[str, str])
     if not lacking:
         return []
     names = file.names
-    hint = ""
+    lists = [name for name in names if _holds_lists(file, name)]
+    hint = f"; {lists[0]!r} holds lists: write one row for each member (in pandas: DataFrame.explode)" if lists else ""
     if file.kind == "csv" and not file.header and sum(name[:1].isdigit() for name in names) > 0:
-        hint = "; if its first line is no header, name its columns: interactions_columns=[...] or items_columns=[...]"
+        hint += "; if its first line is no header, name its columns: interactions_columns=[...] or items_columns=[...]"
     if file.kind == "csv" and len(names) == 1:
         hint += "; if another sign parts its columns, say delimiter=SIGN"
     return [f"{file}: no column tells {' or '.join(lacking)}; the file has {', '.join(map(repr, names))}{hint}"]
+
+
+def _holds_lists(file: TableFile, name: str) -> bool:
+    if file.kind == "csv":
+        texts = _first_texts(file, name)
+        return pc.any(pc.match_substring_regex(texts, r"^\[.*\]$")).as_py() or False
+    return pa.types.is_list(file.head.schema.field(name).type)
 
 
 def _check_plain(file: TableFile, ids: Sequence[str]) -> None:
@@ -426,12 +471,14 @@ def _no_words(file: TableFile, name: str) -> str | None:
 # Rows
 
 
-def _time_column(file: TableFile, column: str | None, unit: str, order: str | None) -> TimeColumn | None:
-    if column is None:
+def _time_column(file: TableFile, roles: Mapping[str, str], unit: str, order: str | None) -> TimeColumn | None:
+    if "timestamp" not in roles:
         return None
+    column = roles["timestamp"]
+    wanted = [roles[role] for role in ("timestamp", "clock") if role in roles]
 
     def read() -> Iterator[pa.Array]:
-        return (_without(_MISSING, pc.utf8_trim_whitespace(batch[column])) for batch in file.read([column]))
+        return (_moments(batch, roles) for batch in file.read(wanted))
 
     where = f"{file}, column {column!r}"
     time = read_time_column(read, where, unit, order)
@@ -454,24 +501,33 @@ def _interactions(
     notes: dict[str, None],
 ) -> Iterator[pa.RecordBatch]:
     """Ids and texts as strings, ticks of time, ratings; no user where a row is not ``strict``ly complete."""
-    row, roles = 1, columns.roles
+    row, roles, returned = 1, columns.roles, 0
     own = columns.labels if columns.in_interactions else {}
-    for batch in file.read(list(dict.fromkeys([*roles.values(), *own.values()]))):
+    amounts = columns_for("quantity", file.names)[:1]
+    for batch in file.read(list(dict.fromkeys([*roles.values(), *own.values(), *amounts]))):
+        returned += sum(pc.sum(pc.starts_with(batch[name], "-")).as_py() or 0 for name in amounts)
         texts = {ours: pc.utf8_trim_whitespace(batch[theirs]) for ours, theirs in roles.items()}
         texts = {ours: _without(_MISSING_ID if "_id" in ours else _MISSING, texts[ours]) for ours in texts}
+        texts.pop("clock", None)
         empty = {ours: pc.equal(column, "") for ours, column in texts.items()}
         if strict:
-            for ours, theirs in roles.items():
-                _check_filled(empty[ours], file, theirs, row)
+            for ours in texts:
+                _check_filled(empty[ours], file, roles[ours], row)
         values = {ours: _ids(texts[ours], file, roles[ours], row, notes) for ours in ("user_id", "item_id")}
         if "timestamp" in roles:
-            values["timestamp"] = time.moments(texts["timestamp"])
-            _check_times(texts["timestamp"], values["timestamp"], f"{file}, column {roles['timestamp']!r}", row)
+            moments = _moments(batch, roles)
+            values["timestamp"] = time.moments(moments)
+            _check_times(moments, values["timestamp"], f"{file}, column {roles['timestamp']!r}", row)
         if "rating" in roles:
             values["rating"] = to_ratings(texts["rating"], f"{file}, column {roles['rating']!r}", rating_range, row)
         values["user_id"] = pc.if_else(functools.reduce(pc.or_, empty.values()), "", values["user_id"])
         row += batch.num_rows
         yield pa.RecordBatch.from_pydict(values | {ours: open_nested(batch[theirs]) for ours, theirs in own.items()})
+    if returned:
+        notes[
+            f"{returned:,} interactions have a {amounts[0]!r} below 0 (returns?) and count as all others; leave "
+            "them out of the file if they should not"
+        ] = None
 
 
 def _without(pattern: str, texts: pa.Array) -> pa.Array:
@@ -502,8 +558,9 @@ def _ids(texts: pa.Array, file: TableFile, column: str, first_row: int, notes: d
             f"{file}: column {column!r}, row {first_row + place}: {texts[place].as_py()!r} is an id that lost its "
             "digits as a number; write the file again with ids as text"
         )
-    ids = whole_number_ids(texts)
-    if not ids.equals(texts):
+    unwrapped = pc.replace_substring_regex(texts, r'^="(.*)"$', r"\1")  # how exports keep a spreadsheet from numbers
+    ids = whole_number_ids(unwrapped)
+    if not ids.equals(unwrapped):
         notes[f"{file.path.name}: ids of {column!r} like 101.0 are read as 101"] = None
     return ids
 
@@ -568,7 +625,10 @@ def _report(interactions: TableFile, items: TableFile | None, columns: _Columns,
     """What was taken for what, a line a file."""
     roles = dict(columns.roles)
     said = [f"{ours.removesuffix('_id')} from {roles[ours]!r}" for ours in ("user_id", "item_id")]
-    said.append(f"timestamp from {roles['timestamp']!r}, {time}" if time else "no timestamp: the file's order counts")
+    clock = f" and {roles['clock']!r}" if "clock" in roles else ""
+    said.append(
+        f"timestamp from {roles['timestamp']!r}{clock}, {time}" if time else "no timestamp: the file's order counts"
+    )
     if "rating" in roles:
         said.append(f"rating from {roles['rating']!r}")
     texts = "text from " + ", ".join(map(repr, columns.texts))
@@ -594,6 +654,9 @@ def _form(file: TableFile) -> str:
     said = [DELIMITERS.get(file.form.delimiter, f"parted by {file.form.delimiter!r}")]
     if file.encoding != "utf8" and not file.stated_encoding:
         said.append(f"not UTF-8, read as {file.encoding}; encoding= says otherwise")
+    said += {"raw": ["quotation marks are letters"], "backslash": ["backslashes before quotation marks"]}.get(
+        file.quoting, []
+    )
     if file.form.above:
         said.append(f"lines above the header left out: {file.form.above}")
     return ", ".join(said)

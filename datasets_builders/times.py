@@ -1,8 +1,9 @@
 """Texts -> moments and ratings. What a column means is decided by all of it; what does not fit is refused by its row.
 
-Numbers are seconds, milliseconds, microseconds or nanoseconds since 1970, told apart by their size, and all alike;
-eight digits are a day (20240301). Dates are ISO, spelled with the month's name, or numbers of which one is above 12:
-where none is, nothing says whether day or month comes first, and whoever knows is asked.
+Numbers are seconds, milliseconds, microseconds or nanoseconds since 1970, or a spreadsheet's days (45123.5), told
+apart by their size, and all alike; eight digits are a day (20240301). Dates are ISO, spelled with the month's name, or
+numbers of which one is above 12: where none is, nothing says whether day or month comes first, and whoever knows is
+asked.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 UNITS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}  # nanoseconds in each
-TIMESTAMP_UNITS = ("auto", *UNITS)
+SHEET_DAYS = "sheet_days"
+TIMESTAMP_UNITS = ("auto", *UNITS, SHEET_DAYS)
+SHEET_DAY_OF_1970 = 25_569
+# 2000 to 2050: most seconds of a day, which are no dates, lie outside.
+SHEET_DAYS_KNOWN = (36_526, 54_790)
 DATE_ORDERS = ("day_first", "month_first")
 LAST_SHORT_YEAR = 26  # a first number above it is a day, not a year of two digits
 # Seconds, 1980 and 2100: narrow enough that no number is a time in two units, and none is that lost its last digit.
@@ -21,6 +26,7 @@ EARLIEST_OF_KNOWN_UNIT = -2_208_988_800  # 1900
 
 SHOWN = 60  # letters of a value in an error
 _KINDS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds", "date": "a date"}
+_KINDS[SHEET_DAYS] = "a spreadsheet's days"
 _NUMBER = r"^[+-]?(?:(?:\d+(?:[.,]\d*)?|[.,]\d+)(?:[eE][+-]?\d+)?|(?i:nan|inf|infinity))$"
 _YEAR, _SHORT_YEAR = r"(?P<year>(?:19|20)\d{2})", r"(?P<year>(?:19|20)\d{2}|\d{2})"
 _DAY, _MONTH = r"(?P<day>0?[1-9]|[12]\d|3[01])", r"(?P<month>0?[1-9]|1[0-2])"
@@ -41,10 +47,10 @@ _MONTHS = (  # in English, German, French, Spanish, Italian, Portuguese, Dutch a
 _MONTH_OF = {name: str(number) for number, names in enumerate(_MONTHS, start=1) for name in names.split()}
 _NAME = rf"(?P<month>(?i:{'|'.join(sorted(_MONTH_OF, key=len, reverse=True))}))"
 _WEEKDAY = r"^(?:\p{L}{2,12}[.,]* )?"
-_CLOCK = (
-    r"(?:(?:[T ,]| at )\s*(?P<hour>[01]?\d|2[0-3]):(?P<rest>[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?)"
-    r"\s*(?P<half>(?i:am|pm|a\.m\.|p\.m\.))?\s*(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?)?$"
-)
+_HOUR = r"(?P<hour>[01]?\d|2[0-3]):(?P<rest>[0-5]\d(?::[0-5]\d(?:[.,]\d{1,9})?)?)"
+_HALF, _ZONE = r"(?P<half>(?i:am|pm|a\.m\.|p\.m\.))", r"(?P<zone>Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)"
+CLOCK = rf"^{_HOUR}\s*{_HALF}?\s*{_ZONE}?$"
+_CLOCK = rf"(?:(?:[T ,:]| at )\s*{_HOUR}\s*{_HALF}?\s*{_ZONE}?)?$"
 _DATES = {
     "iso": rf"^{_YEAR}[-/.]{_MONTH}[-/.]{_DAY}{_CLOCK}",
     "eight digits": rf"^{_YEAR}(?P<month>0[1-9]|1[0-2])(?P<day>0[1-9]|[12]\d|3[01]){_CLOCK}",
@@ -52,9 +58,14 @@ _DATES = {
     "two numbers": rf"^{_DAY}[-/. ]{_DAY.replace('day', 'month')}(?:[-/.]|,? ){_SHORT_YEAR}{_CLOCK}",
     "day name": rf"{_WEEKDAY}{_DAY}(?:[-/ ]|\. ?| de ){_NAME}(?:[-/ ]|[.,]+ ?| de ){_SHORT_YEAR}{_CLOCK}",
     "name day": rf"{_WEEKDAY}{_NAME}\.? {_DAY}(?:st|nd|rd|th)?,? {_YEAR}{_CLOCK}",
+    "year last": rf"{_WEEKDAY}{_NAME} +{_DAY} {_HOUR}(?P<half>)(?: {_ZONE})? {_YEAR}$",  # C's, and Twitter's
 }  # fmt: skip
-# What stands for a space, and 20240301T101500 and 20240301101500 without signs in them.
-_REWRITTEN = ((r"[\x{a0}\x{202f}]", " "), (r"^(\d{8})T?(\d\d)(\d\d)(\d\d)(Z?)$", r"\1T\2:\3:\4\5"))
+# What stands for a space, what says nothing, and 20240301T101500 and 20240301101500 without signs in them.
+_REWRITTEN = (
+    (r" Uhr$|\[[\w/+-]+\]$", ""),
+    (r"[\x{a0}\x{202f}]", " "),
+    (r"^(\d{8})T?(\d\d)(\d\d)(\d\d)(Z?)$", r"\1T\2:\3:\4\5"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,10 @@ class TimeColumn:
 
     def moments(self, texts: pa.Array) -> pa.Array:
         """int64 ticks since 1970 in UTC; null for an empty text and for what is no time."""
+        if self.unit == SHEET_DAYS:
+            days = pc.if_else(pc.equal(texts, ""), None, pc.replace_substring(texts, ",", ".")).cast(pa.float64())
+            ticks = pc.multiply(pc.subtract(days, SHEET_DAY_OF_1970), 86_400_000)
+            return pc.round(ticks).cast(pa.int64())
         if self.unit:
             return _ticks_of_numbers(texts, UNITS[self.unit], self.tick)
         return _divide_down(parse_dates(texts, self.order or "month_first"), self.tick)
@@ -269,6 +284,8 @@ def read_time_column(
         raise ValueError(
             f"{where}: {seen.show('exponent')} lost its digits as a number: write the file again with all of them"
         )
+    if kinds == [SHEET_DAYS]:
+        return TimeColumn(SHEET_DAYS)
     if kinds and kinds[0] in UNITS:
         tick = 1 if "fraction" in seen.first else min(UNITS["ms"], UNITS[kinds[0]])
         return TimeColumn(kinds[0], None, tick)
@@ -281,7 +298,13 @@ def _labels(texts: pa.Array, unit: str) -> Iterator[tuple[str, pa.Array]]:
     known = pc.equal(texts, "")
     numbers = pc.if_else(pc.match_substring_regex(texts, _NUMBER), pc.replace_substring(texts, ",", "."), None)
     least = EARLIEST if unit == "auto" else EARLIEST_OF_KNOWN_UNIT
-    for name in UNITS if unit == "auto" else (unit,):
+    first, end = SHEET_DAYS_KNOWN if unit == "auto" else (1, 73_051)
+    for name in (SHEET_DAYS,) if unit in ("auto", SHEET_DAYS) else ():
+        days = numbers.cast(pa.float64())
+        inside = pc.and_(pc.greater_equal(days, first), pc.less(days, end))
+        known = pc.or_(known, pc.fill_null(inside, False))
+        yield name, inside
+    for name in UNITS if unit == "auto" else {unit} & set(UNITS):
         seconds = pc.divide(numbers.cast(pa.float64()), UNITS["s"] / UNITS[name])
         inside = pc.and_(pc.greater_equal(seconds, least), pc.less(seconds, LATEST))
         known = pc.or_(known, pc.fill_null(inside, False))

@@ -125,6 +125,34 @@ def test_a_time_is_found_by_its_values(table, time, later, earlier):
     assert f"timestamp from '{time}'" in report(dataset) and "times run from 2024-03-01 to 2024" in report(dataset)
 
 
+@pytest.mark.parametrize(
+    ("header", "later", "earlier"),
+    [
+        ("date,time", "2024-03-01,23:10", "2024-03-01,09:05"),
+        ("Datum,Uhrzeit", "13.12.2024,23:10:01", "13.12.2024,23:10:00"),
+        ("order_date,order_time", "12/13/2024 0:00,11:10 PM", "12/13/2024 0:00,12:05 AM"),
+        ("day,hour", "20240301,23:10", "20240301,09:05"),
+    ],
+)
+def test_date_and_time_of_day_in_two_columns_are_one_time(table, header, later, earlier):
+    dataset = table(f"user_id,item_id,{header}\nu,b,{later}\nu,a,{earlier}\n")
+    assert histories(dataset) == {"u": ["a", "b"]}
+    date, clock = header.split(",")
+    assert f"timestamp from '{date}' and '{clock}', as dates with time of day" in report(dataset)
+
+
+def test_a_time_of_day_is_known_by_name_and_values(table):
+    dataset = table(
+        "user_id,item_id,date,length,delivery_time\nu,b,2024-03-01,03:45,12:00\nu,a,2024-03-01,02:10,9:00\n"
+    )
+    assert "timestamp from 'date', as days" in report(dataset)
+    with pytest.raises(ValueError, match="'date' holds days and 'time' times: say timestamp=COLUMN"):
+        table("user_id,item_id,date,time\nu,b,2024-03-01,1709280001\nu,a,2024-03-01,1709280000\n")
+    with pytest.raises(ValueError, match=r"column 'date': '2024-03-01 25:00' is not a date and time \(row 1001\)"):
+        rows = "u,a,2024-03-01,10:00\n" * 1000
+        table(f"user_id,item_id,date,time\n{rows}u,a,2024-03-01,25:00\n")
+
+
 def test_of_two_unknown_times_one_is_asked_for(table):
     sales = "user_id,item_id,left,came\nu,b,2024-03-03,2024-03-01\nu,a,2024-03-01,2024-03-01\n"
     with pytest.raises(ValueError, match="'left' and 'came' hold times: say timestamp=COLUMN"):
@@ -364,6 +392,39 @@ def test_one_table_in_many_forms(tmp_path, name, content, form):
     assert {key: getattr(TableFile(path).form, key) for key in form} == form
 
 
+@pytest.mark.parametrize(
+    ("products", "name", "expected", "form"),
+    [
+        ('item_id\ttitle\na\t12" Record\nb\t"Best" of\n', "p.tsv", ['12" Record', '"Best" of'], "are letters"),
+        ('item_id:token\ttitle:token_seq\na\t"Tea\nb\t"Pot\n', "p.item", ['"Tea', '"Pot'], "are letters"),
+        ('item_id\ttitle\na\t"Tea\nb\tPot"\n', "p.tsv", ['"Tea', 'Pot"'], "are letters"),
+        ('item_id\ttitle\na\t"Tea ""A""\tB"\nb\t"Pot"\n', "p.tsv", ['Tea "A"\tB', "Pot"], "(tabs)"),
+        ('item_id;title\na;"Tea \\"A\\"; B"\nb;"Pot"\n', "p.csv", ['Tea "A"; B', "Pot"], "backslashes"),
+    ],
+)
+def test_quotation_marks_as_files_have_them(table, products, name, expected, form):
+    dataset = table("user_id,item_id\nu,a\nu,b\n", products, names=("s.csv", name))
+    assert [text["title"] for text in texts(dataset).values()] == expected
+    assert form in report(dataset)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "user_id,item_id\nu,b,\nu,a,\n",
+        '"user_id","item_id"\n"1","u","b"\n"2","u","a"\n',
+        "user_id,item_id,\nu,b,\nu,a,\n",
+    ],
+)
+def test_delimiters_at_the_end_and_numbers_of_rows_are_no_values(table, content):
+    assert histories(table(content)) == {"u": ["b", "a"]}
+
+
+def test_a_value_more_in_every_row_is_refused(table):
+    with pytest.raises(ValueError, match="Expected 3 columns, got 4"):
+        table("user_id,item_id,rating\nu,a,4,5\nv,b,3,5\n")
+
+
 def test_archives_are_folders(tmp_path):
     archive = write(tmp_path, "shop.zip", zipped("sales.csv", SALES))
     assert histories(build("table", data_files=[archive, write(tmp_path, "p.csv", PRODUCTS)])) == {"u": ["b", "a"]}
@@ -548,6 +609,7 @@ def test_an_archive_that_unpacks_hugely_is_refused_before_it_does(tmp_path, monk
     [
         '[{"item_id": "a", "title": "Tea"},\n {"item_id": "b", "title": 1984}]',
         '{"item_id": "a", "title": "Tea"}\n{"item_id": "b", "title": 1984}\n',
+        "{'item_id': 'a', 'title': u'Tea'}\n{'item_id': u'b', 'title': 1984}\n",
     ],
 )
 def test_json_may_be_an_array_and_change_its_mind_about_types(table, content):
@@ -608,6 +670,13 @@ def test_a_file_without_line_ends_is_refused_early(tmp_path, name):
         (("13.12.2024", "01.12.2024"), [1733011200000, 1734048000000], "as days, day first"),
         (("Mar 2 2024", "1 March 2024"), [1709251200000, 1709337600000], "as days"),
         (("3/13/2024 1:05 PM", "3/13/2024 11:05 AM"), [1710327900000, 1710335100000], "month first"),
+        (("45123.5", "45123.25"), [1689487200000, 1689508800000], "in a spreadsheet's days"),
+        (("45124", "45123"), [1689465600000, 1689552000000], "in a spreadsheet's days"),
+        (("Wed Oct 10 20:19:24 +0000 2018", "Wed Oct 10 20:18:24 +0000 2018"), [1539202704000, 1539202764000], "of "),
+        (("Wed Oct 10 20:19:24 2018", "Wed Oct  3 20:19:24 2018"), [1538597964000, 1539202764000], "time of day"),
+        (("31/Mar/2024:10:30:00 +0000", "01/Mar/2024:10:30:00 +0000"), [1709289000000, 1711881000000], "time of day"),
+        (("2024-03-01 10:00+01:00[Europe/Berlin]", "2024-03-01 8:00Z[UTC]"), [1709280000000, 1709283600000], "of day"),
+        (("31.03.2024 10:30 Uhr", "01.03.2024 10:30 Uhr"), [1709289000000, 1711881000000], "day first"),
     ],
 )  # fmt: skip
 def test_times_are_known_by_the_whole_column(table, times, expected, words):
@@ -695,7 +764,8 @@ def test_dates_in_words_of_other_languages(text, day):
         (["31.12.24", "01.03.24"], None),
         (["3/2/2024 1:05\u202fPM", "3/13/2024 1:05\u202fPM"], None),
         (["1709280000", "0"], r"'0' is not a date and time \(row 2\)"),
-        (["45353", "45352"], r"'45353' is not a date and time"),
+        (["45353", "1709280000"], r"'45353' \(row 1\) is a spreadsheet's days, but"),
+        (["30000", "29999"], r"'30000' is not a date and time"),
     ],
 )  # fmt: skip
 def test_times_that_may_mislead(times, message):
@@ -807,6 +877,27 @@ def test_types_as_mongodb_writes_them(table):
     lines = '{"user_id": "u", "item_id": "%s", "created_at": {"$date": "2024-03-0%dT10:00:00Z"}}\n'
     dataset = table(lines % ("b", 2) + lines % ("a", 1), names=("sales.jsonl", "products.csv"))
     assert histories(dataset) == {"u": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("s.jsonl", '{"customer_id": "c", "line_items": [{"sku": "a"}, {"sku": "b"}]}\n'),
+        ("s.csv", 'customer_id,line_items\nc,"[""a"", ""b""]"\n'),
+    ],
+)
+def test_lists_of_items_in_one_row_name_the_way_out(table, name, content):
+    with pytest.raises(ValueError, match="'line_items' holds lists: write one row for each member"):
+        table(content, names=(name, "p.csv"))
+
+
+def test_returns_are_counted_and_said(table):
+    dataset = table("user_id,item_id,Quantity\nu,a,1\nu,a,-1\nu,b,2\n")
+    assert "1 interactions have a 'Quantity' below 0 (returns?)" in report(dataset)
+
+
+def test_ids_wrapped_for_a_spreadsheet(table):
+    assert histories(table('user_id,item_id\nu,"=""a"""\nu,b\n')) == {"u": ["a", "b"]}
 
 
 def test_ids_keep_their_letters(table):
