@@ -106,6 +106,7 @@ def test_an_exported_folder_gives_sentence_transformers_our_vectors(vocabulary, 
     }
 
 
+@pytest.mark.slow("loads sentence-transformers")
 def test_a_source_that_reads_less_stays_so_and_an_export_that_reads_more_is_noticed(broken, tmp_path, monkeypatch):
     library = pytest.importorskip("sentence_transformers")
     (broken / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 120}))

@@ -784,7 +784,9 @@ def test_a_stranger_loads_every_model(tmp_path):
     for name, folder in checkpoints.items():
         theirs, model = load_file(f"{folder}.safetensors"), make_model(name)
         with torch.no_grad():
-            assert torch.equal(theirs["users"], model.user_vectors(torch.tensor([[3, 1, 4], [5, 9, -1]])))
+            # Products of matrices that lie elsewhere in memory may differ in the last bit.
+            users = model.user_vectors(torch.tensor([[3, 1, 4], [5, 9, -1]]))
+            torch.testing.assert_close(theirs["users"], users, rtol=1e-6, atol=1e-6)
             assert torch.equal(theirs["items"], model.item_vectors())
 
 

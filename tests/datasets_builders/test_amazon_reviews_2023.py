@@ -87,6 +87,7 @@ def test_several_categories_keep_the_domain_of_items_and_users(write):
     assert "domain" not in together.sequences.column_names
 
 
+@pytest.mark.slow("builds a sample a seed")
 def test_a_sample_of_users_depends_on_the_seed_alone(write):
     csv = write("All_Beauty.csv", HEADER + "".join(f"u{n},a,4.0,{n}\n" for n in range(40)))
     items = write("meta_All_Beauty.jsonl", [meta("a")])
@@ -152,6 +153,7 @@ def test_reviews_are_the_same_by_the_engines_reader_and_by_ours(write):
         build("amazon_reviews_2023", "5core", [forms[0], items])
 
 
+@pytest.mark.slow("builds a line of each oddity")
 def test_one_odd_line_does_not_change_how_the_others_are_read(write):
     """Regular metadata are parsed by the block, a block with an odd line one by one."""
     rows = [

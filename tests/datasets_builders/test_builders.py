@@ -93,6 +93,7 @@ def retail_forms(tmp_path_factory) -> dict[str, Path]:
     return forms
 
 
+@pytest.mark.slow("builds from every form")
 def test_online_retail_is_the_same_from_every_form(retail_forms):
     built = {form: build("online_retail", "jepa4rec", path) for form, path in retail_forms.items()}
     assert {form: dataset.fingerprint for form, dataset in built.items()} == dict.fromkeys(
@@ -355,6 +356,7 @@ def test_movielens_is_a_table(real_file):
 # `datasets` builders
 
 
+@pytest.mark.slow("goes through every builder and its cache")
 def test_builders_load_and_stream_both_tables(tmp_path):
     cache = str(tmp_path / "cache")
     folder = write_unisrec(tmp_path / "tools")

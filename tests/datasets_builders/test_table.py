@@ -968,6 +968,7 @@ def test_movielens_in_recboles_files_is_movielens(real_file, tmp_path):
     assert atomic.attributes == ["movie_title", "class"]
 
 
+@pytest.mark.slow("writes a shop as a workbook")
 def test_a_book_and_a_european_export_of_one_shop_tell_the_same(tmp_path):
     book = build("table", data_files=write_book(tmp_path / "shop.xlsx"))
     (tmp_path / "export").mkdir()

@@ -63,6 +63,7 @@ class ReadingClerk:
         return 1 + (weight - 1) * shares**1.3
 
 
+@pytest.mark.slow("counts and reads a whole shop")
 def test_reading_beats_counting(shop):
     splits = leave_one_out(shop.sequences)
     popularity, transitions = counts(splits.train, shop.num_items)

@@ -63,6 +63,7 @@ def test_settings_are_yaml():
         parse_setting("--option", "a")
 
 
+@pytest.mark.slow("starts every command in a process of its own")
 def test_the_few_commands_are_listed_and_lead_to_their_scripts(tmp_path):
     def jepa4rec(*words):
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from jepa4rec.scripts.__main__ import main; main()"

@@ -143,6 +143,7 @@ def test_a_reload_reads_the_folder_and_a_failed_one_keeps_the_old(client, pipe, 
     assert "reload_failed" not in client.post("/reload").json()
 
 
+@pytest.mark.slow("asks all the while it is reloaded")
 def test_nobody_sees_half_a_catalogue_while_it_is_reloaded(client, pipe, tmp_path):
     question, stop, kinds = {"history": [TINY_ITEMS[0]], "top_k": 12}, threading.Event(), set()
     whole = pipe({"history": [TINY_ITEMS[0]]}, top_k=12)

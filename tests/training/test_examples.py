@@ -399,6 +399,7 @@ def test_history_batch(tiny_tokenizer, item_tokens):
     assert with_items["history_item_ids"].tolist() == [[2, 1, 3, -1], [7, -1, -1, -1]]
 
 
+@pytest.mark.slow("starts workers")
 def test_batches_made_ahead_by_workers_are_the_same_and_checked(collator, item_tokens, tiny_config):
     from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 
