@@ -488,6 +488,12 @@ def test_sheets_as_people_leave_them(tmp_path, sheet, row):
     assert rows_of(write(tmp_path, "s.xlsx", {"Empty": [], "Sheet": sheet})) == [row]
 
 
+def test_rows_that_were_taken_for_columns_are_refused(tmp_path):
+    path = write(tmp_path, "p.csv", ",".join(map(str, range(10_001))) + "\n")
+    with pytest.raises(ValueError, match="p.csv has 10,001 columns, more than the 10,000 that are read"):
+        _ = TableFile(path).names
+
+
 def test_a_name_twice_is_refused_in_every_form(tmp_path):
     twice = pa.table([["a"], ["x"], ["y"]], names=["item_id", "title", "title"])
     pq.write_table(twice, tmp_path / "p.parquet")
