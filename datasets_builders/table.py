@@ -525,7 +525,7 @@ def _interactions(
         yield pa.RecordBatch.from_pydict(values | {ours: open_nested(batch[theirs]) for ours, theirs in own.items()})
     if returned:
         notes[
-            f"{returned:,} interactions have a {amounts[0]!r} below 0 (returns?) and count as all others; leave "
+            f"{returned:,} rows have a {amounts[0]!r} below 0 (returns?) and count as all others; leave "
             "them out of the file if they should not"
         ] = None
 

@@ -57,7 +57,7 @@ class RunRecipe:
     telemetry_every: int = 100
 
     def __post_init__(self):
-        check_ranges(self, seed=Range(0), log_every=Range(1), save_every=Range(0), telemetry_every=Range(0))
+        check_ranges(self, seed=Range(0, 2**32 - 1), log_every=Range(1), save_every=Range(0), telemetry_every=Range(0))
 
 
 @dataclass(kw_only=True)

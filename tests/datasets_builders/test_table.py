@@ -899,7 +899,7 @@ def test_lists_of_items_in_one_row_name_the_way_out(table, name, content):
 
 def test_returns_are_counted_and_said(table):
     dataset = table("user_id,item_id,Quantity\nu,a,1\nu,a,-1\nu,b,2\n")
-    assert "1 interactions have a 'Quantity' below 0 (returns?)" in report(dataset)
+    assert "1 rows have a 'Quantity' below 0 (returns?)" in report(dataset)
 
 
 def test_ids_wrapped_for_a_spreadsheet(table):

@@ -64,11 +64,9 @@ class FinetunePhase(Phase):
         super().__post_init__()
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
-        check_ranges(self, history_mask_rate=Range(0, 1))
+        check_ranges(self, history_mask_rate=Range(0, 1), text_gate=Range(0, 1, above=True))
         if self.objective.mlm_weight and not (self.history_text and self.gradient_accumulation == 1):
             raise ValueError("objective.mlm_weight needs history_text: true and gradient_accumulation: 1")
-        if self.text_gate is not None and self.text_gate <= 0:
-            raise ValueError("text_gate must be above 0; history_text: false leaves the text out")
         if self.text_gate is not None and not self.history_items:
             raise ValueError("text_gate weighs the text beside history_items, which are 0: leave it out")
 

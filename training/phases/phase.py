@@ -93,8 +93,8 @@ class Phase:
                 f"batch_size {self.batch_size} does not divide into gradient_accumulation = "
                 f"{self.gradient_accumulation} slices: choose a multiple"
             )
-        if (self.steps if self.steps is not None else self.epochs) <= 0:
-            raise ValueError("steps or epochs must be above 0")
+        if self.epochs <= 0:
+            raise ValueError(f"steps or epochs must be above 0, got epochs {self.epochs:g}")
 
     def total_steps(self, epoch_steps: int) -> int:
         """Optimiser steps of the phase, where an epoch has so many."""
