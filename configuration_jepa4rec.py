@@ -23,6 +23,7 @@ SIZES = frozenset(
     "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size max_position_embeddings "
     "d_model d_kv d_ff num_layers num_heads".split()
 )
+MOST_LAYERS = 1000
 SCALES = frozenset("layer_norm_eps layer_norm_epsilon initializer_range initializer_factor".split())
 
 
@@ -121,6 +122,8 @@ class SeqRecConfig(PreTrainedConfig):
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if is_number and name in SIZES and not value >= 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+            if is_number and name in ("num_hidden_layers", "num_layers") and value > MOST_LAYERS:
+                raise ValueError(f"{name} must be at most {MOST_LAYERS}, got more.")
             if is_number and name in SCALES and not 0 < value < inf:
                 raise ValueError(f"{name} must be above 0, got {value}.")
             if is_number and "dropout" in name and not 0 <= value < 1:

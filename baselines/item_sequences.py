@@ -25,6 +25,7 @@ logger = logging.get_logger(__name__)
 PADDING = -1
 IDS_FILE = "item_ids.json"  # what the rows of the item matrix are, see the pipeline
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+MOST_LAYERS = 1000
 MOST_LOGITS = 2**26  # logits held at a time by the softmax over the catalogue
 
 
@@ -62,6 +63,8 @@ class ItemSequenceConfig(PreTrainedConfig):
         for name in ("num_items", "max_length", "hidden_size", "num_hidden_layers", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_hidden_layers > MOST_LAYERS:
+            raise ValueError(f"num_hidden_layers must be at most {MOST_LAYERS}, got more.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout}.")
         if self.temperature is not None and self.temperature <= 0:

@@ -333,7 +333,7 @@ class Catalogue:
         about, rows, vectors = _read_whole(folder)
         if about["weights_hash"] != weights_hash:
             raise ValueError(
-                f"{folder} holds vectors of other weights ({about['weights_hash'][:12]}, this checkpoint is "
+                f"{folder} holds vectors of other weights ({about['weights_hash'][:12]!r}, this checkpoint is "
                 f"{weights_hash[:12]}); add the items again with this checkpoint."
             )
         kept = about["index"]

@@ -7,7 +7,7 @@ knows items by their ids.
 import difflib
 import hashlib
 import json
-import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -525,7 +525,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _boost(item_id: str | int, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+    numeric = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not numeric or not abs(value) < sys.float_info.max:
         raise ValueError(f"The boost of item {item_id!r} is {value!r}; it is a number.")
     return float(value)
 

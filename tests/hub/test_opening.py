@@ -281,6 +281,8 @@ def test_weights_that_are_no_numbers_are_named():
         ("tokenizer.json", "{}"),
         ("tokenizer_config.json", '{"cls_token": []}'),
         ("tokenizer_config.json", "{}"),
+        ("config.json", f'{{"model_type": "sasrec", "num_items": 3, "num_hidden_layers": {10**400}}}'),
+        ("config.json", f'{{"model_type": "jepa4rec", "num_hidden_layers": {10**400}}}'),
     ],
 )
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path, tiny_tokenizer, name, content):

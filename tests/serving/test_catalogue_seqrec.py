@@ -339,6 +339,13 @@ def test_a_catalogue_edited_by_hand_is_one_sentence(tmp_path, popularity):
         Catalogue.load(tmp_path / "c", WEIGHTS)
 
 
+def test_the_name_of_other_weights_is_told_in_one_line(tmp_path):
+    filled(5).save(tmp_path / "c")
+    change_about(tmp_path / "c", weights_hash="\n")
+    with pytest.raises(ValueError, match=r"holds vectors of other weights \('\\n', this"):
+        Catalogue.load(tmp_path / "c", WEIGHTS)
+
+
 def test_what_is_no_catalogue_is_neither_read_nor_overwritten(tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(FileNotFoundError, match="catalogue.json is missing"):

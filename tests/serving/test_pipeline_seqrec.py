@@ -194,6 +194,12 @@ def test_ids_may_be_whole_numbers(tiny_backend, tiny_tokenizer):
     assert "100" not in made.catalogue.ids
 
 
+@pytest.mark.parametrize("boost", [10**400, float("inf"), float("nan"), True, "1"])
+def test_a_boost_that_is_no_number_is_refused(pipe, boost):
+    with pytest.raises(ValueError, match="The boost of item 'p1' is .*; it is a number."):
+        pipe({"history": ["p0"]}, boosts={"p1": boost})
+
+
 def test_boosts_lift_and_bury_items(pipe):
     plain = pipe({"history": ["p0"]}, top_k=12)
     lifted = pipe({"history": ["p0"]}, top_k=12, boosts={plain[-1]["item_id"]: 3, plain[0]["item_id"]: -3})
