@@ -14,6 +14,7 @@ Torch takes seconds to import, so a command reads its arguments first, and nothi
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -53,12 +54,17 @@ def command(parser: argparse.ArgumentParser, interrupted: str = "interrupted") -
 
 
 def parse_setting(flag: str, text: str) -> tuple[str, Any]:
-    """`key=value`, the value in YAML: 5 is a number, [a, b] a list. Raises ValueError for anything else."""
+    """`key=value`, the value in YAML: 5 is a number, [a, b] a list; signs alone (`::`, `|`) are text.
+
+    Raises ValueError for anything else.
+    """
     import yaml
 
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"{flag} takes KEY=VALUE, not {text!r}")
+    if re.fullmatch(r"[^\w\s\[\]{}\"'~]+", value):  # YAML reads "::" as a mapping, "|" as nothing, "#" as a comment
+        return key, value
     try:
         return key, yaml.safe_load(value)
     except (yaml.YAMLError, ValueError, AttributeError) as error:  # what a tag with a wrong value raises

@@ -59,6 +59,10 @@ def test_errors_and_interruptions_are_one_sentence():
 
 def test_settings_are_yaml():
     assert parse_setting("--option", "a=[1, x]") == ("a", [1, "x"])
+    for value, read in {"[]": [], "{}": {}, "~": None, "''": "", "-1": -1, ".5": 0.5}.items():
+        assert parse_setting("--option", f"a={value}") == ("a", read)
+    for signs in ("::", "|", ";", ",", "#", "^"):
+        assert parse_setting("--option", f"delimiter={signs}") == ("delimiter", signs)
     with pytest.raises(ValueError, match="--option takes KEY=VALUE, not 'a'"):
         parse_setting("--option", "a")
 
