@@ -67,6 +67,7 @@ _COMMA = r"^-?\d+(,\d+)?$"  # prices where the comma is the decimal sign
 _MISSING = r"^(NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"  # what programs write where there is nothing
 _MISSING_ID = r"^(nan|NaN|NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"
 _MIDNIGHT = r"[T ]0?0:00(:00(\.0+)?)?$"  # what a column of days gets where only moments can be written
+_WHOLE_TIME = r"(\d{1,7}|\d{9,})([.,]\d*)?"  # a number that is no day as 20240301 is
 _LOST_DIGITS = r"^\d(\.\d+)?[eE]\+?\d\d+$"  # what spreadsheets and floats make of long numbers
 
 
@@ -344,7 +345,8 @@ def _time_by_values(file: TableFile, taken: Sequence[str | None]) -> str | None:
 def _clock(file: TableFile, roles: Mapping[str, str], given: str | None) -> dict[str, str]:
     """The column with the time of day, beside one of dates without it; ValueError where that one holds whole times."""
     dates = _without(_MIDNIGHT, _first_texts(file, roles["timestamp"]))
-    if not are_times(dates, numbers=True) or pc.any(pc.match_substring(dates, ":")).as_py():
+    whole = rf":|^({_WHOLE_TIME})$"
+    if not are_times(dates, numbers=True) or pc.any(pc.match_substring_regex(dates, whole)).as_py():
         return {}
     for name in filter(names_a_clock, file.names):
         texts = _first_texts(file, name)

@@ -222,6 +222,13 @@ def test_an_id_that_both_files_have_is_the_items(table):
     assert "not used: 'product_id'" in report(dataset) and "'picture' (web addresses)" in report(dataset)
 
 
+def test_a_whole_time_needs_no_clock_though_it_says_days(table):
+    sales = 'user_id,item_id,reviewTime,unixReviewTime\nu,b,"06 18, 2018",1529280000\nu,a,"06 17, 2018",1529193600\n'
+    dataset = table(sales)  # as raw Amazon has them
+    assert histories(dataset) == {"u": ["a", "b"]}
+    assert "timestamp from 'unixReviewTime', in seconds; not used: 'reviewTime'" in report(dataset)
+
+
 def test_a_time_that_is_not_used_is_said(table):
     sales = "user_id,item_id,timestamp,date\nu,b,1709280001,2024-03-01\nu,a,1709280000,2024-03-01\n"
     assert "not used: 'date'" in report(table(sales))
