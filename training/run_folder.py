@@ -187,7 +187,7 @@ class RunFolder:
             keep.add(self.best(phase, progress.best_step).name)
         for path in [*self.state.glob(f"phase-{phase}-step-*"), *self.state.glob(f"phase-{phase}-best-*")]:
             if path.name not in keep:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
 
     def end_of(self, phase: int) -> PhaseEnd:
         """How a finished phase ended."""
@@ -207,7 +207,13 @@ class RunFolder:
         write_json(self.state / f"phase-{phase}.json", end._asdict())
         os.replace(weights, self.finished_phase(phase))
         for path in self.state.glob(f"phase-{phase}-*"):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """First the seal: a folder that a kill leaves half removed is not one that was damaged."""
+    (folder / SEAL).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def lasting_part(tree: dict) -> dict:

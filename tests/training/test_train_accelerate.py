@@ -25,13 +25,13 @@ from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, 
 from jepa4rec.losses_seqrec import normalise
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.serving.encoding_seqrec import encode_items
-from jepa4rec.serving.whole_files_seqrec import written_folder
+from jepa4rec.serving.whole_files_seqrec import seal, written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.log import TrainingDiverged
 from jepa4rec.training.measure import evaluate_validation
 from jepa4rec.training.optimisation import freeze, learning_rate_factor, parameter_groups
 from jepa4rec.training.recipe import read_recipe
-from jepa4rec.training.run_folder import PhaseEnd, RunFolder
+from jepa4rec.training.run_folder import PhaseEnd, Progress, RunFolder
 from jepa4rec.training.start import train_wordpiece
 from tests.conftest import TINY_ITEMS
 
@@ -109,6 +109,27 @@ def log_lines(run: Path) -> list[dict]:
 
 
 # ------------------------------------------------------------------------------------------------ results
+
+
+def test_a_kill_while_beaten_weights_are_removed_leaves_no_damage(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    for step in (2, 4):
+        with written_folder(folder.best(0, step)) as fresh:
+            (fresh / "model.safetensors").write_bytes(bytes([step]))
+            seal(fresh)
+
+    def killed(path, ignore_errors):
+        (path / "model.safetensors").unlink()
+        raise SystemExit
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(SystemExit):
+        folder.prune(0, Progress(processes=1, step=4, best_step=4))
+    assert not (folder.best(0, 2) / "model.safetensors").exists()
+    folder._check_seals()
+    (folder.best(0, 4) / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="is not what was saved there"):
+        folder._check_seals()
 
 
 def test_item_sequences_leave_the_mean_of_start_and_trained_weights(write_recipe, tmp_path):
