@@ -55,7 +55,9 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for place, (key, _) in enumerate(node.value):
             if key.value in names[:place]:
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {_short(key.value)} stands twice", problem_mark=key.start_mark
+                )
         return node
 
 
@@ -128,7 +130,7 @@ class _Reader:
 
     def error(self, where: str, message: str) -> ValueError:
         source = "--set" if where in self.origins else self.path
-        return ValueError(f"{source}: {where + ': ' if where else ''}{message}")
+        return ValueError(f"{source}: {_short(where) + ': ' if where else ''}{message}")
 
     def read(self, annotation: Any, value: Any, where: str) -> Any:
         if get_origin(annotation) in (Union, types.UnionType):
@@ -225,7 +227,12 @@ def _name_of(value: Any) -> str:
     if isinstance(value, dict | list):
         return _TYPE_NAMES[type(value)]
     name = next((_TYPE_NAMES[t] for t in (bool, int, float, str) if isinstance(value, t)), type(value).__name__)
-    return f"{name} ({value!r})"
+    return f"{name} ({_short(repr(value))})"
+
+
+def _short(text: str) -> str:
+    """A sentence names what it found; a whole file that was read as one text would bury it."""
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text):,} letters)"
 
 
 def _float_hint(cls: type, value: Any) -> str:

@@ -202,3 +202,11 @@ def test_a_setting_that_is_gone_says_so_and_its_old_default_is_read(setting, mes
 def test_a_recipe_that_was_renamed_is_named():
     with pytest.raises(FileNotFoundError, match="it is called hybrid_scientific.yaml now"):
         read_recipe(ROOT / "recipes" / "jepa4rec_scientific.yaml")
+
+
+@pytest.mark.parametrize("text", ["'{long}'", "{long}: 1", "data: {{name: x, {long}: 2}}", "'{long}': 1\n'{long}': 2"])
+def test_a_file_that_is_one_long_text_does_not_bury_the_sentence(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text.format(long="word_" * 1_000))
+    with pytest.raises(ValueError, match=r"r\.yaml") as error:
+        read_recipe(tmp_path / "r.yaml")
+    assert "word_word" in str(error.value) and len(str(error.value)) < 600
