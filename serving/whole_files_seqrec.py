@@ -38,8 +38,9 @@ def written_folder(target: str | Path) -> Iterator[Path]:
         replace_folder(fresh, target)
     except BaseException as error:
         shutil.rmtree(fresh, ignore_errors=True)
-        # What torch, safetensors and tokenizers make of a full disk.
-        if isinstance(error, RuntimeError | SafetensorError) or type(error) is Exception:
+        # What torch, safetensors and tokenizers make of a full disk, and the system where it names no file.
+        nameless = isinstance(error, OSError) and error.errno is not None and error.filename is None
+        if nameless or isinstance(error, RuntimeError | SafetensorError) or type(error) is Exception:
             reason = " ".join(str(error).split())
             raise OSError(f"{target} could not be written; is the disk full? ({reason})") from error
         raise

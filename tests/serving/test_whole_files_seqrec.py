@@ -1,5 +1,7 @@
 """Files and folders are whole or not there, and readable as the umask says."""
 
+import errno
+import functools
 import os
 import stat
 import subprocess
@@ -96,7 +98,10 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-@pytest.mark.parametrize("kind", [RuntimeError, SafetensorError, Exception])
+NAMELESS = functools.partial(OSError, errno.ENOSPC)  # the system names no file where a copy fails half-way
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, SafetensorError, Exception, NAMELESS])
 def test_what_libraries_make_of_a_full_disk_is_a_sentence(tmp_path, kind):
     """torch, safetensors and tokenizers raise these; make torture fills a real file system."""
     with pytest.raises(OSError, match="target could not be written; is the disk full?") as error:
