@@ -19,19 +19,35 @@ _INSTALLED = _HERE / "jepa4rec"
 __path__ = [str(_INSTALLED if _INSTALLED.is_dir() else _HERE)]
 __version__ = "0.1.0"
 
-_AUTO = ("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto")
+_AUTO = (
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.pipelines",  # imports the others, and our models import it: it must be whole before them
+)
 
 
-class _Registering(MetaPathFinder, Loader):
-    """Imports a module of transformers as it is, then what registers our classes with it."""
+class _Finder(MetaPathFinder):
+    """Finds those modules and ours as ever, and looks after each whether our classes can be registered now."""
 
     def find_spec(self, name, path=None, target=None):
-        if name not in _AUTO:
+        if name not in _AUTO and not name.startswith("jepa4rec."):
             return None
-        sys.meta_path.remove(self)  # once, and so that the module is found as ever
-        spec = find_spec(name)
-        self._loader, spec.loader = spec.loader, self
+        sys.meta_path.remove(self)  # else it would be asked again
+        try:
+            spec = find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)
+        if spec is not None and spec.loader is not None:  # a folder without __init__.py has none
+            spec.loader = _Registering(spec.loader)
         return spec
+
+
+class _Registering(Loader):
+    def __init__(self, loader: Loader):
+        self._loader = loader
+
+    def __getattr__(self, name):  # `python -m` asks for the code
+        return getattr(self._loader, name)
 
     def create_module(self, spec):
         return self._loader.create_module(spec)
@@ -39,16 +55,18 @@ class _Registering(MetaPathFinder, Loader):
     def exec_module(self, module):
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        _register()
+        _register(after=module.__name__)
 
 
-def _register() -> None:
-    own = [module.__spec__ for name, module in list(sys.modules.items()) if name.startswith("jepa4rec.")]
-    if not any(getattr(spec, "_initializing", False) for spec in own):  # a module of ours that asks for transformers
+def _register(after: str = "") -> None:
+    """Unless a module is being imported whose own imports these are: it comes back here when it is whole."""
+    names = [name for name in list(sys.modules) if name in _AUTO or name.startswith("jepa4rec.")]
+    specs = [sys.modules[name].__spec__ for name in names if name != after]
+    begun = any(getattr(spec, "_initializing", False) for spec in specs)
+    if not begun and any(name in sys.modules for name in _AUTO):
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
         importlib.import_module("jepa4rec.hub.opening")
 
 
-if any(name in sys.modules for name in _AUTO):
-    _register()
-else:
-    sys.meta_path.insert(0, _Registering())
+sys.meta_path.insert(0, _Finder())
+_register()

@@ -305,13 +305,21 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 import jepa4rec
 assert "torch" not in sys.modules and "transformers" not in sys.modules
+exec(sys.argv[1])
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 for kind in (AutoTokenizer, AutoConfig, AutoModel):
     assert type(kind.from_pretrained("encoder")).__module__.startswith("jepa4rec."), kind
 assert type(AutoModel.from_pretrained("sasrec")).__module__ == "jepa4rec.baselines.sasrec"
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    # What is imported first: transformers' classes, what imports them half-way, ours that import them half-way.
+    orders = ["", "from transformers import pipeline", "import jepa4rec.serving.pipeline_seqrec"]
+    begun = [
+        subprocess.Popen([sys.executable, "-c", code, first], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for first in orders
+    ]
+    for first, process in zip(orders, begun, strict=True):
+        said = process.communicate()[1]
+        assert process.returncode == 0, (first, said)
 
 
 TWO_CODES = """
