@@ -76,6 +76,8 @@ class SeqRecConfig(PreTrainedConfig):
         history_text: whether a fine-tuned model reads the history's text; without it the looked-up items are all.
         history_decay: of an encoder that reads a history as the mean of its items' vectors: what an item weighs beside
             the next newer one. `None` reads it as one text.
+        catalogue_whitening: with `history_decay`: the power of the whitening, learned from a catalogue's own item
+            vectors, that these and histories pass before they are compared. `None` compares them as they are.
         token_head: whether a fine-tuned model has a token head, to learn masked tokens beside its catalogue.
         catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
     """
@@ -87,6 +89,7 @@ class SeqRecConfig(PreTrainedConfig):
     history_items: int = 0
     history_text: bool = True
     history_decay: float | None = None
+    catalogue_whitening: float | None = None
     token_head: bool = False
     catalogue_fingerprint: str | None = None
 
@@ -137,6 +140,8 @@ class SeqRecConfig(PreTrainedConfig):
             )
         if self.history_decay is not None and not 0 < self.history_decay <= 1:
             raise ValueError(f"history_decay must be above 0 and at most 1, got {self.history_decay}.")
+        if self.catalogue_whitening is not None and not 0 <= self.catalogue_whitening <= 1:
+            raise ValueError(f"catalogue_whitening must be at least 0 and at most 1, got {self.catalogue_whitening}.")
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items is 0: nothing of the history would be read.")
 

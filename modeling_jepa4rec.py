@@ -40,7 +40,6 @@ from .modeling_seqrec import (
 )
 
 # Added to a variance before it is a divisor: vectors one long have some 1/d in each direction.
-VARIANCE_FLOOR = 1e-5
 
 
 class PackedBatch(NamedTuple):
@@ -301,27 +300,16 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         return self._pool(self._encode(batch), batch.rows)
 
     @torch.no_grad()
-    def whiten(self, vectors: Tensor, power: float) -> None:
-        """Set the projection to a whitening of the vectors it reads, so that no few directions rule the cosines.
-
-        Args:
-            vectors: (n, d) of many texts, from this encoder before the projection; n should be many times d.
-            power: 1 makes all directions equally strong, 0 only centres; between them strong ones stay stronger.
-
-        Whitened text vectors rank items better than plain ones (Zhang et al., Are ID Embeddings Necessary?, 2024).
+    def whiten(self, mean: Tensor, matrix: Tensor) -> None:
+        """Set the projection to a `Whitening` of the vectors it reads: mean (d,) and symmetric matrix (d, d).
 
         Raises:
             ValueError: the model has no projection.
         """
         if self.projection is None:
             raise ValueError("whitening is held by the projection, which this model lacks: set projection to true.")
-        vectors = normalise(vectors)
-        variances, directions = torch.linalg.eigh(torch.cov(vectors.T))
-        scales = (variances.clamp(min=0) + VARIANCE_FLOOR) ** (-power / 2)
-        scales /= (variances * scales.square()).sum().sqrt()  # the mean squared length is one
-        matrix = directions @ torch.diag(scales) @ directions.T
         self.projection.weight.copy_(matrix)
-        self.projection.bias.copy_(-(matrix @ vectors.mean(0)))
+        self.projection.bias.copy_(-(matrix @ mean))
 
     def _encode(self, batch: PackedBatch, cls_only: bool = False) -> Tensor:
         columns = batch.rows.column

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from ..baselines import fit_baseline
 from ..baselines.item_sequences import ItemSequenceModel
-from ..losses_seqrec import normalise
+from ..losses_seqrec import NORM_EPSILON, normalise
 from ..modeling_seqrec import RECENCY_DECAY
 from ..serving.encoding_seqrec import Histories, check_histories, encode_histories, encode_items
+from ..serving.whitening_seqrec import CATALOGUE_PRIOR, Whitening
 from .metrics.seqrec_ranking.ranking_metrics import CUTOFFS, ranking_metrics
 from .ranking import ItemIndex, Ranks, Scorer, Ties, rank_split_both_ways
 
@@ -39,6 +40,8 @@ def make_scorer(
     if vectors is None:
         vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
     if (history or history_reading(model)) == "items":
+        if model.config.catalogue_whitening is not None:
+            vectors = Whitening.fit(vectors, model.config.catalogue_whitening, CATALOGUE_PRIOR)(vectors)
         return ItemMeanScorer(vectors, model.config.history_decay or RECENCY_DECAY)
     return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens, progress)
 
@@ -115,6 +118,36 @@ class ItemMeanScorer:
             per_sample_weights=torch.from_numpy(self.decay ** ages.astype(np.float32)).to(self._directions),
         )
         return self.index.scores(users)
+
+
+class TfIdfScorer:
+    """Cosine of a history's recency-weighted sum of item texts with all item texts, by counting words.
+
+    A text is the set of its tokens, each weighted by log(N / items that have it) and all together one long. Nothing is
+    trained: what a text encoder ranks no better than this, it has not understood. Users weigh as in `ItemMeanScorer`.
+    """
+
+    def __init__(self, item_tokens, decay: float = RECENCY_DECAY):
+        """Take a catalogue of N items, as `tokenizer.encode_items` gives it."""
+        self.decay, self.num_items = decay, item_tokens.num_items
+        tokens, columns = np.unique(item_tokens.input_ids, return_inverse=True)
+        owners = np.repeat(np.arange(self.num_items), item_tokens.lengths)
+        rows, columns = np.divmod(np.unique(owners * len(tokens) + columns), len(tokens))  # each token of a text once
+        weights = np.log(self.num_items / np.bincount(columns))[columns]
+        lengths = np.sqrt(np.bincount(rows, weights**2, self.num_items))
+        values = (weights / np.maximum(lengths, NORM_EPSILON)[rows]).astype(np.float32)  # 0 where all items say this
+        places, shape = torch.from_numpy(np.stack([rows, columns])), (self.num_items, len(tokens))
+        texts = torch.sparse_coo_tensor(places, torch.from_numpy(values), shape, check_invariants=False)
+        self._texts, self._by_token = texts.coalesce(), texts.T.coalesce()
+
+    def score(self, histories: Histories) -> Tensor:
+        """B histories -> (B, num_items) float32: the cosines times the length of each history's sum."""
+        check_histories(histories, self.num_items)
+        owners = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
+        ages = np.concatenate([np.arange(len(history))[::-1] for history in histories])
+        read = np.zeros((self.num_items, len(histories)), np.float32)
+        np.add.at(read, (np.concatenate(histories).astype(np.int64), owners), self.decay ** ages.astype(np.float32))
+        return (self._texts @ (self._by_token @ torch.from_numpy(read))).T
 
 
 class SequenceScorer:

@@ -5,10 +5,12 @@
 
 Zero-shot: items and histories are read as texts, so any checkpoint ranks any catalogue. Only a checkpoint that was
 fine-tuned on this very dataset (same fingerprint) ranks with its own item matrix. A baseline (SASRec, …) knows item
-ids alone and ranks only the dataset it was trained on. Popularity and item-transition stand beside it.
+ids alone and ranks only the dataset it was trained on. Popularity and item-transition stand beside it, and where texts
+are read TF-IDF, which only counts their words.
 
 `--history items` reads no history: it takes the recency-weighted mean of the items' vectors, which costs nothing.
-Without it a checkpoint reads as its config.json says (history_decay).
+Without it a checkpoint reads as its config.json says (history_decay). With it, `--whitening 0.75` first takes out of
+the vectors what all items of this catalogue share (catalogue_whitening); nothing but their texts is looked at.
 """
 
 import json
@@ -35,6 +37,12 @@ PARSER.add_argument(
     choices=["text", "items"],
     help="as one text, or as the recency-weighted mean of its items' vectors (default: as the checkpoint says)",
 )
+PARSER.add_argument(
+    "--whitening",
+    type=float,
+    metavar="POWER",
+    help="with --history items: of the catalogue's vectors by themselves, 0.75 say (default: as the checkpoint says)",
+)
 PARSER.add_argument("--device", help="default: cuda where there is one, else cpu")
 PARSER.add_argument("--name", help="what tables call it (default: the checkpoint's path)")
 PARSER.add_argument("--system", default="JEPA4Rec", help="the method that made the checkpoint (default: JEPA4Rec)")
@@ -50,7 +58,7 @@ from jepa4rec.datasets_builders.contract import PROTOCOLS, SeqRecDataset, Split,
 from jepa4rec.evaluation.audit import audit, summarise
 from jepa4rec.evaluation.ranking import rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run, portable_path, write_evaluation
-from jepa4rec.evaluation.scorers import history_reading, make_scorer, measure, rank_baselines
+from jepa4rec.evaluation.scorers import TfIdfScorer, history_reading, make_scorer, measure, rank_baselines
 from jepa4rec.hub.opening import find_checkpoint, is_fine_tuned, load_model, load_tokenizer
 from jepa4rec.model_cards.results_table import markdown_table
 from jepa4rec.serving.encoding_seqrec import check_histories
@@ -82,6 +90,12 @@ def evaluate(options: Namespace) -> dict:
     tokenizer = load_tokenizer(checkpoint, model, options.max_items)
     if options.split == "validation" and tokenizer is None and model.trained_by is None:
         raise ValueError(f"{checkpoint} was counted for the test split, validation's targets included: rank test.")
+    if options.whitening is not None:
+        if tokenizer is None or is_fine_tuned(model) or (options.history or history_reading(model)) != "items":
+            raise ValueError("--whitening is for a text encoder that reads histories as items: add --history items")
+        if not 0 <= options.whitening <= 1:
+            raise ValueError(f"--whitening {options.whitening}: a power is at least 0 and at most 1")
+        model.config.catalogue_whitening = options.whitening
     item_ids = dataset.items["item_id"].to_pylist()
     item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True), item_ids)
     vectors = None
@@ -90,11 +104,15 @@ def evaluate(options: Namespace) -> dict:
     reading = {"history": options.history, "item_vectors": vectors}
     scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens, **reading)
     baselines = rank_baselines(BASELINES, splits, options.split, dataset.num_items, options.exclude_history)
+    if item_tokens is not None:
+        words = TfIdfScorer(item_tokens)
+        baselines["tf_idf"] = rank_split_both_ways(words, split, options.exclude_history, progress=False)
     ranks = rank_split_both_ways(scorer, split, options.exclude_history)
     record = {
         **describe_evaluation(checkpoint, dataset, options),
         "item_vectors": "matrix" if is_fine_tuned(model) or tokenizer is None else "text",
         "history": "ids" if tokenizer is None else options.history or history_reading(model),
+        "whitening": getattr(model.config, "catalogue_whitening", None),
         "tokenizer": tokenizer and tokenizer.settings,
         "users": len(split.targets),
         "items": dataset.num_items,

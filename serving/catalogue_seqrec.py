@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging
 
+from .whitening_seqrec import CATALOGUE_PRIOR, Whitening
 from .whole_files_seqrec import digest, written_folder
 
 logger = logging.get_logger(__name__)
@@ -84,6 +85,7 @@ class Snapshot:
     """One state of a catalogue of N items, which never changes.
 
     `by_dimension` (d, N) holds the vectors so that one query reads them in long runs; `vectors` (N, d) is a view.
+    Where there is a `whitening` they have passed it, and so must what they are compared with.
     """
 
     ids: list[str]
@@ -93,6 +95,7 @@ class Snapshot:
     places: dict[str, int]  # row of each id
     index: str
     rescore: int
+    whitening: Whitening | None = field(default=None, compare=False)
     _index: Index | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
@@ -101,6 +104,10 @@ class Snapshot:
     @property
     def vectors(self) -> Tensor:
         return self.by_dimension.T
+
+    def as_held(self, vectors: Tensor) -> Tensor:
+        """Vectors (n, d) that a model made, as comparable with those that the catalogue holds."""
+        return vectors if self.whitening is None else self.whitening(vectors)
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises ValueError naming the first id that is here already or given twice."""
@@ -150,7 +157,9 @@ class Snapshot:
         table = self.by_dimension if kept is None else self.by_dimension[:, torch.from_numpy(kept)]
         table = table if new is None else torch.cat([table, new.T], dim=1)
         index = None if self._index is None else self._index.after(kept, table.T)
-        return Snapshot(ids, items, popularity, table, places, self.index, self.rescore, index)
+        return replace(
+            self, ids=ids, items=items, popularity=popularity, by_dimension=table, places=places, _index=index
+        )
 
     # ---- searching
 
@@ -247,8 +256,14 @@ class Snapshot:
 class Catalogue:
     """Items with normalised vectors (N, d), float32 on the CPU. Any number of threads may read, and write."""
 
-    def __init__(self, weights_hash: str, width: int, index: str = "exact", rescore: int = 4):
+    def __init__(
+        self, weights_hash: str, width: int, index: str = "exact", rescore: int = 4, whitening: float | None = None
+    ):
         """An empty catalogue for vectors of `width` made by the weights of this hash.
+
+        Args:
+            whitening: the power of a `Whitening` that is learned from the first items which are added together, and
+                then stays: items that come later do not move the others.
 
         Raises:
             ValueError: an unknown index, or `rescore` below 1.
@@ -257,9 +272,9 @@ class Catalogue:
             raise ValueError(f'index is "{index}"; it is one of {", ".join(INDEXES)}.')
         if not isinstance(rescore, int) or isinstance(rescore, bool) or rescore < 1:
             raise ValueError(f"rescore is {rescore!r}; a whole number of at least 1 is needed.")
-        self.weights_hash, self._writing = weights_hash, threading.RLock()
+        self.weights_hash, self._writing, self._power = weights_hash, threading.RLock(), whitening
         kept = None if index == "exact" else Index(index)
-        self._now = Snapshot([], [], np.empty(0), torch.empty(width, 0), {}, index, rescore, kept)
+        self._now = Snapshot([], [], np.empty(0), torch.empty(width, 0), {}, index, rescore, _index=kept)
 
     def snapshot(self) -> Snapshot:
         """All there is now, as one; ask it and nothing else until an answer is whole."""
@@ -291,13 +306,15 @@ class Catalogue:
         self, ids: Sequence[str], items: Sequence[dict], vectors: Tensor, popularity: Sequence[float] | None
     ) -> None:
         """Append items with their vectors (n, d), of any length; `popularity` may be unknown."""
-        self._append(ids, items, torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=1), popularity)
-
-    def _append(self, ids, items, vectors: Tensor, popularity: Sequence[float] | None) -> None:
-        """Append items with vectors that are one long already."""
+        vectors = torch.nn.functional.normalize(vectors.detach().float().cpu(), dim=1)
         known = popularity_counts(ids, popularity)
         with self._writing:
-            self._now = self._now.with_items(ids, items, vectors, known)
+            now = self._now
+            if self._power is not None and len(vectors) and vectors.isfinite().all():
+                if not len(now):
+                    now = replace(now, whitening=Whitening.fit(vectors, self._power, CATALOGUE_PRIOR))
+                vectors = now.as_held(vectors)
+            self._now = now.with_items(ids, items, vectors, known)
 
     def remove(self, ids: Sequence[str | int]) -> None:
         """Take items out. Raises ValueError for an id that is not here."""
@@ -317,7 +334,7 @@ class Catalogue:
         if folder.exists() and not (folder / ABOUT_FILE).is_file() and not _is_empty_folder(folder):
             raise FileExistsError(f"{folder} exists and is no catalogue: choose another folder.")
         with self._writing, written_folder(folder) as fresh:
-            _write(now, self.weights_hash, fresh)
+            _write(now, self.weights_hash, self._power, fresh)
 
     @classmethod
     def load(
@@ -330,7 +347,7 @@ class Catalogue:
             ValueError: a damaged one, or one whose vectors were made by other weights.
         """
         folder = Path(folder)
-        about, rows, vectors = _read_whole(folder)
+        about, rows, vectors, whitening = _read_whole(folder)
         if about["weights_hash"] != weights_hash:
             raise ValueError(
                 f"{folder} holds vectors of other weights ({about['weights_hash'][:12]!r}, this checkpoint is "
@@ -340,21 +357,28 @@ class Catalogue:
         if kept in NO_LONGER and index is None:
             logger.warning(f'{folder} was searched by "{kept}", which is no longer offered: it is searched exactly.')
             kept = "exact"
-        catalogue = cls(weights_hash, vectors.shape[1], index or kept, rescore or about["rescore"])
-        popularity = [row.get("popularity", np.nan) for row in rows]
-        catalogue._append([row[ITEM_ID] for row in rows], [row["item"] for row in rows], vectors, popularity)
+        power = about.get("whitening")
+        catalogue = cls(weights_hash, vectors.shape[1], index or kept, rescore or about["rescore"], power)
+        ids, popularity = [row[ITEM_ID] for row in rows], [row.get("popularity", np.nan) for row in rows]
+        empty = replace(catalogue._now, whitening=whitening)
+        known = popularity_counts(ids, popularity)
+        catalogue._now = empty.with_items(ids, [row["item"] for row in rows], vectors, known)
         if catalogue._now._index is not None and len(catalogue):
             catalogue._now._index.of(catalogue.vectors)  # now, and not while the first to ask is waiting
         return catalogue
 
 
-def _write(snapshot: Snapshot, weights_hash: str, folder: Path) -> None:
+def _write(snapshot: Snapshot, weights_hash: str, power: float | None, folder: Path) -> None:
     with open(folder / ITEMS_FILE, "w", encoding="utf-8") as file:
         for item_id, item, popularity in zip(snapshot.ids, snapshot.items, snapshot.popularity.tolist(), strict=True):
             row = {ITEM_ID: item_id, "item": item} | ({} if np.isnan(popularity) else {"popularity": popularity})
             file.write(_json_line(row) + "\n")
-    save_file({"vectors": snapshot.vectors.contiguous()}, folder / VECTORS_FILE)
+    tensors = {"vectors": snapshot.vectors.contiguous()}
     about = {"weights_hash": weights_hash, "items": len(snapshot)}
+    if snapshot.whitening is not None:
+        tensors |= {f"whitening_{name}": part for name, part in snapshot.whitening._asdict().items()}
+        about["whitening"] = power
+    save_file(tensors, folder / VECTORS_FILE)
     about |= {"index": snapshot.index, "rescore": snapshot.rescore, "sha256": _digests(folder)}
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -368,7 +392,7 @@ def _json_line(row: dict) -> str:
     return line if line.isascii() or line.encode("utf-8", "ignore").decode("utf-8") == line else json.dumps(row)
 
 
-def _read_whole(folder: Path) -> tuple[dict, list[dict], Tensor]:
+def _read_whole(folder: Path) -> tuple[dict, list[dict], Tensor, Whitening | None]:
     """`_read`, again where the folder was replaced by another process meanwhile."""
     started = time.monotonic()
     while True:
@@ -393,8 +417,11 @@ def _identity(folder: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
-    """What `Catalogue.save` wrote: catalogue.json, the items and the vectors (N, d). Raises ValueError if damaged."""
+def _read(folder: Path) -> tuple[dict, list[dict], Tensor, Whitening | None]:
+    """What `Catalogue.save` wrote: catalogue.json, the items, the vectors (N, d) and what they have passed.
+
+    Raises ValueError if damaged.
+    """
     try:
         with ExitStack() as opened:  # all at once: another process may replace the folder and remove this one
             files = [
@@ -406,16 +433,20 @@ def _read(folder: Path) -> tuple[dict, list[dict], Tensor]:
                 raise ValueError("its files are not those that were saved together")
             with open(items, encoding="utf-8") as lines:
                 rows = [json.loads(line) for line in lines]
-            vectors = load_file(vectors_path)["vectors"]
-        _check_read(about, rows, vectors)
-        return about, rows, vectors
+            tensors = load_file(vectors_path)
+        vectors = tensors["vectors"]
+        whitening = None
+        if about.get("whitening") is not None:
+            whitening = Whitening(tensors["whitening_mean"], tensors["whitening_matrix"])
+        _check_read(about, rows, vectors, whitening)
+        return about, rows, vectors, whitening
     except (
         ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError, SafetensorError,
     ) as error:  # fmt: skip
         raise ValueError(f"{folder} is damaged ({' '.join(str(error).split())}); save the catalogue again.") from error
 
 
-def _check_read(about: dict, rows: list, vectors: Tensor) -> None:
+def _check_read(about: dict, rows: list, vectors: Tensor, whitening: Whitening | None) -> None:
     """Raises ValueError for what `Catalogue.save` never writes."""
     rescore = about["rescore"]
     if not isinstance(about["weights_hash"], str) or about["index"] not in (*INDEXES, *NO_LONGER):
@@ -424,6 +455,8 @@ def _check_read(about: dict, rows: list, vectors: Tensor) -> None:
         raise ValueError(f"rescore in {ABOUT_FILE} is {rescore!r}")
     if vectors.dtype != torch.float32 or vectors.dim() != 2 or len(vectors) != len(rows):
         raise ValueError(f"{len(rows)} items with {vectors.dtype} vectors {tuple(vectors.shape)}")
+    if whitening and [tuple(part.shape) for part in whitening] != [vectors.shape[1:], 2 * vectors.shape[1:]]:
+        raise ValueError(f"a whitening of another width than the vectors' {vectors.shape[1]}")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row[ITEM_ID], str) or not isinstance(row["item"], dict):
             raise ValueError(f"line {number} of {ITEMS_FILE} is no item")

@@ -104,6 +104,11 @@ class CataloguePipeline(Pipeline):
         """Width d of the catalogue's vectors."""
         raise NotImplementedError
 
+    @property
+    def _whitening_power(self) -> float | None:
+        """Of the `Whitening` that a catalogue learns from its items."""
+        return None
+
     def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
         """Vectors (B, d) of histories, none empty, whose items come as their ids (or None) and attributes.
 
@@ -145,7 +150,8 @@ class CataloguePipeline(Pipeline):
     @property
     def catalogue(self) -> Catalogue:
         if self._catalogue is None:
-            self._catalogue = Catalogue(self.weights_hash, self.vector_size, **self._settings)
+            own = {"whitening": self._whitening_power, **self._settings}
+            self._catalogue = Catalogue(self.weights_hash, self.vector_size, **own)
         return self._catalogue
 
     def add_items(self, items: Sequence[Mapping], popularity: Sequence[float] | None = None) -> None:
@@ -202,7 +208,8 @@ class CataloguePipeline(Pipeline):
         or is an error where the model reads none.
         """
         attributes = [attributes_of(item) for item in items]
-        return self._catalogue_vectors(attributes, [_id_in(item) for item in items])[0]
+        vectors = self._catalogue_vectors(attributes, [_id_in(item) for item in items])[0]
+        return self.catalogue.snapshot().as_held(vectors)
 
     def user_vectors(self, histories: Sequence[Sequence[Item]]) -> Tensor:
         """What the search is asked with: vectors of histories (ids or attribute dicts, oldest first), (B, d).

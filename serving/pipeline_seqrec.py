@@ -64,9 +64,18 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         vectors = encode_items(self.model, self.tokenizer, tokens)
         return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
 
+    @property
+    def _reads_items(self) -> bool:
+        """Whether a history is the mean of its items' vectors and not one text."""
+        return self.model.config.history_decay is not None and not hasattr(self.model, "item_matrix")
+
+    @property
+    def _whitening_power(self) -> float | None:
+        return self.model.config.catalogue_whitening if self._reads_items else None
+
     @torch.no_grad()
     def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
-        if self.model.config.history_decay is not None and not hasattr(self.model, "item_matrix"):
+        if self._reads_items:
             return self._means_of_items(histories)
         # What is too old to be read is not encoded either, which would take seconds for the longest histories.
         most = max(self.tokenizer.max_items, self.model.config.history_items)
@@ -88,7 +97,10 @@ class SequentialRecommendationPipeline(CataloguePipeline):
             return name in catalogue.places and catalogue.items[catalogue.places[name]] is item
 
         strange = {id(item): item for history in newest for name, item in history if not is_known(name, item)}
-        read = dict(zip(strange, self._text_vectors(list(strange.values()), None), strict=True)) if strange else {}
+        read = {}
+        if strange:
+            vectors = catalogue.as_held(self._text_vectors(list(strange.values()), None))
+            read = dict(zip(strange, vectors, strict=True))
         means = torch.zeros(len(histories), self.vector_size)
         for mean, history in zip(means, newest, strict=True):
             for age, (name, item) in enumerate(history):

@@ -17,6 +17,7 @@ from transformers import (
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.serving.whitening_seqrec import Whitening
 
 VOCABULARY, CLS = 60, 2
 SHAPE = {
@@ -318,7 +319,7 @@ def test_weights_and_code_are_saved_and_nothing_is_pickled(tmp_path):
     modules = {f"{role}_jepa4rec.py" for role in ("configuration", "modeling", "attention")}
     modules |= {"losses_seqrec.py", "modeling_seqrec.py"}
     served = {f"{name}_seqrec.py" for name in ("pipeline", "catalogue", "encoding", "embedding", "whole_files")}
-    served |= {"pipeline_catalogue.py", "modules.json"}
+    served |= {"pipeline_catalogue.py", "whitening_seqrec.py", "modules.json"}
     assert saved == modules | served | {"config.json", "model.safetensors"}
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"].keys() >= {"AutoModel", "AutoConfig"}
 
@@ -342,7 +343,7 @@ def test_a_projection_begins_as_the_identity_and_reads_vectors_one_long(pooling,
     wanted = torch.nn.functional.normalize(plain(ids).pooler_output, dim=1)
     torch.testing.assert_close(projected(ids).pooler_output, wanted)
     torch.testing.assert_close(projected.embed(ids), wanted)
-    projected.whiten(torch.randn(100, 24), 1.0)
+    projected.whiten(*Whitening.fit(torch.randn(100, 24), 1.0))
     projected.save_pretrained(tmp_path)
     again = Jepa4RecModel.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again.embed(ids), projected.embed(ids))
@@ -355,7 +356,7 @@ def test_whitening_makes_directions_equally_strong_by_its_power():
     vectors = torch.randn(4000, 24) * torch.logspace(0, -1.5, 24) + torch.linspace(1, 0, 24)
     model, spread = new_model(projection=True), []
     for power in (0.0, 0.5, 1.0):
-        model.whiten(vectors, power)
+        model.whiten(*Whitening.fit(vectors, power))
         whitened = model._project(vectors).detach()
         variances = torch.linalg.eigvalsh(torch.cov(whitened.T))
         spread.append((variances[-1] / variances[0]).item())
@@ -365,4 +366,4 @@ def test_whitening_makes_directions_equally_strong_by_its_power():
 
 def test_whitening_needs_a_projection():
     with pytest.raises(ValueError, match="set projection to true"):
-        new_model().whiten(torch.randn(50, 24), 1.0)
+        new_model().whiten(*Whitening.fit(torch.randn(50, 24), 1.0))

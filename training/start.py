@@ -28,6 +28,7 @@ from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecConfig, St5RecModel
 from ..serving.encoding_seqrec import encode_items
+from ..serving.whitening_seqrec import Whitening
 from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from ..tokenization_st5rec import FIXED_TEXTS, TAGS
 from .data import RunData
@@ -68,7 +69,7 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
 def _whiten(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, recipe: Recipe, data: RunData) -> None:
     """Set the projection, the identity until now, to a whitening of the items that pre-training reads."""
     vectors = encode_items(model, tokenizer, data.item_tokens(tokenizer, data.read))
-    model.base_model.whiten(vectors, recipe.model.whitening)
+    model.base_model.whiten(*Whitening.fit(vectors, recipe.model.whitening))
 
 
 def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Ranks: the tie rule, the NaN rule and the history rule by hand, everything else against the slow, obvious way."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +19,9 @@ from jepa4rec.evaluation.ranking import (
     rank_targets,
     top_k,
 )
-from jepa4rec.evaluation.scorers import DualEncoderScorer, ItemMeanScorer
+from jepa4rec.evaluation.scorers import DualEncoderScorer, ItemMeanScorer, TfIdfScorer
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items, token_budget_batches
+from jepa4rec.tokenization_itemsent import ItemTokens
 
 INF = float("inf")
 
@@ -381,3 +383,20 @@ def test_a_history_read_as_items_is_their_recency_weighted_mean():
     torch.testing.assert_close(scorer.score(histories), wanted)
     with pytest.raises(ValueError, match="empty"):
         scorer.score([np.array([], np.int64)])
+
+
+def test_tf_idf_is_the_slow_count_of_words():
+    texts, decay = [[1, 2, 2, 3], [1, 4], [2, 3, 9, 1], [1], [4, 9, 1]], 0.5
+    offsets = np.cumsum([0, *map(len, texts)])
+    tokens = ItemTokens(np.concatenate(texts).astype(np.int32), np.zeros(offsets[-1], np.int8), offsets)
+    table = np.zeros((5, 10))
+    for row, text in enumerate(texts):
+        for token in set(text):
+            table[row, token] = math.log(5 / sum(token in other for other in texts))
+    table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12)  # the fourth says what all say
+    histories = [np.array([0, 1, 0]), np.array([3]), np.array([2])]
+    users = [table[0] + decay * table[1] + decay**2 * table[0], table[3], table[2]]
+    scores = TfIdfScorer(tokens, decay).score(histories)
+    np.testing.assert_allclose(scores, np.stack(users) @ table.T, atol=1e-6)
+    with pytest.raises(ValueError, match="user row 1 is empty"):
+        TfIdfScorer(tokens).score([[0], []])

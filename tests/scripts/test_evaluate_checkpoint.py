@@ -25,6 +25,7 @@ from jepa4rec.modeling_jepa4rec import (
 )
 from jepa4rec.scripts import evaluate_checkpoint
 from jepa4rec.serving.encoding_seqrec import encode_items
+from jepa4rec.serving.whitening_seqrec import CATALOGUE_PRIOR, Whitening
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 
 pytestmark = pytest.mark.slow("runs the command in processes")
@@ -122,7 +123,7 @@ def test_ranks_and_metrics_belong_together(save, dataset_dir, run):
     assert ranks["user_id"].to_pylist() == ["u0", "u1", "u2", "u3", "u4"]
     assert ranks["target"].to_pylist() == [history[-1] for history in HISTORIES]
     assert record["metrics"] == ranking_metrics(ranks["rank"].to_numpy(), [2, 5])
-    assert set(record["baselines"]) == {"popularity", "item_transition", "item_transition_decayed"}
+    assert set(record["baselines"]) == {"popularity", "item_transition", "item_transition_decayed", "tf_idf"}
     assert (record["split"], record["users"], record["items"], record["item_vectors"]) == ("test", 5, 12, "text")
 
 
@@ -280,6 +281,26 @@ def test_settings_that_cannot_be(refuses, save, dataset_dir):
     )
     refuses("max_items", checkpoint, dataset_dir, "--cutoffs", "2", "--max_items", "0")
     refuses("--device abacus cannot be used", checkpoint, dataset_dir, "--cutoffs", "2", "--device", "abacus")
+
+
+def test_vectors_may_be_whitened_by_the_catalogue(save, run, refuses, dataset_dir):
+    checkpoint = save(Jepa4RecModel)
+    plain, _ = run(checkpoint, dataset_dir, "--history", "items")
+    whitened, table = run(checkpoint, dataset_dir, "--history", "items", "--whitening", "0.75")
+    assert (plain["whitening"], whitened["whitening"]) == (None, 0.75)
+    assert plain["baselines"]["tf_idf"] == whitened["baselines"]["tf_idf"] != plain["baselines"]["popularity"]
+    model, tokenizer = Jepa4RecModel.from_pretrained(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
+    dataset = contract.load_dataset_dir(dataset_dir)
+    vectors = encode_items(model, tokenizer, tokenizer.encode_items(dataset.item_texts()))
+    scorer = ItemMeanScorer(Whitening.fit(vectors, 0.75, CATALOGUE_PRIOR)(vectors))
+    test = contract.leave_one_out(dataset.sequences).test
+    assert table["rank"].to_pylist() == rank_scores(scorer.score(test.histories), test.targets).tolist()
+
+
+def test_a_whitening_that_cannot_be(refuses, save, dataset_dir):
+    checkpoint = save(Jepa4RecModel)
+    refuses("add --history items", checkpoint, dataset_dir, "--whitening", "0.75")
+    refuses("at most 1", checkpoint, dataset_dir, "--history", "items", "--whitening", "2")
 
 
 def test_a_history_may_be_read_as_its_items(save, run, dataset_dir):

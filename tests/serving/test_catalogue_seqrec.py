@@ -17,6 +17,7 @@ import torch
 from jepa4rec.benchmarks.catalogue import measure_index, page
 from jepa4rec.serving import catalogue_seqrec
 from jepa4rec.serving.catalogue_seqrec import INDEXES, Catalogue, _digests, split_items
+from jepa4rec.serving.whitening_seqrec import CATALOGUE_PRIOR, Whitening
 
 WEIGHTS = "a" * 64
 
@@ -29,6 +30,32 @@ def filled(number=200, width=32, index="exact", rescore=4):
     vectors = centres[torch.arange(number) % 8] + 0.6 * torch.randn(number, width)
     catalogue.add(ids, [{"title": item_id} for item_id in ids], vectors, None)
     return catalogue
+
+
+def test_a_whitening_is_learned_from_the_first_items_and_kept(tmp_path):
+    torch.manual_seed(0)
+    vectors = torch.randn(900, 8) + 2
+    catalogue = Catalogue(WEIGHTS, 8, whitening=0.75)
+    catalogue.add([f"i{n}" for n in range(800)], [{}] * 800, vectors[:800], None)
+    first = catalogue.snapshot().whitening
+    expected = Whitening.fit(vectors[:800], 0.75, CATALOGUE_PRIOR)
+    torch.testing.assert_close(catalogue.vectors, expected(vectors[:800]))
+    catalogue.add([f"j{n}" for n in range(100)], [{}] * 100, vectors[800:], None)
+    assert catalogue.snapshot().whitening is first
+    torch.testing.assert_close(catalogue.vectors[800:], expected(vectors[800:]))
+    catalogue.save(tmp_path / "shop")
+    again = Catalogue.load(tmp_path / "shop", WEIGHTS)
+    assert all(map(torch.equal, again.snapshot().whitening, first))
+    again.remove(again.ids)  # an empty catalogue learns anew
+    again.add(["k", "l"], [{}] * 2, vectors[:2], None)
+    torch.testing.assert_close(again.vectors, Whitening.fit(vectors[:2], 0.75, CATALOGUE_PRIOR)(vectors[:2]))
+
+
+def test_a_vector_with_nan_spoils_no_whitening():
+    catalogue = Catalogue(WEIGHTS, 4, whitening=0.75)
+    with pytest.raises(ValueError, match="Item 'b' has a vector with NaN"):
+        catalogue.add(["a", "b"], [{}, {}], torch.tensor([[1.0, 0, 0, 0], [torch.nan] * 4]), None)
+    assert not len(catalogue) and catalogue.snapshot().whitening is None
 
 
 def needs(index):

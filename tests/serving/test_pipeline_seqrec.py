@@ -16,6 +16,7 @@ from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.evaluation.ranking import top_k
 from jepa4rec.evaluation.scorers import DualEncoderScorer, make_scorer
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.serving.encoding_seqrec import encode_items
 from jepa4rec.serving.pipeline_catalogue import TASK, save_item_ids
 from jepa4rec.serving.pipeline_seqrec import SequentialRecommendationPipeline, save_checkpoint_files
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -81,6 +82,37 @@ def test_an_encoder_that_learned_means_of_items_reads_histories_as_such(pipe, ti
     for answers, by_text, best, cosines in zip(pipe(asked, top_k=5), as_texts, rows, scores, strict=True):
         assert ids(answers) == ids(by_text) == [IDS[row] for row in best]
         assert [answer["score"] for answer in answers] == pytest.approx(cosines.tolist(), abs=1e-4)
+
+
+def test_a_catalogue_is_whitened_by_its_own_items_and_stays_so(tiny_backend, tiny_tokenizer, tiny_items, tmp_path):
+    """As evaluation ranks it; by ids, by texts and from a saved folder, and later items move no others."""
+    model = make_model(tiny_backend)
+    model.config.update({"history_decay": 0.5, "catalogue_whitening": 0.75})
+    pipe = SequentialRecommendationPipeline(model, tiny_tokenizer)
+    pipe.add_items(ITEMS)
+    tokens = tiny_tokenizer.encode_items(tiny_items)
+    raw = torch.nn.functional.normalize(encode_items(model, tiny_tokenizer, tokens, progress=False), dim=1)
+    assert (pipe.catalogue.vectors - raw).abs().max() > 0.001
+    histories = [np.array([0, 4, 7]), np.array([3])]
+    rows, scores = top_k(make_scorer(model, tiny_tokenizer, tokens, progress=False), histories, 5)
+    asked = [{"history": [IDS[item] for item in history]} for history in histories]
+    answers = pipe(asked, top_k=5)
+    assert [ids(own) for own in answers] == [[IDS[row] for row in best] for best in rows]
+    assert answers[0][0]["score"] == pytest.approx(scores[0][0].item(), abs=1e-4)
+    by_text = pipe([{"history": [TINY_ITEMS[item] for item in history]} for history in histories], top_k=5)
+    assert [ids(own) for own in by_text] == [ids(own) for own in answers]
+    torch.testing.assert_close(pipe.item_vectors(ITEMS[:3]), pipe.catalogue.vectors[:3], atol=1e-5, rtol=0)
+
+    before = pipe.catalogue.vectors.clone()
+    pipe.add_items([{"item_id": "new", "title": "Umbrella, red"}])
+    assert torch.equal(pipe.catalogue.vectors[: len(before)], before)
+    pipe.save_catalogue(tmp_path / "shop")
+    again = SequentialRecommendationPipeline(model, tiny_tokenizer)
+    again.load_catalogue(tmp_path / "shop")
+    assert torch.equal(again.catalogue.vectors, pipe.catalogue.vectors)
+    assert again({"history": [{"title": "Umbrella, red"}]}, top_k=1)[0]["item_id"] == "new"
+    again.add_items([{"item_id": "newer", "title": "Umbrella, red"}])
+    torch.testing.assert_close(again.catalogue.vectors[-1], again.catalogue.vectors[-2], atol=1e-5, rtol=0)
 
 
 def test_a_history_may_hold_items_never_seen_before(pipe):
