@@ -1,5 +1,6 @@
 """What every test shares: no network, few threads, one tiny tokenizer and model, and the way to real data."""
 
+import gc
 import os
 import tempfile
 from collections import Counter
@@ -71,10 +72,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads():
-    """Tests share the machine with others; results must not depend on how many cores it has."""
+    """Tests share the machine with others; results must not depend on how many cores it has. What was imported stays:
+    the collector need not walk through all of it after each phase of a training."""
     import torch
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ What a test says of starting or of importing is said of `sys.executable`.
 """
 
 import atexit
+import gc
 import json
 import os
 import re
@@ -117,6 +118,13 @@ def requests(listening: socket.socket):
     sys.exit()
 
 
+def load(names: list[str]) -> None:
+    """Import them, and let the collector of every program leave them alone."""
+    for name in names:
+        import_module(name)
+    gc.freeze()
+
+
 def forget(client: socket.socket, streams: list[int]) -> None:
     """Close them: whoever reads the other ends waits until nobody has them."""
     client.close()
@@ -142,8 +150,7 @@ def serve(listening: socket.socket, folder: Path | None = None) -> list[str]:
                     forget(client, streams)
                     listening.close()
                     os.environ.update(settings)
-                    for name in THEN:
-                        import_module(name)
+                    load(THEN)
                     return serve(own)
                 own.close()
             with suppress(OSError):  # who asked may be gone
@@ -197,8 +204,7 @@ def run(kind: str, *words: str) -> None:
 
 
 def main() -> None:
-    for name in FIRST:
-        import_module(name)
+    load(FIRST)
     print("ready", flush=True)
     folder = Path(sys.argv[1]).parent
     words = serve(listen(folder / "0"), folder)
