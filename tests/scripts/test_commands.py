@@ -1,5 +1,6 @@
 """Every command: help comes before torch, slips and errors are one sentence, and a wheel brings what they need."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -20,22 +21,45 @@ HEAVY = ("torch", "transformers", "datasets", "numpy")
 
 
 # The line that answers a plea for help answers a slip: one command is enough to show it.
-@pytest.mark.parametrize(
-    ("path", "argument", "code"),
-    [*((path, "--help", 0) for path in FILES), (FILES[0], "--slip", 2)],
-    ids=lambda value: getattr(value, "stem", value),
-)
-def test_help_and_slips_come_before_anything_heavy_is_loaded(path, argument, code, tmp_path):
-    command_line = [sys.executable, "-X", "importtime", str(path), argument]
-    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
-    imported, told = [], done.stdout
-    for line in done.stderr.splitlines():
-        if line.startswith("import time:"):
-            imported.append(line.rpartition("|")[2].strip())
-        else:
-            told += line
-    assert done.returncode == code and told.startswith(f"usage: {path.stem} "), told
-    assert "argparse" in imported and not set(HEAVY) & set(imported)
+ASKED = [*((path, "--help", 0) for path in FILES), (FILES[0], "--slip", 2)]
+# Each in a fork of an interpreter that has loaded nothing heavy: how it ended, what it told, what it has loaded.
+ASK = """
+import argparse, json, os, runpy, sys, yaml
+
+for number, (path, argument) in enumerate(json.loads(sys.argv[1])):
+    if child := os.fork():
+        os.waitpid(child, 0)
+        continue
+    told = os.open(f"{number}.told", os.O_CREAT | os.O_WRONLY)
+    os.dup2(told, 1), os.dup2(told, 2)
+    sys.argv[:], sys.path[0], code = [path, argument], os.path.dirname(path), None
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    with open(f"{number}.json", "w") as file:
+        json.dump([code, list(sys.modules)], file)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """A folder with what every command told and had loaded when it had answered."""
+    folder = tmp_path_factory.mktemp("answered")
+    asked = json.dumps([[str(path), argument] for path, argument, _ in ASKED])
+    subprocess.run([sys.executable, "-c", ASK, asked], cwd=folder, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("number", range(len(ASKED)), ids=[f"{path.stem}{word}" for path, word, _ in ASKED])
+def test_help_and_slips_come_before_anything_heavy_is_loaded(number, answered):
+    path, _, expected = ASKED[number]
+    told = (answered / f"{number}.told").read_text(encoding="utf-8")
+    code, loaded = json.loads((answered / f"{number}.json").read_text(encoding="utf-8"))
+    assert code == expected and told.startswith(f"usage: {path.stem} "), told
+    assert "jepa4rec.training.command_line" in loaded and not set(HEAVY) & set(loaded)
 
 
 def test_errors_and_interruptions_are_one_sentence():
