@@ -3,9 +3,9 @@
 import json
 import random
 import subprocess
-import sys
 
 import pytest
+from processes import python
 
 from jepa4rec.benchmarks import torture
 
@@ -19,7 +19,7 @@ PARTS = [part for part in torture.PARTS if part != "fuzz"]  # which test_fuzz.py
 def report(tmp_path_factory):
     """All parts in one process of their own, as forks of one with many threads may hang."""
     path = tmp_path_factory.mktemp("torture") / "report.json"
-    words = [sys.executable, torture.__file__, "--small", "--parts", *PARTS, "--out", str(path)]
+    words = [python(), torture.__file__, "--small", "--parts", *PARTS, "--out", str(path)]
     done = subprocess.run(words, capture_output=True, text=True)
     assert path.is_file(), done.stdout + done.stderr
     return json.loads(path.read_text(encoding="utf-8"))
