@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,27 +67,26 @@ def shop(tmp_path_factory) -> Path:
     return folder
 
 
+def write(folder: Path, shop: Path, phases: list[dict], **run) -> Path:
+    """A recipe for a model of two layers; its run lives in folder/run. A plot of telemetry takes a second, and two
+    measurements."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    tree = {
+        "run": {"output_dir": str(folder / "run"), "save_every": 0, "log_every": 2, "telemetry_every": 10, **run},
+        "data": {"dir": str(shop)},
+        "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 200},
+        "model": {"config": shape},
+        "phases": phases,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
 @pytest.fixture
 def write_recipe(shop, tmp_path):
-    """write_recipe(phases, *settings) -> a recipe for a model of one layer; its run lives in tmp_path/run."""
-
-    def write(phases, **run) -> Path:
-        tree = {
-            "run": {"output_dir": str(tmp_path / "run"), "save_every": 4, "log_every": 2, "telemetry_every": 4, **run},
-            "data": {"dir": str(shop)},
-            "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 200},
-            "model": {
-                "config": {
-                    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
-                }
-            },
-            "phases": phases,
-        }  # fmt: skip
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(tree))
-        return path
-
-    return write
+    """write_recipe(phases, **run) -> a recipe whose run lives in tmp_path/run."""
+    return partial(write, tmp_path, shop)
 
 
 def train(path, *settings) -> dict:
@@ -134,7 +134,7 @@ def test_a_kill_while_beaten_weights_are_removed_leaves_no_damage(tmp_path, monk
 
 def test_item_sequences_leave_the_mean_of_start_and_trained_weights(write_recipe, tmp_path):
     phase = {"kind": "item_sequence", "steps": 6, "batch_size": 8, "lr": 1e-2, "max_items": 3, "freeze_layers": 1}
-    path, found = write_recipe([phase]), {}
+    path, found = write_recipe([phase], telemetry_every=4), {}
     for share in (0.0, 0.25, 1.0):
         settings = [
             f"phases.0.start_weight={share}",
@@ -152,7 +152,7 @@ def test_item_sequences_leave_the_mean_of_start_and_trained_weights(write_recipe
 
 
 def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_recipe, tmp_path):
-    record = train(write_recipe([PRETRAIN, {**FINETUNE, "steps": 60}], name="walks"))
+    record = train(write_recipe([PRETRAIN, {**FINETUNE, "steps": 60}], name="walks", save_every=4, telemetry_every=4))
     run = tmp_path / "run"
     assert record["metrics"]["ndcg@10"] > record["baselines"]["popularity"]["ndcg@10"] + 0.2
     assert record == json.loads((run / "metrics.json").read_text())
@@ -422,7 +422,7 @@ def test_a_loss_that_is_no_number_names_step_and_batch_and_keeps_what_was_good(w
 
     monkeypatch.setattr(Jepa4RecForSequentialRecommendation, "forward", broken_at_the_13th)
     with pytest.raises(TrainingDiverged, match=r"at step 13 \(epoch 1, batch 5\)"):
-        train(write_recipe([FINETUNE]))
+        train(write_recipe([FINETUNE], save_every=4))
     state = tmp_path / "run" / "state"
     assert sorted(path.name for path in state.glob("phase-0-*")) == ["phase-0-best-8", "phase-0-step-12"]
     for path in state.rglob("*.safetensors"):
@@ -449,8 +449,8 @@ def kill_when(process: subprocess.Popen, path: Path, pattern: str) -> None:
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(write_recipe, tmp_path, monkeypatch):
     phases = [
-        {**PRETRAIN, "steps": 21},
-        {**FINETUNE, "steps": 60, "gradient_accumulation": 2, "evaluate_every_steps": 9},
+        {**PRETRAIN, "steps": 16},
+        {**FINETUNE, "steps": 30, "gradient_accumulation": 2, "evaluate_every_steps": 9},
     ]
     path = write_recipe(phases, save_every=5)
     train(path, f"run.output_dir={tmp_path / 'whole'}")
@@ -466,14 +466,21 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(write_
     assert logged_losses(tmp_path / "run") == logged_losses(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
-@pytest.mark.parametrize("damage", ["changed", "cut short", "gone"])
-def test_a_damaged_state_is_not_gone_on_from(write_recipe, tmp_path, monkeypatch, name, damage):
-    path = write_recipe([{**PRETRAIN, "steps": 6}], save_every=2)
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def interrupted(shop, tmp_path_factory) -> Path:
+    """The recipe of a run that was interrupted at its third step and had saved its second."""
+    path = write(tmp_path_factory.mktemp("interrupted"), shop, [{**PRETRAIN, "steps": 6}], save_every=2)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_accelerate, "after_step", interrupt_at(3, train_accelerate.after_step))
         with pytest.raises(KeyboardInterrupt):
             train(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl", "progress.json"])
+@pytest.mark.parametrize("damage", ["changed", "cut short", "gone"])
+def test_a_damaged_state_is_not_gone_on_from(interrupted, tmp_path, name, damage):
+    shutil.copytree(interrupted.parent / "run", tmp_path / "run")
     file = next((tmp_path / "run" / "state").glob(f"phase-0-step-*/{name}"))
     content = bytearray(file.read_bytes())
     if damage == "gone":
@@ -482,7 +489,7 @@ def test_a_damaged_state_is_not_gone_on_from(write_recipe, tmp_path, monkeypatch
         content[len(content) // 2] ^= 1
         file.write_bytes(content if damage == "changed" else content[:-1])
     with pytest.raises(ValueError, match=f"{name} is not what was saved there: start the run again"):
-        train(path, "run.resume=true")
+        train(interrupted, "run.resume=true", f"run.output_dir={tmp_path / 'run'}")
 
 
 def test_a_run_stopped_before_its_first_state_logs_nothing_twice(write_recipe, tmp_path, monkeypatch):
@@ -549,12 +556,12 @@ def test_two_processes_train_as_one(write_recipe, tmp_path):
     assert_same_training(tmp_path / "two", tmp_path / "run")
 
 
-@pytest.mark.parametrize("setting", ["phases.0.gradient_accumulation=4", "run.activation_checkpointing=true"])
-def test_saving_memory_does_not_change_what_is_learned(write_recipe, tmp_path, setting):
+def test_saving_memory_does_not_change_what_is_learned(write_recipe, tmp_path):
     path = write_recipe([{**FINETUNE, "steps": 6, "evaluate_every_steps": 6}])
     train(path, *STILL, f"run.output_dir={tmp_path / 'plain'}")
-    train(path, *STILL, setting)
-    assert_same_training(tmp_path / "run", tmp_path / "plain")
+    for setting in ("phases.0.gradient_accumulation=4", "run.activation_checkpointing=true"):
+        train(path, *STILL, setting, "run.overwrite=true")
+        assert_same_training(tmp_path / "run", tmp_path / "plain")
 
 
 def test_slices_keep_the_negatives_of_the_whole_batch_unless_told_otherwise(write_recipe, tmp_path):
@@ -620,14 +627,14 @@ def test_frozen_layers_are_not_recorded_for_the_backward_pass(fine_tuned):
 
 def test_masked_tokens_may_be_learned_in_fine_tuning_and_the_head_comes_from_pre_training(write_recipe, tmp_path):
     tuned = {**FINETUNE, "steps": 4, "lr": 1e-9, "lr_items": 1e-9}
-    path = write_recipe([{**PRETRAIN, "steps": 60, "lr": 5e-3}, tuned])
+    path = write_recipe([{**PRETRAIN, "steps": 60, "lr": 5e-3}, tuned], telemetry_every=0)
     train(path, *STILL, "phases.1.objective.mlm_weight=0.1")
     lines = log_lines(tmp_path / "run")
     before, after = ([line["mlm"] for line in lines if line.get("kind") == kind and "mlm" in line] for kind in KINDS)
     assert np.mean(after) < 0.8 * before[0] and np.mean(after) < np.mean(before[-5:]) + 1
     again = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
     assert again.config.token_head and "lm_head.bias" in again.state_dict()
-    train(path, *STILL, f"run.output_dir={tmp_path / 'off'}")
+    train(path, *STILL, "phases.0.steps=1", f"run.output_dir={tmp_path / 'off'}")
     assert not any("mlm" in line for line in log_lines(tmp_path / "off") if line.get("kind") == "finetune")
 
 
@@ -648,8 +655,8 @@ ST5_PHASES = [
 
 
 def test_the_phases_of_st5_learn_and_an_interrupted_one_goes_on(write_recipe, tmp_path, monkeypatch):
-    path = write_recipe(ST5_PHASES)
-    record = train(path, *ST5)
+    path = write_recipe(ST5_PHASES, save_every=4)
+    record = train(path, *ST5, "run.telemetry_every=4")
     assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"] + 0.05
     kinds = [line["kind"] for line in log_lines(tmp_path / "run") if "effective_rank" in line]
     assert kinds == ["item_description", "sequence_sequence", *["sequence_item"] * 10]
