@@ -12,6 +12,7 @@ import math
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,7 @@ import yaml
 
 # What reading YAML raises; the last three for a tag with a wrong value, and for lists in lists in lists.
 NO_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
+_hints = cache(get_type_hints)  # which evaluates every annotation each time
 
 
 def read_typed_yaml(
@@ -147,7 +149,7 @@ class _Reader:
     def read_dataclass(self, cls: type, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
-        types_of = get_type_hints(cls)
+        types_of = _hints(cls)
         known = {f.name: f for f in fields(cls) if f.init}
         gone = getattr(cls, "REMOVED", {})
         # What a setting that is gone stood at by default changes nothing: recipes that runs wrote hold all defaults.
@@ -181,7 +183,7 @@ class _Reader:
         """The dataclass among `options` whose `kind` the value names."""
         if not isinstance(value, dict):
             raise self.error(where, f"expected a section with keys, found {_name_of(value)}")
-        kinds = {get_args(get_type_hints(o)["kind"])[0]: o for o in options}
+        kinds = {get_args(_hints(o)["kind"])[0]: o for o in options}
         kind = value.get("kind")
         if not isinstance(kind, str) or kind not in kinds:
             raise self.error(_join(where, "kind"), f"expected {_one_of(kinds)}, found {_name_of(kind)}")
