@@ -519,10 +519,14 @@ def _listed(values: Any, name: str) -> Sequence:
     return values
 
 
+def shortened(text: str) -> str:
+    """What a message found; a whole file that was read as one text would bury the message."""
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text):,} letters)"
+
+
 def _short(value: Any) -> str:
-    """A value in a message: not longer than a line, and its kind."""
-    text = " ".join(repr(value).split())
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    """A value in a message, and its kind."""
+    return f"{shortened(' '.join(repr(value).split()))} ({type(value).__name__})"
 
 
 def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) -> np.ndarray:

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import yaml
 
+from ..serving.catalogue_seqrec import shortened
+
 # What reading YAML raises; the last three for a tag with a wrong value, and for lists in lists in lists.
 NO_YAML = (yaml.YAMLError, ValueError, AttributeError, RecursionError)
 _hints = cache(get_type_hints)  # which evaluates every annotation each time
@@ -58,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         for place, (key, _) in enumerate(node.value):
             if key.value in names[:place]:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {_short(key.value)} stands twice", problem_mark=key.start_mark
+                    problem=f"the key {shortened(key.value)} stands twice", problem_mark=key.start_mark
                 )
         return node
 
@@ -132,7 +134,7 @@ class _Reader:
 
     def error(self, where: str, message: str) -> ValueError:
         source = "--set" if where in self.origins else self.path
-        return ValueError(f"{source}: {_short(where) + ': ' if where else ''}{message}")
+        return ValueError(f"{source}: {shortened(where) + ': ' if where else ''}{message}")
 
     def read(self, annotation: Any, value: Any, where: str) -> Any:
         if get_origin(annotation) in (Union, types.UnionType):
@@ -229,12 +231,7 @@ def _name_of(value: Any) -> str:
     if isinstance(value, dict | list):
         return _TYPE_NAMES[type(value)]
     name = next((_TYPE_NAMES[t] for t in (bool, int, float, str) if isinstance(value, t)), type(value).__name__)
-    return f"{name} ({_short(repr(value))})"
-
-
-def _short(text: str) -> str:
-    """A sentence names what it found; a whole file that was read as one text would bury it."""
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text):,} letters)"
+    return f"{name} ({shortened(repr(value))})"
 
 
 def _float_hint(cls: type, value: Any) -> str:
