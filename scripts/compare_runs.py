@@ -14,8 +14,6 @@ RecFormer's `official` ties; "–" where older records have no such ranks), then
 per metric the difference, its 95 % interval and p-value by a paired bootstrap over users.
 """
 
-import glob
-import json
 import statistics
 import sys
 from argparse import Namespace
@@ -36,23 +34,12 @@ if __name__ == "__main__":
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
-from jepa4rec.model_cards.results_table import (
-    METRIC_NAMES,
-    METRICS,
-    check_record,
-    describe,
-    markdown_table,
-    results_table,
-)
+from jepa4rec.model_cards.finished_runs import OFFICIAL, SAME, check_same_question, read_runs
+from jepa4rec.model_cards.results_table import METRIC_NAMES, METRICS, describe, markdown_table, results_table
 from jepa4rec.serving.whole_files_seqrec import write_json
-
-OFFICIAL = "official_rank"
-# What must be equal for the ranks of two runs to answer the same question, and its value where a record lacks it.
-SAME = {"fingerprint": None, "split": None, "protocol": "leave_one_out", "exclude_history": False, "ties": "mean"}
 
 
 class System(NamedTuple):
@@ -69,27 +56,6 @@ class System(NamedTuple):
         return np.stack([table[column].to_numpy() for table in self.tables])
 
 
-def read_run(place: Path) -> tuple[dict, pa.Table]:
-    """Record and ranks of a run's folder or of a published record. Raises FileNotFoundError or ValueError, naming the
-    file."""
-    metrics, ranks = place / "metrics.json", place / "ranks.parquet"
-    if place.suffix == ".json":
-        metrics, ranks = place, place.parent / "ranks" / f"{place.stem}.parquet"
-    for path in (metrics, ranks):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: {place} is not an evaluated run with ranks.")
-    try:
-        record = json.loads(metrics.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{metrics} is not valid JSON: {error}") from error
-    try:
-        table = pq.read_table(ranks)
-        columns = [name for name in ("user_id", "target", "rank", OFFICIAL) if name in table.column_names]
-        return check_record(record, metrics), table.select(columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{ranks} cannot be read: {error}") from error
-
-
 def read_systems(patterns: list[str]) -> list[System]:
     """One system an argument: the run of a folder, or the runs of all that a pattern matches, by name.
 
@@ -97,8 +63,7 @@ def read_systems(patterns: list[str]) -> list[System]:
     """
     systems = []
     for pattern in patterns:
-        places = sorted(Path(place) for place in glob.glob(pattern)) or [Path(pattern)]
-        records, tables = zip(*(read_run(place) for place in places), strict=True)
+        records, tables = zip(*read_runs(pattern), strict=True)
         systems.append(System(pattern, list(records), list(tables)))
     first = (systems[0].records[0], systems[0].tables[0])
     for system in systems:
@@ -115,16 +80,6 @@ def named(systems: list[System]) -> list[System]:
         system._replace(name=name if names.count(name) == 1 else f"{name} ({system.name})")
         for name, system in zip(names, systems, strict=True)
     ]
-
-
-def check_same_question(a: tuple[dict, pa.Table], b: tuple[dict, pa.Table]) -> None:
-    """Raises ValueError unless both runs ranked the same targets of the same users, by the same rules."""
-    for field, default in SAME.items():
-        ours, theirs = a[0].get(field, default), b[0].get(field, default)
-        if ours != theirs:
-            raise ValueError(f"The runs differ in {field} ({ours} and {theirs}); only like can be compared with like.")
-    if not a[1].select(["user_id", "target"]).equals(b[1].select(["user_id", "target"])):
-        raise ValueError("The runs did not rank the same targets of the same users in the same order.")
 
 
 def compare(a: System, b: System, column: str, resamples: int, seed: int) -> dict | None:

@@ -33,7 +33,8 @@ NAMES = {"negatives": "as negatives", "fixed": "fixed", "left_out": "left out of
 @dataclass(kw_only=True)
 class ColdItemsRecipe(SystemsRecipe):
     """`hold_out`: percent of the items that nobody has bought before. `unseen_items`: what fine-tuning does with them
-    in its softmax, one series each (`FineTuningObjective`). `systems` stand beside the base recipe."""
+    in its softmax, one series each (`FineTuningObjective`); [] fine-tunes nothing. `systems` stand beside the base
+    recipe."""
 
     hold_out: float = 10.0
     items_seed: int = 0
@@ -85,14 +86,16 @@ def measure(study: Study) -> tuple[list[Point], dict]:
     groups = {"cold target": is_cold, "known target": ~is_cold}
     for name, members in groups.items():
         held_out.require_users(int(members.sum()), f"test users with a {name}")
-    places, series = held_out.phases("finetune"), {}
+    series = {}
     for way in study.recipe.unseen_items:
+        places = held_out.phases("finetune")
         settings = [f"phases.{place}.objective.unseen_items={way}" for place in places]
         trained = held_out.train_seeds(settings)
         series[f"fine-tuned, cold items {NAMES[way]}"] = stack(trained)
-    texts = [rank_as_texts(held_out, open_trained(one)) for one in trained]
-    series |= {"its text encoder alone": np.stack(texts), **held_out.train_systems(study.recipe.systems)}
-    series |= baseline_ranks(held_out)
+    if series:
+        texts = [rank_as_texts(held_out, open_trained(one)) for one in trained]
+        series["its text encoder alone"] = np.stack(texts)
+    series |= held_out.train_systems(study.recipe.systems) | baseline_ranks(held_out)
     facts = {"trained_on": held_out.data.dataset.fingerprint, "held_out_items": int(cold.sum())}
     return group_points(held_out, series, groups), facts
 

@@ -5,7 +5,8 @@
 The base recipe is trained on the first 1, 5, 10, 50 and 100 % of the training users (`percents`), once a seed, and
 always measured on all test users; the baselines count the same users. RecFormer, Figure 5;
 JEPA4Rec, section 4.3 and Figure 5.
-With `systems`, several starts are trained side by side, each of two compared user by user (paired bootstrap):
+With `systems`, several starts are trained side by side, each of two compared user by user (paired bootstrap); the
+`finished` runs of one stand at 100 %:
 
     python studies/low_resource.py --recipe recipes/studies/low_resource_scientific.yaml
 """
@@ -21,8 +22,10 @@ from jepa4rec.studies import study_parser
 
 PARSER = study_parser(__name__, __file__, __doc__)
 
+import numpy as np
+
 from jepa4rec.studies.measuring import baseline_points, compare
-from jepa4rec.studies.studying import Point, Study, SystemsRecipe, stack, study_command
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, own_setting, stack, study_command
 from jepa4rec.training.phases import KINDS
 from jepa4rec.training.recipe import Recipe
 
@@ -53,6 +56,13 @@ def with_users(study: Study, users: int, settings: Sequence[str] = ()) -> Recipe
     return recipe
 
 
+def learned_from(study: Study, users: int, settings: Sequence[str]) -> np.ndarray:
+    """Ranks (seeds, U) of a system after the first training users; finished runs have learned from all of them."""
+    if users == len(study.data.splits.train) and own_setting(settings, "finished"):
+        return study.system_ranks(settings)
+    return stack(study.train(with_users(study, users, settings), seed) for seed in study.recipe.seeds)
+
+
 def measure(study: Study) -> tuple[list[Point], dict]:
     train, points = study.data.splits.train, []
     counts = {percent: round(len(train) * percent / 100) for percent in study.recipe.percents}
@@ -64,10 +74,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
         )
     comparisons = []
     for percent, users in counts.items():
-        ranks = {
-            name: stack(study.train(with_users(study, users, own), seed) for seed in study.recipe.seeds)
-            for name, own in study.recipe.systems.items()
-        }
+        ranks = {name: learned_from(study, users, own) for name, own in study.recipe.systems.items()}
         points += [Point(name, percent, values) for name, values in ranks.items()]
         points += baseline_points(study, percent, train[:users])
         comparisons += [{"percent": percent, **pair} for pair in compare(ranks)]

@@ -10,7 +10,7 @@ from jepa4rec.baselines import fit_baseline
 from jepa4rec.datasets_builders.contract import DOMAIN
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.evaluation.ranking import rank_split
-from jepa4rec.evaluation.scorers import DualEncoderScorer
+from jepa4rec.evaluation.scorers import make_scorer
 from jepa4rec.hub.opening import open_encoder
 from jepa4rec.studies.studying import METRICS, Point, Study, Trained
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
@@ -48,10 +48,11 @@ def open_trained(trained: Trained) -> tuple:
 
 
 def rank_as_texts(study: Study, checkpoint: tuple, texts: list[dict[str, str]] | None = None) -> np.ndarray:
-    """Zero-shot ranks (U,): histories and catalogue are read as texts, those of the dataset or the ones given."""
+    """Zero-shot ranks (U,): the catalogue is read as texts, those of the dataset or the ones given, and histories as
+    the model says (`history_reading`)."""
     model, tokenizer = checkpoint
     item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True) if texts is None else texts)
-    scorer = DualEncoderScorer(model, tokenizer, item_tokens, progress=False)
+    scorer = make_scorer(model, tokenizer, item_tokens, progress=False)
     return rank_split(scorer, study.data.splits.test, progress=False)
 
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.evaluation.plots import require_plots
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.model_cards.finished_runs import check_same_question, read_runs
 from jepa4rec.serving.whole_files_seqrec import written_files
 from jepa4rec.train_accelerate import run
 from jepa4rec.training.command_line import command
@@ -51,7 +53,8 @@ class StudyRecipe:
 class SystemsRecipe(StudyRecipe):
     """`systems`: the settings of each system to train, by its name. They change the base recipe, up to replacing its
     model, tokenizer and phases by a baseline's, or name by `base=FILE` a recipe of the system's own, whose data are
-    the study's."""
+    the study's. `finished=PATTERN` names runs that need no training: folders of runs, or published records
+    (results/NAME.json), one a seed, of the study's dataset and learned from all of it."""
 
     systems: dict[str, list[str]] = field(default_factory=lambda: {"this recipe": []})
 
@@ -77,7 +80,7 @@ class Study:
 
     def __init__(self, recipe: StudyRecipe, folder: Path, extra: Sequence[str] = ()):
         self.recipe, self.folder, self.extra = recipe, folder, list(extra)
-        self.data: RunData = load_run_data(self.variant().data)
+        self.data: RunData = load_run_data(self.variant(kinds=tuple(KINDS)).data)
         if len(self.data.splits.test.targets) < recipe.min_users:
             raise ValueError(
                 f"{self.dataset_name} has {len(self.data.splits.test.targets)} test users; a study needs at least "
@@ -123,8 +126,24 @@ class Study:
         return [self.train(self.variant(settings, kinds), seed) for seed in self.recipe.seeds]
 
     def train_systems(self, systems: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
-        """Ranks (seeds, U) of each system, trained as `SystemsRecipe` says."""
-        return {name: stack(self.train_seeds(settings, tuple(KINDS))) for name, settings in systems.items()}
+        """Ranks (seeds, U) of each system, trained or found finished as `SystemsRecipe` says."""
+        return {name: self.system_ranks(settings) for name, settings in systems.items()}
+
+    def system_ranks(self, settings: Sequence[str], kinds: Sequence[str] = tuple(KINDS)) -> np.ndarray:
+        """Ranks (seeds, U) of one system.
+
+        Raises:
+            FileNotFoundError, ValueError: a finished run that cannot be read, or is of other users or rules.
+        """
+        pattern = own_setting(settings, "finished")
+        if pattern is None:
+            return stack(self.train_seeds(settings, kinds))
+        test, runs = self.data.splits.test, read_runs(pattern)
+        tasks = {"user_id": pa.array(map(str, test.user_ids)), "target": pa.array(test.targets, pa.int32())}
+        ours = {"fingerprint": self.data.dataset.fingerprint, "split": "test"}, pa.table(tasks)
+        for run_of_seed in runs:
+            check_same_question(ours, run_of_seed)
+        return np.stack([ranks["rank"].to_numpy() for _, ranks in runs])
 
     def require_users(self, users: int, what: str) -> None:
         """Raises ValueError when a figure would rest on too few users."""
@@ -138,15 +157,20 @@ class Study:
 def read_variant(folder: Path, study: StudyRecipe, settings: Sequence[str]) -> tuple[Path, Recipe]:
     """A study's base recipe after changes, or the recipe that `base=FILE` among them names, on the study's data; and
     where it stands."""
-    shared = [setting for setting in settings if setting.startswith("data.")]
-    own = [setting for setting in settings if setting.startswith("base=")]
-    if not own:
+    shared, base = [setting for setting in settings if setting.startswith("data.")], own_setting(settings, "base")
+    settings = [setting for setting in settings if not setting.startswith(("base=", "finished="))]
+    if base is None:
         path = folder / study.base
         return path, read_recipe(path, [*study.settings, *settings])
-    path = folder / own[-1].partition("=")[2]
-    recipe = read_recipe(path, [setting for setting in settings if setting not in (*own, *shared)])
+    recipe = read_recipe(folder / base, [setting for setting in settings if setting not in shared])
     recipe.data = read_recipe(folder / study.base, [*study.settings, *shared]).data
-    return path, recipe
+    return folder / base, recipe
+
+
+def own_setting(settings: Sequence[str], name: str) -> str | None:
+    """What the last `name=VALUE` among a system's settings says; None without one."""
+    values = [setting.partition("=")[2] for setting in settings if setting.startswith(f"{name}=")]
+    return values[-1] if values else None
 
 
 def recipe_hash(recipe: Recipe) -> str:
@@ -224,11 +248,11 @@ def draw(rows: list[dict], title: str, x_label: str, path: Path, metric: str = "
 
 def write(study: Study, name: str, title: str, x_label: str, points: Sequence[Point], out: Path, facts: dict) -> dict:
     """`out`/NAME-DATASET.json and .png, each whole; prints the table."""
-    rows, info = figures(points), study.data.dataset.info
+    rows, info, base = figures(points), study.data.dataset.info, study.variant(kinds=tuple(KINDS))
     result = {
         "study": name, "title": title, "dataset": info.get("name"), "config": info.get("config"),
         "fingerprint": study.data.dataset.fingerprint, "split": "test", "seeds": study.recipe.seeds, **describe_run(),
-        "recipe": recipe_to_dict(study.variant()), "settings": vars(study.recipe), **facts, "x": x_label,
+        "recipe": recipe_to_dict(base), "settings": vars(study.recipe), **facts, "x": x_label,
         "figures": rows,
     }  # fmt: skip
     stem = "-".join([name, *study.dataset_name.split()])

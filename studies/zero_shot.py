@@ -21,25 +21,27 @@ PARSER = study_parser(__name__, __file__, __doc__)
 import numpy as np
 
 from jepa4rec.studies.measuring import baseline_points, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, SystemsRecipe, stack, study_command
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, study_command
 
 
 @dataclass(kw_only=True)
 class ZeroShotRecipe(SystemsRecipe):
-    """`supervised`: systems as in `systems`, trained on the shop; what is shown is their average."""
+    """`supervised`: systems as in `systems`, trained on the shop; what is shown is their average. `before` false
+    leaves out what the base recipe starts from."""
 
     systems: dict[str, list[str]] = field(default_factory=lambda: {"pre-trained": []})
     supervised: dict[str, list[str]] = field(default_factory=dict)
+    before: bool = True
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     study.phases("pretrain")
-    before = rank_as_texts(study, start_checkpoint(study))
     points = baseline_points(study, x="baselines")
-    points.append(Point("before pre-training", "text alone", before))
+    if study.recipe.before:
+        points.append(Point("before pre-training", "text alone", rank_as_texts(study, start_checkpoint(study))))
     for name, settings in study.recipe.systems.items():
-        trained = study.train_seeds([*settings, "evaluation.zero_shot=false"], ("pretrain",))
-        points.append(Point(name, "text alone", stack(trained)))
+        ranks = study.system_ranks([*settings, "evaluation.zero_shot=false"], ("pretrain",))
+        points.append(Point(name, "text alone", ranks))
     if study.recipe.supervised:
         ranks = study.train_systems(study.recipe.supervised)
         name = f"supervised, average of {', '.join(ranks)}"

@@ -10,7 +10,10 @@ import yaml
 
 from jepa4rec.datasets_builders.contract import Split, load_dataset_dir, make_dataset, save_dataset
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
+from jepa4rec.evaluation.ranking import rank_split
+from jepa4rec.evaluation.scorers import ItemMeanScorer
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
+from jepa4rec.serving.encoding_seqrec import encode_items
 from jepa4rec.studies import (
     RECIPES,
     ablations,
@@ -26,6 +29,7 @@ from jepa4rec.studies import (
     text_representation,
     zero_shot,
 )
+from jepa4rec.studies.measuring import rank_as_texts
 from jepa4rec.studies.studying import Study, StudyRecipe, read_variant
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.masking import word_starts
@@ -171,6 +175,38 @@ def test_a_system_may_be_of_a_recipe_of_its_own_on_the_studys_data(studio, shop)
     assert recipe.model.baseline == "gru4rec" and recipe.data.dir == str(shop) and path.name == "gru4rec.yaml"
 
 
+def test_finished_runs_stand_for_a_system_where_it_learned_from_everybody(studio, tmp_path):
+    def of_gru4rec(name, **changes):
+        rows = studio(name, runs_dir=str(tmp_path / "runs"), **changes)["figures"]
+        return [row["mrr"]["mean"] for row in rows if row["series"] == "GRU4Rec"]
+
+    [trained] = of_gru4rec("systems", systems={"GRU4Rec": GRU4REC})
+    [run] = (tmp_path / "runs").iterdir()
+    finished = f"finished={run}"
+    assert of_gru4rec("systems", systems={"GRU4Rec": [finished]}) == [trained]
+    assert len(of_gru4rec("history_length", systems={"GRU4Rec": [finished]})) == 2
+    assert [*(tmp_path / "runs").iterdir()] == [run]
+    half, whole = of_gru4rec("low_resource", systems={"GRU4Rec": [*GRU4REC, finished]})
+    assert whole == trained and len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_finished_runs_of_other_data_are_refused(studio, tmp_path):
+    studio("cold_items", unseen_items=[], systems={"GRU4Rec": GRU4REC}, runs_dir=str(tmp_path / "runs"))
+    [held_out] = (path.parent for path in (tmp_path / "runs").glob("*/metrics.json"))
+    with pytest.raises(SystemExit, match="The runs differ in fingerprint"):
+        studio("systems", systems={"GRU4Rec": [f"finished={held_out}"]})
+
+
+def test_a_checkpoint_that_reads_its_items_is_ranked_so(shop, tiny_tokenizer, tiny_config):
+    tokenizer, model = ItemSentTokenizer.wrap(tiny_tokenizer), Jepa4RecForPreTraining(tiny_config).eval()
+    study = Study(StudyRecipe(base="small.yaml"), RECIPES, ["data.name=null", "data.config=null", f"data.dir={shop}"])
+    as_text = rank_as_texts(study, (model, tokenizer))
+    model.config.history_decay = 0.5
+    item_tokens, test = tokenizer.encode_items(study.data.dataset.item_texts(empty=True)), study.data.splits.test
+    expected = rank_split(ItemMeanScorer(encode_items(model, tokenizer, item_tokens, progress=False), 0.5), test)
+    assert (rank_as_texts(study, (model, tokenizer)) == expected).all() and (expected != as_text).any()
+
+
 def test_an_average_of_supervised_systems_stands_beside_the_zero_shot_ones(studio):
     alone = studio("systems", systems={"a": GRU4REC, "b": [*GRU4REC, "phases.0.lr=0.1"]})
     result = studio("zero_shot", supervised={"a": GRU4REC, "b": [*GRU4REC, "phases.0.lr=0.1"]})
@@ -257,6 +293,7 @@ def test_interval_of_one_value_is_that_value_and_seeds_widen_it():
         ("low_resource", {"percents": [0.1]}, "too small, set percents"),
         ("low_resource", {"systems": {}}, "systems is empty"),
         ("low_resource", {"systems": {"a": ["phases.9.lr=1"]}}, "phases.9"),
+        ("systems", {"systems": {"a": ["finished=nothing*.json"]}}, "nothing*.json does not exist"),
         ("cold_items", {"hold_out": 120.0}, "percentage between 0 and 100"),
         ("pretraining_domains", {"settings": []}, "names 0 domains in data.pretrain: this study needs two"),
         ("pretraining_steps", {"steps": [-1]}, "name numbers of steps, 0 or more"),
