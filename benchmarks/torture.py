@@ -795,6 +795,7 @@ def main() -> None:
             options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if options.page:
         options.page.write_text(page(report), encoding="utf-8")
+    gc.unfreeze()  # or extensions find leaks
     sys.exit(any(own["failed"] for own in report["parts"].values()))
 
 

@@ -109,6 +109,14 @@ class Snapshot:
         """Vectors (n, d) that a model made, as comparable with those that the catalogue holds."""
         return vectors if self.whitening is None else self.whitening(vectors)
 
+    def whitened_by(self, vectors: Tensor, power: float) -> "Snapshot":
+        """The same items under a whitening that is learned from them and from vectors (n, d) that are to come."""
+        own = self.vectors if self.whitening is None else self.whitening.undo(self.vectors)
+        whitening = Whitening.fit(torch.cat([own, vectors]), power, CATALOGUE_PRIOR)
+        table = whitening(own).T.contiguous()
+        index = None if self._index is None else Index(self.index)
+        return replace(self, by_dimension=table, whitening=whitening, _index=index)
+
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises ValueError naming the first id that is here already or given twice."""
         seen = set()
@@ -262,8 +270,8 @@ class Catalogue:
         """An empty catalogue for vectors of `width` made by the weights of this hash.
 
         Args:
-            whitening: the power of a `Whitening` that is learned from the first items which are added together, and
-                then stays: items that come later do not move the others.
+            whitening: the power of a `Whitening` that is learned from the items, and anew whenever as many come
+                together as there were.
 
         Raises:
             ValueError: an unknown index, or `rescore` below 1.
@@ -310,11 +318,10 @@ class Catalogue:
         known = popularity_counts(ids, popularity)
         with self._writing:
             now = self._now
-            if self._power is not None and len(vectors) and vectors.isfinite().all():
-                if not len(now):
-                    now = replace(now, whitening=Whitening.fit(vectors, self._power, CATALOGUE_PRIOR))
-                vectors = now.as_held(vectors)
-            self._now = now.with_items(ids, items, vectors, known)
+            now.check_new(ids)
+            if self._power is not None and len(vectors) >= max(1, len(now)) and vectors.isfinite().all():
+                now = now.whitened_by(vectors, self._power)
+            self._now = now.with_items(ids, items, now.as_held(vectors), known)
 
     def remove(self, ids: Sequence[str | int]) -> None:
         """Take items out. Raises ValueError for an id that is not here."""

@@ -109,8 +109,9 @@ class CataloguePipeline(Pipeline):
         """Of the `Whitening` that a catalogue learns from its items."""
         return None
 
-    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
-        """Vectors (B, d) of histories, none empty, whose items come as their ids (or None) and attributes.
+    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot) -> Tensor:
+        """Vectors (B, d) of histories, none empty, whose items come as their ids (or None) and attributes, to be
+        compared with those of a catalogue.
 
         Raises:
             ValueError: an item that cannot be encoded.
@@ -222,7 +223,7 @@ class CataloguePipeline(Pipeline):
             if not len(history):
                 raise ValueError(f"History {row} is empty: there is nothing to read.")
             told.append(_told(history, catalogue, "error"))
-        return self._user_vectors(told)
+        return self._user_vectors(told, catalogue)
 
     def _learned_rows(self, ids: Sequence[str | None]) -> np.ndarray:
         """Rows of the model's own item matrix, -1 for an item it was not trained on."""
@@ -304,25 +305,24 @@ class CataloguePipeline(Pipeline):
         """Histories and their vectors (B, d); zeros for one that is empty or an error."""
         catalogue, told = inputs
         vectors, told = torch.zeros(len(told), self.vector_size), list(told)
-        self._encode(
-            [place for place, history in enumerate(told) if isinstance(history, list) and history], *(told, vectors)
-        )
+        places = [place for place, history in enumerate(told) if isinstance(history, list) and history]
+        self._encode(places, told, catalogue, vectors)
         return catalogue, told, vectors
 
-    def _encode(self, places: list[int], told: list, vectors: Tensor) -> None:
+    def _encode(self, places: list[int], told: list, catalogue: Snapshot, vectors: Tensor) -> None:
         """Fill in the vectors of some rows. Where a batch holds a row that cannot be encoded, halves of it are tried,
         down to that row, which becomes its error."""
         if not places:
             return
         try:
-            vectors[places] = self._user_vectors([told[place] for place in places])
+            vectors[places] = self._user_vectors([told[place] for place in places], catalogue)
         except ValueError as error:
             if len(places) == 1:
                 told[places[0]] = ValueError(f"Input {places[0]}: {error}")
                 return
             middle = len(places) // 2
-            self._encode(places[:middle], told, vectors)
-            self._encode(places[middle:], told, vectors)
+            self._encode(places[:middle], told, catalogue, vectors)
+            self._encode(places[middle:], told, catalogue, vectors)
 
     def postprocess(self, outputs: tuple[Snapshot, list, Tensor], **wishes) -> list[list[dict] | dict]:
         """Answers of a batch; `{"error": sentence}` for a row that has none."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers.dynamic_module_utils import custom_object_save
 
+from .catalogue_seqrec import Snapshot
 from .pipeline_catalogue import IDS_FILE, TASK, CataloguePipeline, read_item_ids
 
 
@@ -41,7 +42,7 @@ class ItemIdPipeline(CataloguePipeline):
         return item_id in self._known["rows"]
 
     @torch.no_grad()
-    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot) -> Tensor:
         vectors = self.model.encode_histories([self._rows([name for name, _ in own]) for own in histories])
         vectors = vectors.float().cpu()
         if self.model.config.temperature is None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .catalogue_seqrec import Snapshot
 from .encoding_seqrec import encode_histories, encode_items
 from .pipeline_catalogue import IDS_FILE, CataloguePipeline, hub_options, read_item_ids
 
@@ -74,9 +75,9 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         return self.model.config.catalogue_whitening if self._reads_items else None
 
     @torch.no_grad()
-    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+    def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot) -> Tensor:
         if self._reads_items:
-            return self._means_of_items(histories)
+            return self._means_of_items(histories, catalogue)
         # What is too old to be read is not encoded either, which would take seconds for the longest histories.
         most = max(self.tokenizer.max_items, self.model.config.history_items)
         histories = [history[-most:] for history in histories]
@@ -86,9 +87,11 @@ class SequentialRecommendationPipeline(CataloguePipeline):
             vectors = self._with_items(vectors, items, [[name for name, _ in history] for history in histories])
         return torch.nn.functional.normalize(vectors, dim=1)
 
-    def _means_of_items(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]]) -> Tensor:
+    def _means_of_items(
+        self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot
+    ) -> Tensor:
         """The recency-weighted means (B, d) of the items' vectors: the catalogue's, or those of what is not in it."""
-        decay, catalogue = self.model.config.history_decay, self.catalogue.snapshot()
+        decay = self.model.config.history_decay
         most = 1 + int(np.log(LEAST_WEIGHT) / np.log(decay)) if decay < 1 else None
         newest = [history[::-1][:most] for history in histories]
 

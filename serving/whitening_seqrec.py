@@ -42,3 +42,11 @@ class Whitening(NamedTuple):
     def __call__(self, vectors: Tensor) -> Tensor:
         """Vectors (n, d) of any length -> whitened ones, one long, float32."""
         return normalize((normalize(vectors.float(), dim=1) - self.mean) @ self.matrix, dim=1)
+
+    def undo(self, whitened: Tensor) -> Tensor:
+        """The directions (n, d) that became these: the one point, on a ray from the mean, whose length is one."""
+        rays = torch.linalg.solve(self.matrix, whitened.T).T
+        lengths, along = rays.square().sum(1, keepdim=True), rays @ self.mean[:, None]
+        inside = 1 - self.mean.square().sum()  # of the sphere lies the mean, unless all directions were one
+        steps = (-along + (along.square() + lengths * inside).sqrt()) / lengths
+        return normalize(self.mean + steps * rays, dim=1)

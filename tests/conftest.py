@@ -78,6 +78,8 @@ def _few_threads():
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     gc.freeze()
+    yield
+    gc.unfreeze()  # or extensions find leaks where the process ends
 
 
 @pytest.fixture(scope="session")

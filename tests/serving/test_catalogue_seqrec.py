@@ -32,7 +32,7 @@ def filled(number=200, width=32, index="exact", rescore=4):
     return catalogue
 
 
-def test_a_whitening_is_learned_from_the_first_items_and_kept(tmp_path):
+def test_a_whitening_is_learned_from_the_items_until_they_double_and_kept(tmp_path):
     torch.manual_seed(0)
     vectors = torch.randn(900, 8) + 2
     catalogue = Catalogue(WEIGHTS, 8, whitening=0.75)
@@ -47,8 +47,10 @@ def test_a_whitening_is_learned_from_the_first_items_and_kept(tmp_path):
     again = Catalogue.load(tmp_path / "shop", WEIGHTS)
     assert all(map(torch.equal, again.snapshot().whitening, first))
     again.remove(again.ids)  # an empty catalogue learns anew
-    again.add(["k", "l"], [{}] * 2, vectors[:2], None)
-    torch.testing.assert_close(again.vectors, Whitening.fit(vectors[:2], 0.75, CATALOGUE_PRIOR)(vectors[:2]))
+    for step, some in enumerate((vectors[:2], vectors[2:300], vectors[300:700])):
+        again.add([f"k{step}-{n}" for n in range(len(some))], [{}] * len(some), some, None)
+    expected = Whitening.fit(vectors[:700], 0.75, CATALOGUE_PRIOR)
+    torch.testing.assert_close(again.vectors, expected(vectors[:700]), atol=1e-4, rtol=0)
 
 
 def test_a_vector_with_nan_spoils_no_whitening():

@@ -45,3 +45,11 @@ def test_beside_a_prior_few_vectors_change_little(number):
     assert moved.isfinite().all() and (moved * others).sum(1).min() > 0.97
     alone = Whitening.fit(crowded(400), 0.75, prior=400.0)(others)
     assert mean_cosine(alone) < 0.6 * mean_cosine(others)
+
+
+@pytest.mark.parametrize("number", [1, 5, 300])
+def test_it_can_be_undone(number):
+    vectors = crowded(300)
+    for prior in (0.5, 100.0):
+        whitening = Whitening.fit(vectors[:number], 0.75, prior)
+        torch.testing.assert_close(whitening.undo(whitening(vectors)), normalize(vectors, dim=1), atol=1e-4, rtol=0)
