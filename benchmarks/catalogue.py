@@ -14,6 +14,7 @@ Prints one JSON object, and writes it to `--out` where given, with a page to rea
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -184,7 +185,8 @@ def page(result: dict) -> str:
 def in_own_process(options: Namespace, size: int, index: str) -> dict | list[dict]:
     command = [sys.executable, __file__, "--one", index, "--sizes", str(size), "--queries", str(options.queries)]
     command += ["--rescore", str(options.rescore), "--threads", str(options.threads)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's, which can be told nowhere else
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=one_thread)
     if done.returncode:
         sys.exit(done.returncode)
     return json.loads(done.stdout)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from .whitening_seqrec import CATALOGUE_PRIOR, Whitening
@@ -35,8 +35,9 @@ EF_SEARCH = 512  # nodes of the graph looked at; more find more, later
 NEIGHBOURS = 32  # of a node of the graph
 ITEM_ID = "item_id"
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors.safetensors"
-BLOCK_ITEMS = 2**16  # scored at a time
-BLOCK_SCORES = 2**26  # held at a time
+BLOCK_QUERIES, BLOCK_ITEMS = 2**9, 2**16  # scored at a time at most
+BLOCK_SCORES = 2**21  # held at a time: in the processor's cache, multiplied and sorted in place
+GROUP = 32  # scores under one maximum
 ADDED_AT_ONCE = 2**14  # vectors, by the index of FAISS
 MOST_OUTSIDE = 0.1  # share of items outside an index, or gone from it, before it is built anew
 SWAP_SECONDS = 2.0  # a folder that another process is just replacing is tried again for so long
@@ -206,35 +207,32 @@ class Snapshot:
     def _exact(
         self, queries: Tensor, k: int, allowed=None, excluded=None, boosts=None, first: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Over the rows from `first` on: a block of items at a time, of each the best, then the best of those."""
+        """Over the rows from `first` on, of which there are at least k, a block of scores at a time."""
         hidden = None if allowed is None else torch.from_numpy(~allowed)
         added = None if boosts is None else torch.from_numpy(boosts).float()
         scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        step = max(1, BLOCK_SCORES // min(BLOCK_ITEMS, max(1, len(self) - first)))
-        for start in range(0, len(queries), step):
-            part, gone = queries[start : start + step], excluded and excluded[start : start + step]
-            blocks = [
-                self._best_of_block(part, k, begin, hidden, gone, added)
-                for begin in range(first, len(self), BLOCK_ITEMS)
-            ]
-            values, places = (torch.cat(own, dim=1) for own in zip(*blocks, strict=True))
-            best = values.topk(k, dim=1)
-            found = places.gather(1, best.indices).masked_fill_(best.values == -torch.inf, -1)
-            scores[start : start + step], rows[start : start + step] = best.values.numpy(), found.numpy()
+        for start in range(0, len(queries), BLOCK_QUERIES):
+            asked = slice(start, start + BLOCK_QUERIES)
+            part, best = queries[asked], None
+            gone = [(row, query) for query, own in enumerate(excluded[asked] if excluded else ()) for row in own]
+            gone = np.array(sorted(gone), np.int64).reshape(-1, 2)
+            step = min(len(self) - first, max(k, min(BLOCK_ITEMS, BLOCK_SCORES // len(part))))
+            room = np.empty(len(part) * step, np.float32)
+            for begin in range(first, len(self), step):
+                table = self.by_dimension[:, begin : begin + step].numpy()
+                # By NumPy: on AMD processors its product takes as little as half the time of torch's.
+                block = room[: len(part) * table.shape[1]].reshape(len(part), -1)
+                block = torch.from_numpy(np.matmul(part.numpy(), table, out=block))
+                if added is not None:
+                    block += added[begin : begin + step]
+                if hidden is not None:
+                    block.masked_fill_(hidden[begin : begin + step], -torch.inf)
+                inside = gone[slice(*gone[:, 0].searchsorted((begin, begin + step)))]
+                block[inside[:, 1], inside[:, 0] - begin] = -torch.inf
+                best = _best(block, begin, k) if best is None else _better(*best, block, begin)
+            scores[asked], rows[asked] = (own.numpy() for own in best)
+        rows[scores == -np.inf] = -1
         return scores, rows
-
-    def _best_of_block(self, queries, k: int, begin: int, hidden, excluded, boosts) -> tuple[Tensor, Tensor]:
-        end = min(begin + BLOCK_ITEMS, len(self))
-        scores = queries @ self.by_dimension[:, begin:end]
-        if boosts is not None:
-            scores += boosts[begin:end]
-        if hidden is not None:
-            scores.masked_fill_(hidden[begin:end], -torch.inf)
-        for row, gone in zip(scores, excluded or (), strict=False):
-            if inside := [place - begin for place in gone if begin <= place < end]:
-                row[inside] = -torch.inf
-        best = scores.topk(min(k, end - begin), dim=1)
-        return best.values, best.indices + begin
 
     def _approximate(
         self, queries: Tensor, k: int, allowed: np.ndarray | None, excluded: list[set[int]]
@@ -259,6 +257,35 @@ class Snapshot:
             best = (self.vectors[usable] @ queries[query]).topk(k)
             scores[query], rows[query] = best.values.numpy(), np.array(usable)[best.indices.numpy()]
         return scores, rows
+
+
+def _best(scores: Tensor, begin: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k best of a block (B, n) and their rows, where its first item is row `begin`."""
+    values, places = scores.topk(k, dim=1)
+    return values, places + begin
+
+
+def _better(values: Tensor, rows: Tensor, scores: Tensor, begin: int) -> tuple[Tensor, Tensor]:
+    """The best (B, k) of earlier blocks and their rows, or what is above them in this one.
+
+    Few items of a later block are, and looking at the maxima of groups of items finds them at a tenth of what sorting
+    the block costs.
+    """
+    if missing := -scores.shape[1] % GROUP:
+        scores = nn.functional.pad(scores, (0, missing), value=-torch.inf)
+    groups = scores.view(len(scores), GROUP, -1)
+    query, group = map(torch.from_numpy, (groups.amax(1) > values[:, -1:]).numpy().nonzero())
+    if not len(query):
+        return values, rows
+    counts = query.bincount(minlength=len(scores))
+    place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
+    found = groups.new_full((len(scores), int(counts.max()), GROUP), -torch.inf)
+    found[query, place] = groups[query, :, group]
+    first = rows.new_zeros(found.shape[:2])
+    first[query, place] = begin + group
+    places = first[..., None] + groups.shape[2] * torch.arange(GROUP)
+    values, chosen = torch.cat([values, found.flatten(1)], dim=1).topk(values.shape[1], dim=1)
+    return values, torch.cat([rows, places.flatten(1)], dim=1).gather(1, chosen)
 
 
 class Catalogue:
