@@ -27,6 +27,7 @@ from recommender import NO_WISH, Explanation, Recommendation, Recommender, Revea
 MOST_ITEMS = 20  # of a history on this page
 MOST_LETTERS = 500  # of a wish or a search
 ACTIONS = ("why", "aim", "add", "remove", "earlier", "later")
+MOST_SESSIONS = 1000  # kept, the oldest go: each holds its copy of the page, 0.1 MiB, also after its visitor has left
 LEFT_FILES = (600, 3600)  # every ten minutes, what was uploaded an hour ago and never read
 STYLE = Path(__file__).with_name("style.css")
 CSV_HELP = """<p>A table of your items: a column <b>item_id</b> and one or more columns of text, the most important one
@@ -243,7 +244,12 @@ class Page:
     def launch(self, **options):
         """Starts serving; nothing of the page is fetched from elsewhere."""
         return self.blocks.queue(default_concurrency_limit=2).launch(
-            theme=theme(), css_paths=STYLE, footer_links=[], max_file_size="20mb", **options
+            theme=theme(),
+            css_paths=STYLE,
+            footer_links=[],
+            max_file_size="20mb",
+            state_session_capacity=MOST_SESSIONS,
+            **options,
         )
 
     def _draw_history(self) -> None:

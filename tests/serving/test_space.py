@@ -370,6 +370,19 @@ def page(shop):
     return pytest.importorskip("app", reason="gradio is missing: pip install -e '.[demo]'").Page(shop)
 
 
+def test_the_sessions_of_visitors_who_left_do_not_pile_up(page, monkeypatch):
+    import app
+
+    monkeypatch.setattr(app, "MOST_SESSIONS", 5)
+    page.launch(prevent_thread_lock=True, quiet=True)
+    try:
+        for visitor in range(12):
+            page.blocks.state_holder[f"visitor-{visitor}"]
+        assert list(page.blocks.state_holder.session_data) == [f"visitor-{visitor}" for visitor in range(7, 12)]
+    finally:
+        page.blocks.close()
+
+
 @pytest.mark.parametrize(
     "data",
     [None, "add", 5, [], {}, {"action": "add"}, {"action": "fly", "id": "p1"}, {"action": "add", "id": "nothing"},
