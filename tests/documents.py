@@ -22,6 +22,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT
 from hub_server import run_client
 from processes import python
+from small_spark import SETTINGS
 
 from jepa4rec import train_accelerate
 from jepa4rec.baselines import BASELINE_MODELS
@@ -77,6 +78,9 @@ class Desk:
         for name in (*PROGRAMS, *RELEASED, *(path.name for path in ROOT.glob("*.py"))):
             (folder / name).symlink_to(ROOT / name)
         monkeypatch.chdir(folder)
+        spark = "".join(f"{key} {value}\n" for key, value in SETTINGS.items())
+        (folder / "spark-defaults.conf").write_text(spark, encoding="utf-8")
+        monkeypatch.setenv("SPARK_CONF_DIR", str(folder))
 
     def run(self, command: str) -> None:
         words = shlex.split(command)
