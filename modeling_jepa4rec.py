@@ -186,10 +186,12 @@ class Jepa4RecEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(Jepa4RecLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden: Tensor, plan: AttentionPlan, cls_only: bool = False) -> Tensor:
+    def forward(
+        self, hidden: Tensor, plan: AttentionPlan, cls_only: bool = False, layers: slice = slice(None)
+    ) -> Tensor:
         """Packed tokens (T, d) -> (T, d); with `cls_only` the last layer works for `[CLS]` alone: (B, d)."""
-        for index, layer in enumerate(self.layer, start=1):
-            hidden = layer(hidden, plan, cls_only and index == len(self.layer))
+        for layer in self.layer[layers]:
+            hidden = layer(hidden, plan, cls_only and layer is self.layer[-1])
         return hidden
 
 
@@ -300,6 +302,19 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         return self._pool(self._encode(batch), batch.rows)
 
     @torch.no_grad()
+    def embed_below(self, layers: int, *texts: Tensor) -> Tensor:
+        """What the lowest `layers` layers make of texts (arguments as in `embed`), without dropout: the hidden states
+        of their tokens, one text after the other, (T, d)."""
+        for module in self.stages()[: layers + 1]:
+            module.eval()
+        return self._encode(pack_batch(self.config, *texts), layers=slice(layers))
+
+    def embed_above(self, layers: int, hidden: Tensor, *texts: Tensor) -> Tensor:
+        """`embed` of texts of which `embed_below` gave `hidden` (T, d), (B, d)."""
+        batch = pack_batch(self.config, *texts)
+        return self._pool(self._encode(batch, layers=slice(layers, None), hidden=hidden), batch.rows)
+
+    @torch.no_grad()
     def whiten(self, mean: Tensor, matrix: Tensor) -> None:
         """Set the projection to a `Whitening` of the vectors it reads: mean (d,) and symmetric matrix (d, d).
 
@@ -311,13 +326,17 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         self.projection.weight.copy_(matrix)
         self.projection.bias.copy_(-(matrix @ mean))
 
-    def _encode(self, batch: PackedBatch, cls_only: bool = False) -> Tensor:
-        columns = batch.rows.column
-        if not self.config.count_pad_tokens:
-            columns = _columns_without_pads(batch, self.config.pad_token_id)
-        hidden = self.embeddings(batch.input_ids, columns, batch.token_types, batch.item_positions)
+    def _encode(
+        self, batch: PackedBatch, cls_only: bool = False, layers: slice = slice(None), hidden: Tensor | None = None
+    ) -> Tensor:
+        if hidden is None:
+            columns = batch.rows.column
+            if not self.config.count_pad_tokens:
+                columns = _columns_without_pads(batch, self.config.pad_token_id)
+            hidden = self.embeddings(batch.input_ids, columns, batch.token_types, batch.item_positions)
         packed = reads_packed_rows(hidden, self.config.hidden_size // self.config.num_attention_heads)
-        return self.encoder(hidden, plan_attention(batch.rows, self.config.attention_window, packed), cls_only)
+        plan = plan_attention(batch.rows, self.config.attention_window, packed)
+        return self.encoder(hidden, plan, cls_only, layers)
 
     def _pool(self, hidden: Tensor, rows: PackedRows) -> Tensor:
         if self.config.pooling == "cls":

@@ -22,6 +22,7 @@ from ...modeling_seqrec import RECENCY_DECAY, SeqRecTrainingOutput, in_slices
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ..batches import Example
 from ..data import RunData
+from ..frozen import FrozenStates
 from ..typed_yaml import Range, check_ranges
 from .pairs import SentencePairModel
 from .phase import InBatchPhase, Work
@@ -32,7 +33,8 @@ class ItemSequencePhase(InBatchPhase):
     """Every next item of a sequence is found among the batch's items (`item_sequence_loss`).
 
     An example is an item and up to `max_items` before it. `start_weight` is the share of the weights the phase began
-    with in those it leaves (WiSE-FT, Wortsman et al., 2022): shops that were not learned from lose less by it.
+    with in those it leaves (WiSE-FT, Wortsman et al., 2022): shops that were not learned from lose less by it. The
+    frozen layers of a jepa4rec encoder read without dropout, each item once (`FrozenStates`).
     """
 
     kind: Literal["item_sequence"]
@@ -51,6 +53,8 @@ class ItemSequencePhase(InBatchPhase):
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         model = ItemSequenceEncoder.from_encoder(source)
         model.slices, model.temperature = self.slices_in_model, self.temperature
+        if self.freeze_layers and hasattr(model.encoder, "embed_below"):
+            model.frozen = FrozenStates(model.encoder, self.freeze_layers)
         return model
 
     def begin(self, model: nn.Module, work: Work) -> Any:
@@ -71,7 +75,7 @@ class ItemSequencePhase(InBatchPhase):
 class ItemSequenceEncoder(SentencePairModel):
     """Any of our encoders, each item of a batch read once; what it saves is the encoder."""
 
-    temperature, start = 0.1, None
+    temperature, start, frozen = 0.1, None, None
 
     def forward(
         self,
@@ -90,11 +94,15 @@ class ItemSequenceEncoder(SentencePairModel):
             item_ids, sequences: as for `item_sequence_loss`.
         """
         texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
-        vectors = in_slices(self._read, texts, self.slices)["vectors"]
+        vectors = in_slices(self._read, (*texts, item_ids), self.slices)["vectors"]
         next_item = item_sequence_loss(vectors, item_ids, sequences, self.temperature, RECENCY_DECAY)
         loss, reported = weighted_total({"next_item": next_item}, {})
         gauges = {"effective_rank": effective_rank(vectors)} if telemetry else {}
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
+
+    def _read(self, *texts: Tensor) -> dict[str, Tensor]:
+        *texts, items = texts
+        return super()._read(*texts) if self.frozen is None else {"vectors": self.frozen.embed(items, *texts)}
 
 
 class ItemSequenceCollator:

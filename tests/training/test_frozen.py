@@ -1,0 +1,82 @@
+"""Frozen layers read each item once, and what is made of that is what reading it anew gives."""
+
+import copy
+
+import pytest
+import torch
+from conftest import TINY_ITEMS
+
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.training.frozen import FrozenStates
+from jepa4rec.training.optimisation import freeze
+from jepa4rec.training.phases.item_sequence import ItemSequenceEncoder
+
+BATCHES = ([0, 3, 5, 11], [3, 5, 7, 8, 11], [0, 7, 3, 8])
+
+
+@pytest.fixture
+def model(tiny_config):
+    torch.manual_seed(0)
+    model = ItemSequenceEncoder(tiny_config).train()
+    freeze(model, False, 1)
+    return model
+
+
+@pytest.fixture
+def batches(tiny_tokenizer):
+    tokens = tiny_tokenizer.encode_items(TINY_ITEMS)
+    places = torch.tensor([[0, 1, 2], [3, 1, -1]])
+    return [
+        dict(tiny_tokenizer.batch_items(tokens, items)) | {"item_ids": torch.tensor(items), "sequences": places}
+        for items in BATCHES
+    ]
+
+
+def losses_and_gradients(model, batches) -> list:
+    torch.manual_seed(1)
+    found = []
+    for batch in batches:
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        found.append((loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    return found
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("slices", [1, 2])
+@pytest.mark.parametrize("most_bytes", [2**20, 20_000, 0])
+def test_losses_and_gradients_are_those_of_reading_anew(tiny_config, batches, pooling, slices, most_bytes):
+    torch.manual_seed(0)
+    tiny_config.pooling, tiny_config.hidden_dropout_prob, tiny_config.attention_probs_dropout_prob = pooling, 0.0, 0.0
+    model = ItemSequenceEncoder(tiny_config).train()
+    freeze(model, False, 1)
+    model.slices, anew = slices, losses_and_gradients(model, batches)
+    model.frozen = FrozenStates(model.encoder, 1, most_bytes)
+    for (loss, gradients), (other, others) in zip(anew, losses_and_gradients(model, batches), strict=True):
+        assert loss == pytest.approx(other, abs=1e-6)
+        assert any(name.startswith("encoder.encoder.layer.1") for name in gradients)
+        for name in gradients:
+            torch.testing.assert_close(others[name], gradients[name], atol=1e-6, rtol=1e-4)
+
+
+def test_each_item_is_read_once_and_without_dropout(model, batches, monkeypatch):
+    read, below = [], Jepa4RecModel.embed_below
+    monkeypatch.setattr(
+        Jepa4RecModel, "embed_below", lambda *given: read.append(len(given[2])) or below(*given), raising=True
+    )
+    model.encoder.embeddings.dropout.p = 0.5
+    model.frozen = FrozenStates(model.encoder, 1)
+    model(**batches[0]), model(**batches[1]), model(**batches[2])
+    assert read == [4, 2]  # 7 and 8 are new in the second batch, none in the third
+    kept = dict(model.frozen._kept)
+    model.frozen = FrozenStates(model.encoder, 1)
+    for batch in batches:
+        model.train()(**batch)
+    for item, states in model.frozen._kept.items():
+        torch.testing.assert_close(states, kept[item])
+
+
+def test_a_copy_whose_weights_may_change_begins_without(model):
+    model.frozen = FrozenStates(model.encoder, 1)
+    assert copy.deepcopy(model).frozen is None
