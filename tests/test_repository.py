@@ -1,6 +1,7 @@
 """Claims about the repository itself: what must be there, what may not, which imports and versions are allowed."""
 
 import ast
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -93,6 +94,20 @@ def test_continuous_integration_runs_the_readmes_target():
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert script.read_text(encoding="utf-8").rstrip().endswith("make test")
+
+
+def test_the_page_of_studies_has_a_verdict_a_picture_and_the_command_of_each_record():
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    for section in page.split("\n## ")[1:]:
+        verdicts = re.search(r"\*\*(Reproduced|Not reproduced|Contradicted|Not run here)", section, re.IGNORECASE)
+        assert verdicts and "\nOurs: " in section and "`python studies/" in section, section.partition("\n")[0]
+    shown = {ROOT / "docs" / path for path in re.findall(r"\]\((\S+)\.png\)", page)}
+    shown = {Path(f"{path.resolve()}.json") for path in shown}
+    records = {path for path in (ROOT / "results" / "studies").rglob("*.json") if path.parent.name != "finished"}
+    real = {path for path in records if "toy_shop" not in path.name}
+    assert shown <= records and real <= shown
+    for path in real:
+        assert json.loads(path.read_text(encoding="utf-8"))["command"] in page, path.name
 
 
 def test_the_page_of_results_says_which_ranks_lack_official_ties():
