@@ -100,7 +100,7 @@ def test_the_page_of_studies_has_a_verdict_a_picture_and_the_command_of_each_rec
     page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
     for section in page.split("\n## ")[1:]:
         verdicts = re.search(r"\*\*(Reproduced|Not reproduced|Contradicted|Not run here)", section, re.IGNORECASE)
-        assert verdicts and "\nOurs: " in section and "`python studies/" in section, section.partition("\n")[0]
+        assert verdicts and "\n- Ours: " in section and "`python studies/" in section, section.partition("\n")[0]
     shown = {ROOT / "docs" / path for path in re.findall(r"\]\((\S+)\.png\)", page)}
     shown = {Path(f"{path.resolve()}.json") for path in shown}
     records = {path for path in (ROOT / "results" / "studies").rglob("*.json") if path.parent.name != "finished"}
