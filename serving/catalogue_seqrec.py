@@ -274,18 +274,16 @@ def _better(values: Tensor, rows: Tensor, scores: Tensor, begin: int) -> tuple[T
     if missing := -scores.shape[1] % GROUP:
         scores = nn.functional.pad(scores, (0, missing), value=-torch.inf)
     groups = scores.view(len(scores), GROUP, -1)
-    query, group = map(torch.from_numpy, (groups.amax(1) > values[:, -1:]).numpy().nonzero())
-    if not len(query):
-        return values, rows
-    counts = query.bincount(minlength=len(scores))
-    place = torch.arange(len(query)) - (counts.cumsum(0) - counts)[query]
-    found = groups.new_full((len(scores), int(counts.max()), GROUP), -torch.inf)
-    found[query, place] = groups[query, :, group]
-    first = rows.new_zeros(found.shape[:2])
-    first[query, place] = begin + group
-    places = first[..., None] + groups.shape[2] * torch.arange(GROUP)
-    values, chosen = torch.cat([values, found.flatten(1)], dim=1).topk(values.shape[1], dim=1)
-    return values, torch.cat([rows, places.flatten(1)], dim=1).gather(1, chosen)
+    query, group = (groups.amax(1) > values[:, -1:]).numpy().nonzero()
+    near = groups[query, :, group]
+    hit, member = (near > values[query, -1:]).numpy().nonzero()
+    query, items = query[hit], begin + group[hit] + groups.shape[2] * member
+    column = np.arange(len(query)) - np.searchsorted(query, query)  # the n-th of each query's items in column n
+    found = values.new_full((len(values), 1 + column.max(initial=-1)), -torch.inf)
+    places = rows.new_zeros(found.shape)
+    found[query, column], places[query, column] = near[hit, member], torch.from_numpy(items)
+    values, chosen = torch.cat([values, found], dim=1).topk(values.shape[1], dim=1)
+    return values, torch.cat([rows, places], dim=1).gather(1, chosen)
 
 
 class Catalogue:
