@@ -2,6 +2,7 @@
 
 import json
 import string
+import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from processes import ask_stranger
+from processes import ask_stranger, python
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -767,7 +768,8 @@ def test_llamarec_trains_its_two_stages_and_keeps_both(train):
         train("llamarec", "model.init=scratch", "run.overwrite=true")
 
 
-def test_a_finished_run_is_ready_to_be_pushed(train, capsys):
+def test_a_finished_run_is_ready_to_be_pushed(train, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "executable", python())  # which opens it as a stranger
     _, folder = train("sasrec", "phases.0.steps=4")
     push_to_hub.main([str(folder), "me/sasrec", "--dry-run"])
     told = capsys.readouterr().out

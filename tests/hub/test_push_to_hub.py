@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, TINY_ITEMS, WITHOUT_PACKAGE
 from hub_server import TOKEN, HubServer, run_client
 from huggingface_hub import EvalResult, ModelCardData
+from processes import python
 
 from jepa4rec.baselines.sasrec import SasRec, SasRecConfig
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
@@ -21,6 +22,12 @@ from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from jepa4rec.serving.whole_files_seqrec import SEAL, seal
 
 pytestmark = pytest.mark.slow("opens checkpoints in processes of a stranger")
+
+
+@pytest.fixture(autouse=True)
+def _quick_strangers(monkeypatch):
+    """What checks a checkpoint before it goes opens it in a process of its own, here a fork."""
+    monkeypatch.setattr(sys, "executable", python())
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +164,7 @@ with ThreadPoolExecutor() as pool:
 print(json.dumps(answers))
 """
 # Sending needs no model, so whoever only sends does not wait for torch; a quick program always has it.
-LIGHT = "assert 'torch' not in sys.modules"
+LIGHT, FRESH = "assert 'torch' not in sys.modules", sys.executable
 
 
 @pytest.fixture
@@ -170,7 +177,7 @@ def push(ask):
         done = ask(
             code,
             json.dumps([[[repo, str(folder)], options] for repo, folder, options in calls]),
-            program=sys.executable if fresh else None,
+            program=FRESH if fresh else None,
             **how,
         )
         assert done.returncode == 0, done.stderr
