@@ -277,6 +277,14 @@ def run(recipe: Recipe) -> dict:
     folder = RunFolder(recipe.run.output_dir)
     if recipe.run.resume and folder.is_finished():
         return show_finished(accelerator, folder)
+    try:
+        return carry_out(accelerator, recipe, folder, origin)
+    finally:
+        folder.release()
+
+
+def carry_out(accelerator: Accelerator, recipe: Recipe, folder: RunFolder, origin: dict) -> dict:
+    """All phases that are not finished, then the result."""
     with accelerator.main_process_first():
         data = load_run_data(recipe.data)
         check_batches(recipe, data, accelerator.num_processes)

@@ -11,6 +11,7 @@ finished run's record goes to results/NAME.json and its ranks to results/ranks/N
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -245,4 +246,5 @@ def main(options: Namespace) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the run that is under way ends with us
     main()

@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +57,9 @@ FREE_TO_CHANGE = (
 
 # What may stand in state/, half-written things with a dot before their names.
 OWN_STATE = re.compile(r"\.|recipe\.json$|start$|result$|phase-\d+(\.json|-(best|step)-\d+)?$")
+
+
+HELD_SECONDS = 10.0  # how long a killed training's workers may outlive it, and hold its folder
 
 
 class PhaseEnd(NamedTuple):
@@ -100,6 +104,38 @@ class RunFolder:
         self.log = self.root / "log.jsonl"
         self.state = self.root / "state"
         self.start = self.state / "start"
+        self._handle: int | None = None
+
+    def _hold(self) -> None:
+        """Keep other trainings out until `release` or the end of this process, however it ends.
+
+        Raises BlockingIOError where one is at work here. Windows and some network disks know no such locks.
+        """
+        try:
+            import fcntl
+        except ImportError:
+            return
+        handle, waited = os.open(self.root, os.O_RDONLY), time.monotonic() + HELD_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > waited:
+                    os.close(handle)
+                    raise BlockingIOError(
+                        f"another training is at work in {self.root}: wait for it, or choose another run.output_dir"
+                    ) from None
+                time.sleep(0.1)
+            except OSError:
+                break
+        self._handle = handle
+
+    def release(self) -> None:
+        """Let other trainings in."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def finished_phase(self, phase: int) -> Path:
         return self.state / f"phase-{phase}"
@@ -122,8 +158,11 @@ class RunFolder:
         Raises:
             FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set, or state/
                 holds what no run wrote.
+            BlockingIOError: another training is at work here.
             ValueError: the run to be resumed was started with another recipe, or a file of its state is damaged.
         """
+        if self.root.is_dir():
+            self._hold()
         restore_folder(self.checkpoint)
         if self.is_unfinished() and recipe.run.resume:
             self._check_same_recipe(recipe)
@@ -142,6 +181,8 @@ class RunFolder:
         shutil.rmtree(self.state, ignore_errors=True)
         self.log.unlink(missing_ok=True)
         write_json(self.state / "recipe.json", lasting_part(recipe_to_dict(recipe)))
+        if self._handle is None:
+            self._hold()
         self.log.touch()  # a run without phases writes nothing into it
 
     def _check_own_state(self) -> None:

@@ -1,8 +1,6 @@
 """A campaign runs what is missing, goes on past failures, publishes what is finished, refuses what does not fit."""
 
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -14,6 +12,7 @@ from processes import python
 from jepa4rec.datasets_builders import build, save_dataset
 from jepa4rec.scripts import campaign
 from jepa4rec.training.recipe import read_recipe
+from jepa4rec.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -80,8 +79,11 @@ def test_a_killed_campaign_goes_on(place):
     deadline = time.time() + 240
     while not list((place / "runs" / "first" / "state").glob("phase-0-step-*")) and time.time() < deadline:
         time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.terminate()
+    assert process.wait() == 143
+    folder = RunFolder("runs/first")
+    folder._hold()  # nobody is at work there any more
+    folder.release()
     planned = plan(path)
     assert "at step" in campaign.status(planned) and not planned[0].finished
     resumed = []

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequen
 from jepa4rec.serving.encoding_seqrec import encode_items
 from jepa4rec.serving.whole_files_seqrec import seal, written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training import run_folder
 from jepa4rec.training.log import TrainingDiverged
 from jepa4rec.training.measure import evaluate_validation
 from jepa4rec.training.optimisation import freeze, learning_rate_factor, parameter_groups
@@ -280,7 +282,7 @@ def test_a_start_may_be_whitened_by_the_items_that_pretraining_reads(write_recip
         kind.from_pretrained(tmp_path / "run" / "checkpoint") for kind in (Jepa4RecModel, ItemSentTokenizer)
     )
     vectors = encode_items(model, tokenizer, tokenizer.encode_items(TINY_ITEMS))
-    assert vectors.mean(0).abs().max() < 0.01 and vectors.square().sum(1).mean() == pytest.approx(11 / 12, abs=0.01)
+    assert vectors.mean(0).abs().max() < 0.01 and vectors.square().sum(1).mean() == pytest.approx(1, abs=0.01)
     with pytest.raises(ValueError, match="whitening is a power between 0 and 1, and needs config.projection"):
         read_recipe(write_recipe([]), [*settings, "model.config={}"])
 
@@ -394,11 +396,34 @@ def test_a_folder_swap_cut_short_is_mended(tmp_path):
 def test_a_run_resumes_only_with_the_recipe_it_was_started_with(write_recipe):
     path = write_recipe([{**FINETUNE, "steps": 2}])
     recipe = read_recipe(path)
-    RunFolder(recipe.run.output_dir).open(recipe)
+    folder = RunFolder(recipe.run.output_dir)
+    folder.open(recipe)
+    folder.release()
     with pytest.raises(FileExistsError, match="unfinished run"):
         train(path)
     with pytest.raises(ValueError, match=r"another recipe \(phases.0.lr differ\)"):
         train(path, "run.resume=true", "phases.0.lr=1.0")
+
+
+@pytest.mark.parametrize("how", ["run.resume=true", "run.overwrite=true"])
+def test_two_trainings_do_not_share_a_folder(write_recipe, monkeypatch, how):
+    """As when a night's job begins before the last one has ended; whoever was killed holds nothing."""
+    path = write_recipe([{**FINETUNE, "steps": 2}])
+    recipe = read_recipe(path)
+    code = """import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX)
+print(flush=True), input()"""
+    folder = RunFolder(recipe.run.output_dir)
+    folder.open(recipe)
+    folder.release()
+    other = [sys.executable, "-c", code, str(folder.root)]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        monkeypatch.setattr(run_folder, "HELD_SECONDS", 0.2)
+        with pytest.raises(BlockingIOError, match="another training is at work in .*run: wait for it, or choose"):
+            train(path, how)
+        first.kill()
+    assert train(path, how)["metrics"]
 
 
 def test_a_batch_larger_than_the_data_is_known_before_training(write_recipe):
