@@ -10,7 +10,7 @@ MiniLM and on `--data`; a step makes its batch, too. `products`: the matrix prod
 the floor. `setting_up` is all before a run's first step but imports: by the older commit, and here by a first and a
 second seed (the first finds item vectors too where HF_HOME keeps them from an earlier run).
 `frozen_states` is recipes/item_sequences.yaml on `--data`: frozen layers that read at every step, and each item once.
-`encoding` is 300 item texts by this package, by sentence-transformers and by transformers' BertModel in sorted
+`encoding` is 96 item texts by this package, by sentence-transformers and by transformers' BertModel in sorted
 batches, tokenizers included.
 """
 
@@ -40,7 +40,7 @@ RUNS = {
     "text_fine_tuning": ("recipes/jepa4rec_scientific.yaml", [TEXT_PHASE]),
     "pre_training": ("recipes/pretrain_amazon.yaml", ["data.pretrain=[]"]),
 }
-TEXTS = 300
+TEXTS = 96
 
 # Run in either checkout, so that it uses only what both have: a line in, a step, its CPU seconds and loss out.
 STEPPER = """
