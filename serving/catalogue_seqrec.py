@@ -487,6 +487,8 @@ def _check_read(about: dict, rows: list, vectors: Tensor, whitening: Whitening |
         raise ValueError(f"rescore in {ABOUT_FILE} is {rescore!r}")
     if vectors.dtype != torch.float32 or vectors.dim() != 2 or len(vectors) != len(rows):
         raise ValueError(f"{len(rows)} items with {vectors.dtype} vectors {tuple(vectors.shape)}")
+    if not isinstance(about.get("whitening"), float | None):
+        raise ValueError(f"whitening in {ABOUT_FILE} is {about['whitening']!r}")
     if whitening and [tuple(part.shape) for part in whitening] != [vectors.shape[1:], 2 * vectors.shape[1:]]:
         raise ValueError(f"a whitening of another width than the vectors' {vectors.shape[1]}")
     for number, row in enumerate(rows, start=1):

@@ -53,6 +53,17 @@ def test_a_whitening_is_learned_from_the_items_until_they_double_and_kept(tmp_pa
     torch.testing.assert_close(again.vectors, expected(vectors[:700]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("told", ["much", 1, [0.75], True])
+def test_a_whitening_that_was_never_written_is_damage(tmp_path, told):
+    catalogue = Catalogue(WEIGHTS, 4, whitening=0.75)
+    catalogue.add(["a", "b"], [{}, {}], torch.randn(2, 4), None)
+    catalogue.save(tmp_path / "shop")
+    path = tmp_path / "shop" / "catalogue.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"whitening": told}))
+    with pytest.raises(ValueError, match="is damaged .*whitening in catalogue.json"):
+        Catalogue.load(tmp_path / "shop", WEIGHTS)
+
+
 def test_a_vector_with_nan_spoils_no_whitening():
     catalogue = Catalogue(WEIGHTS, 4, whitening=0.75)
     with pytest.raises(ValueError, match="Item 'b' has a vector with NaN"):
