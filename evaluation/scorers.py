@@ -40,7 +40,7 @@ def make_scorer(
     if vectors is None:
         vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
     if (history or history_reading(model)) == "items":
-        if model.config.catalogue_whitening is not None:
+        if model.config.catalogue_whitening is not None and not hasattr(model, "item_matrix"):
             vectors = Whitening.fit(vectors, model.config.catalogue_whitening, CATALOGUE_PRIOR)(vectors)
         return ItemMeanScorer(vectors, model.config.history_decay or RECENCY_DECAY)
     return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens, progress)

@@ -108,11 +108,13 @@ def evaluate(options: Namespace) -> dict:
         words = TfIdfScorer(item_tokens)
         baselines["tf_idf"] = rank_split_both_ways(words, split, options.exclude_history, progress=False)
     ranks = rank_split_both_ways(scorer, split, options.exclude_history)
+    history = "ids" if tokenizer is None else options.history or history_reading(model)
+    whitened = history == "items" and not is_fine_tuned(model)
     record = {
         **describe_evaluation(checkpoint, dataset, options),
         "item_vectors": "matrix" if is_fine_tuned(model) or tokenizer is None else "text",
-        "history": "ids" if tokenizer is None else options.history or history_reading(model),
-        "whitening": getattr(model.config, "catalogue_whitening", None),
+        "history": history,
+        "whitening": model.config.catalogue_whitening if whitened else None,
         "tokenizer": tokenizer and tokenizer.settings,
         "users": len(split.targets),
         "items": dataset.num_items,

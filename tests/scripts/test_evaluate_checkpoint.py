@@ -297,6 +297,12 @@ def test_vectors_may_be_whitened_by_the_catalogue(save, run, refuses, dataset_di
     assert table["rank"].to_pylist() == rank_scores(scorer.score(test.histories), test.targets).tolist()
 
 
+def test_a_history_read_as_text_is_not_whitened_and_its_record_says_so(save, run, dataset_dir):
+    plain, _ = run(save(Jepa4RecModel), dataset_dir, "--history", "text")
+    told, _ = run(save(Jepa4RecModel, catalogue_whitening=0.75), dataset_dir, "--history", "text")
+    assert (told["whitening"], told["metrics"]) == (None, plain["metrics"])
+
+
 def test_a_whitening_that_cannot_be(refuses, save, dataset_dir):
     checkpoint = save(Jepa4RecModel)
     refuses("add --history items", checkpoint, dataset_dir, "--whitening", "0.75")
