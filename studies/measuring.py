@@ -9,11 +9,12 @@ from accelerate.utils import set_seed
 from jepa4rec.baselines import fit_baseline
 from jepa4rec.datasets_builders.contract import DOMAIN
 from jepa4rec.evaluation.metrics.significance import paired_bootstrap
-from jepa4rec.evaluation.ranking import rank_split
+from jepa4rec.evaluation.ranking import Scorer, rank_split
 from jepa4rec.evaluation.scorers import make_scorer
 from jepa4rec.hub.opening import open_encoder
 from jepa4rec.studies.studying import METRICS, Point, Study, Trained
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
+from jepa4rec.training.phases import KINDS
 from jepa4rec.training.start import make_starting_checkpoint
 
 BASELINES = ("popularity", "item_transition")
@@ -25,9 +26,7 @@ def baseline_ranks(study: Study, train: Sequence[np.ndarray] | None = None) -> d
     if train is not None:  # before the targets of validation lies training and nothing else
         splits, counted = splits._replace(train=train), "validation"
     scorers = {name: fit_baseline(name, splits, counted, study.data.num_items) for name in BASELINES}
-    return {
-        name.replace("_", "-"): rank_split(scorer, splits.test, progress=False) for name, scorer in scorers.items()
-    }
+    return {name.replace("_", "-"): rank_test(study, scorer) for name, scorer in scorers.items()}
 
 
 def baseline_points(study: Study, x: float | str, train: Sequence[np.ndarray] | None = None) -> list[Point]:
@@ -52,8 +51,13 @@ def rank_as_texts(study: Study, checkpoint: tuple, texts: list[dict[str, str]] |
     the model says (`history_reading`)."""
     model, tokenizer = checkpoint
     item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True) if texts is None else texts)
-    scorer = make_scorer(model, tokenizer, item_tokens, progress=False)
-    return rank_split(scorer, study.data.splits.test, progress=False)
+    return rank_test(study, make_scorer(model, tokenizer, item_tokens, progress=False))
+
+
+def rank_test(study: Study, scorer: Scorer) -> np.ndarray:
+    """Ranks (U,) of the test users by the base recipe's rule for what a history holds already."""
+    excludes = study.variant(kinds=tuple(KINDS)).evaluation.exclude_history
+    return rank_split(scorer, study.data.splits.test, excludes, progress=False)
 
 
 def group_points(study: Study, series: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> list[Point]:

@@ -2,13 +2,16 @@
 
     python studies/pretraining_steps.py --data data/scientific --set base=../jepa4rec_pretrain.yaml
 
-The base recipe's pre-training is run for each number of `steps`, each run with a schedule of its own; 0 is its start.
+Each system's pre-training is run for each number of `steps`, each run with a schedule of its own; 0 is its start.
 RecFormer, Figure 6.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -16,15 +19,23 @@ from jepa4rec.studies import study_parser
 
 PARSER = study_parser(__name__, __file__, __doc__)
 
-from jepa4rec.studies.measuring import baseline_ranks, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, stack, study_command
+from jepa4rec.studies.measuring import baseline_ranks, open_trained, rank_as_texts, start_checkpoint
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, study_command
 
 
 @dataclass(kw_only=True)
-class PretrainingStepsRecipe(StudyRecipe):
-    """`steps` of each pre-training phase, 0 for none."""
+class PretrainingStepsRecipe(SystemsRecipe):
+    """`steps` of each pre-training phase, 0 for none.
+
+    `judged_on` is a built dataset that pre-training is validated on, instead of the study's own: studies of several
+    shops then share their runs. `history_decay` and `catalogue_whitening` say how every checkpoint reads, as in config.json.
+    """
 
     steps: list[int] = field(default_factory=lambda: [0, 50, 100, 200])
+    systems: dict[str, list[str]] = field(default_factory=lambda: {"zero-shot": []})
+    judged_on: str | None = None
+    history_decay: float | None = None
+    catalogue_whitening: float | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -33,16 +44,31 @@ class PretrainingStepsRecipe(StudyRecipe):
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
-    places, points = study.phases("pretrain"), []
-    for steps in study.recipe.steps:
-        settings = [f"phases.{place}.steps={steps}" for place in places] + ["evaluation.zero_shot=false"]
-        if steps:
-            ranks = stack(study.train_seeds(settings, ("pretrain",)))
-        else:
-            ranks = rank_as_texts(study, start_checkpoint(study))
-        points.append(Point("zero-shot", steps, ranks))
+    start = rank(study, start_checkpoint(study))
+    points = [
+        Point(system, steps, system_ranks(study, settings, steps) if steps else start)
+        for system, settings in study.recipe.systems.items()
+        for steps in study.recipe.steps
+    ]
     counted = baseline_ranks(study).items()
     return points + [Point(name, steps, ranks) for name, ranks in counted for steps in study.recipe.steps], {}
+
+
+def system_ranks(study: Study, settings: Sequence[str], steps: int) -> np.ndarray:
+    """Ranks (seeds, U) after so many steps."""
+    settings = [*settings, *(f"phases.{place}.steps={steps}" for place in study.phases("pretrain"))]
+    if study.recipe.judged_on:
+        settings.append(f"data.dir={study.recipe.judged_on}")
+    trained = study.train_seeds([*settings, "evaluation.zero_shot=false"], ("pretrain",))
+    return np.stack([rank(study, open_trained(one)) for one in trained])
+
+
+def rank(study: Study, checkpoint: tuple) -> np.ndarray:
+    """Zero-shot ranks (U,) of a checkpoint that reads as the study says."""
+    model, tokenizer = checkpoint
+    if study.recipe.history_decay is not None:
+        model.config.update({key: getattr(study.recipe, key) for key in ("history_decay", "catalogue_whitening")})
+    return rank_as_texts(study, (model, tokenizer))
 
 
 main = study_command(PARSER, PretrainingStepsRecipe, "Length of pre-training", "steps of pre-training", measure)

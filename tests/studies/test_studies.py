@@ -1,6 +1,7 @@
 """Studies: each runs end to end on a tiny shop, its parts do what they say, and too small a dataset is refused."""
 
 import json
+import shutil
 from itertools import combinations
 
 import numpy as np
@@ -149,6 +150,26 @@ def test_finished_runs_are_found_again(studio, capsys):
     capsys.readouterr()
     studio("zero_shot")
     assert "pretrain" not in capsys.readouterr().err  # no progress line: nothing was trained
+
+
+def test_steps_of_two_pretrainings_are_judged_elsewhere_and_read_alike(studio, tmp_path, shop):
+    other = tmp_path / "other"
+    shutil.copytree(shop, other)
+    systems = {"one": [], "another": ["phases.0.objective.map_weight=0", "phases.0.lr=0.05"]}
+    settings = ["evaluation.exclude_history=true"]
+    shared = {"systems": systems, "settings": settings, "steps": [0, 2], "runs_dir": str(tmp_path / "runs")}
+    as_text = studio("pretraining_steps", **shared)
+    trained = sorted((tmp_path / "runs").iterdir())
+    as_items = studio("pretraining_steps", **shared, history_decay=0.5)
+    assert sorted((tmp_path / "runs").iterdir()) == trained  # only read in another way
+    studio("pretraining_steps", **shared, judged_on=str(other))
+    judged = [json.loads((run / "metrics.json").read_text("utf-8")) for run in (tmp_path / "runs").iterdir()]
+    assert {record["recipe"]["data"]["dir"] for record in judged} == {str(shop), str(other)}
+    of = {(row["series"], row["x"]): row["mrr"]["mean"] for row in as_items["figures"]}
+    assert of["one", 0] == of["another", 0] and of["one", 2] != of["another", 2]
+    assert [row["mrr"] for row in as_items["figures"]] != [row["mrr"] for row in as_text["figures"]]
+    kept = {row["series"]: row["mrr"]["mean"] for row in studio("pretraining_steps", steps=[0])["figures"]}
+    assert kept["popularity"] != of["popularity", 0]  # the rule for what a history holds is the recipe's
 
 
 def test_systems_are_trained_side_by_side_and_compared_user_by_user(studio):
