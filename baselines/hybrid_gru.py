@@ -1,10 +1,13 @@
 """A hybrid of texts and ids, ours and no paper's: a recurrent network beside a weighted sum of the newest items.
 
 An item is its frozen text vector and an offset that is learned by its id and begins at zero, so an item that training
-never saw is its text. A history is the sum of what a GRU (as in GRU4Rec, Hidasi et al., 2016) makes of all its items
-and of its newest items themselves, each with a learned weight for its age. Cosines of such sums are highest for what
-the history already holds; so an item of the history gets a learned amount more or less, by how long ago it was (the
-question of RepeatNet, Ren et al., 2019: is it bought again?).
+never saw is its text. With `item_ids: false` a linear map of the texts, the same for all items, learns in their place,
+and the hybrid is one of texts alone.
+
+A history is the sum of what a GRU (as in GRU4Rec, Hidasi et al., 2016) makes of all its items and of its newest items
+themselves, each with a learned weight for its age. Cosines of such sums are highest for what the history already
+holds; so an item of the history gets a learned amount more or less, by how long ago it was (the question of RepeatNet,
+Ren et al., 2019: is it bought again?).
 """
 
 import math
@@ -29,6 +32,7 @@ class HybridGruConfig(TextSequenceConfig):
     Args:
         hidden_size: as `text_size`, since items stay where their texts are.
         intermediate_size: width of the recurrent state.
+        item_ids: learn an offset for each item; without, a linear map of the text vectors, the identity at first.
         newest_items: items whose weighted sum is part of the user's vector.
         num_candidates: best items to which a pipeline adds what the history says of buying again.
     """
@@ -38,6 +42,7 @@ class HybridGruConfig(TextSequenceConfig):
     num_hidden_layers: int = 1
     intermediate_size: int = 256
     temperature: float | None = 0.1
+    item_ids: bool = True
     newest_items: int = 8
     num_candidates: int = 200
     reranks: bool = True
@@ -61,7 +66,10 @@ class HybridGru(TextSequenceModel):
     def __init__(self, config: HybridGruConfig):
         super().__init__(config)
         self.register_buffer("seen", torch.ones(config.num_items, dtype=torch.bool))
-        self.item_offsets = nn.Parameter(torch.zeros(config.num_items, config.hidden_size))
+        if config.item_ids:
+            self.item_offsets = nn.Parameter(torch.zeros(config.num_items, config.hidden_size))
+        else:
+            self.text_offsets = nn.Parameter(torch.zeros(config.text_size, config.hidden_size))
         self.dropout = nn.Dropout(config.dropout)
         self.gru = nn.GRU(config.hidden_size, config.intermediate_size, config.num_hidden_layers, batch_first=True)
         self.out = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -82,12 +90,15 @@ class HybridGru(TextSequenceModel):
         super()._init_weights(module)
         if module is self:
             init.ones_(self.seen)
-            init.zeros_(self.item_offsets)
+            init.zeros_(self.item_offsets if self.config.item_ids else self.text_offsets)
             init.zeros_(self.again)
             init.copy_(self.log_age_weights, -0.7 * torch.arange(self.config.newest_items))  # halved with each age
 
     def item_vectors(self) -> Tensor:
-        return F.normalize(self.text_vectors, dim=1) + self.item_offsets * self.seen[:, None]
+        texts = F.normalize(self.text_vectors, dim=1)
+        if self.config.item_ids:
+            return texts + self.item_offsets * self.seen[:, None]
+        return texts + self.dropout(texts) @ self.text_offsets
 
     def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
         """(B, L) -> (B, L, d). A state knows nothing of what comes after it, so padding at the end does no harm."""

@@ -28,7 +28,8 @@ class PretrainingStepsRecipe(SystemsRecipe):
     """`steps` of each pre-training phase, 0 for none.
 
     `judged_on` is a built dataset that pre-training is validated on, instead of the study's own: studies of several
-    shops then share their runs. `history_decay` and `catalogue_whitening` say how every checkpoint reads, as in config.json.
+    shops then share their runs. `history_decay` and `catalogue_whitening` say how every checkpoint reads, as in
+    config.json.
     """
 
     steps: list[int] = field(default_factory=lambda: [0, 50, 100, 200])

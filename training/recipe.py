@@ -90,7 +90,7 @@ class ModelRecipe:
     shapes random weights and `--set model.init` takes others, what its file says of `config` and `family` is left out.
     `whitening` sets the projection of an
     encoder that has one (`config.projection`) to a whitening of this power, learned from the item texts that
-    pre-training reads.
+    pre-training reads; of a baseline it whitens the text vectors, by those of its own items.
 
     `baseline` is one of baselines/ instead; `config` is then of its configuration, and `init` only the encoder of
     a baseline's frozen text vectors. Its phases are of the kind that its `trained_by` says, or none: it is counted.
@@ -106,10 +106,15 @@ class ModelRecipe:
     whitening: float | None = None
 
     def __post_init__(self):
-        if self.whitening is not None and not (0 <= self.whitening <= 1 and self.config.get("projection")):
-            raise ValueError("whitening is a power between 0 and 1, and needs config.projection: true to be kept in")
         if self.baseline is not None and self.baseline not in BASELINE_MODELS:
             raise ValueError(f"baseline {self.baseline} is unknown{nearest(self.baseline, BASELINE_MODELS)}")
+        if self.whitening is None:
+            return
+        check_ranges(self, whitening=Range(0, 1))
+        if self.baseline is not None and not getattr(BASELINE_MODELS[self.baseline], "reads_texts", False):
+            raise ValueError(f"whitening is of text vectors, and {self.baseline} has none: leave it out")
+        if self.baseline is None and not self.config.get("projection"):
+            raise ValueError("whitening needs config.projection: true to be kept in")
 
 
 @dataclass(kw_only=True)

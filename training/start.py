@@ -28,7 +28,7 @@ from ..modeling_jepa4rec import Jepa4RecModel
 from ..modeling_seqrec import SeqRecPreTrainedModel
 from ..modeling_st5rec import St5RecConfig, St5RecModel
 from ..serving.encoding_seqrec import encode_items
-from ..serving.whitening_seqrec import Whitening
+from ..serving.whitening_seqrec import CATALOGUE_PRIOR, Whitening
 from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from ..tokenization_st5rec import FIXED_TEXTS, TAGS
 from .data import RunData
@@ -98,10 +98,11 @@ def _items(recipe: Recipe, data: RunData) -> Items:
 
 
 def encode_texts(recipe: Recipe, data: RunData) -> torch.Tensor:
-    """Vectors of the run's item texts by `model.init`, (num_items, d)."""
+    """Vectors of the run's item texts by `model.init`, (num_items, d), whitened by themselves by `model.whitening`."""
     text_recipe = replace(recipe, model=ModelRecipe(init=recipe.model.init), phases=[])
     encoder, tokenizer = make_starting_checkpoint(text_recipe, data)
-    return data.item_vectors(encoder, tokenizer)
+    vectors, power = data.item_vectors(encoder, tokenizer), recipe.model.whitening
+    return vectors if power is None else Whitening.fit(vectors, power, CATALOGUE_PRIOR)(vectors)
 
 
 def _take_pretrained(model: PreTrainedModel, checkpoint: str) -> None:

@@ -274,7 +274,10 @@ def test_zesrec_is_a_gru_over_mapped_texts_and_offsets_with_a_prior():
 def slow_hybrid_scores(model, history):
     """Scores (12,) of the hybrid after one history, an item, an age and a step of the recurrence at a time."""
     texts = torch.nn.functional.normalize(model.text_vectors, dim=1)
-    items = torch.stack([texts[n] + (model.item_offsets[n] if model.seen[n] else 0) for n in range(12)])
+    if model.config.item_ids:
+        items = torch.stack([texts[n] + (model.item_offsets[n] if model.seen[n] else 0) for n in range(12)])
+    else:
+        items = torch.stack([text + model.text_offsets.T @ text for text in texts])
     unit, gru, state = items / items.norm(dim=1, keepdim=True), model.gru, torch.zeros(32)
     for row in history:
         seen = gru.weight_ih_l0 @ unit[row] + gru.bias_ih_l0
@@ -307,6 +310,18 @@ def test_the_hybrid_adds_its_newest_items_to_a_gru_and_knows_what_was_had_before
     torch.testing.assert_close(loss, torch.stack(losses).mean())
     loss.backward()
     assert model.item_offsets.grad[[0, 5]].abs().max() == 0 < model.item_offsets.grad[3].abs().max()
+
+
+def test_the_hybrid_without_ids_learns_a_map_of_all_texts():
+    model = make_model("hybrid_gru", item_ids=False)
+    torch.testing.assert_close(model.item_vectors(), torch.nn.functional.normalize(model.text_vectors, dim=1))
+    stir(model)
+    scores = SequenceScorer(model).score([np.array([3, 1, 4])])[0]
+    torch.testing.assert_close(scores, slow_hybrid_scores(model, [3, 1, 4]).detach())
+    assert not [name for name, weight in model.named_parameters() if 12 in weight.shape]  # nothing is an item's own
+    other = make_model("hybrid_gru", item_ids=False)
+    other.take_weights(model)
+    torch.testing.assert_close(other.text_offsets, model.text_offsets)
 
 
 def test_ages_beyond_the_eighth_share_an_amount_for_every_doubling():

@@ -27,15 +27,17 @@ from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, 
 from jepa4rec.losses_seqrec import normalise
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.serving.encoding_seqrec import encode_items
+from jepa4rec.serving.whitening_seqrec import CATALOGUE_PRIOR, Whitening
 from jepa4rec.serving.whole_files_seqrec import seal, written_folder
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training import run_folder
+from jepa4rec.training.data import load_run_data
 from jepa4rec.training.log import TrainingDiverged
 from jepa4rec.training.measure import evaluate_validation
 from jepa4rec.training.optimisation import freeze, learning_rate_factor, parameter_groups
 from jepa4rec.training.recipe import read_recipe
 from jepa4rec.training.run_folder import PhaseEnd, Progress, RunFolder
-from jepa4rec.training.start import train_wordpiece
+from jepa4rec.training.start import encode_texts, train_wordpiece
 from tests.conftest import TINY_ITEMS
 
 pytestmark = pytest.mark.slow("trains through the loop, is killed and resumed")
@@ -283,8 +285,28 @@ def test_a_start_may_be_whitened_by_the_items_that_pretraining_reads(write_recip
     )
     vectors = encode_items(model, tokenizer, tokenizer.encode_items(TINY_ITEMS))
     assert vectors.mean(0).abs().max() < 0.01 and vectors.square().sum(1).mean() == pytest.approx(1, abs=0.01)
-    with pytest.raises(ValueError, match="whitening is a power between 0 and 1, and needs config.projection"):
+    with pytest.raises(ValueError, match=r"whitening needs config\.projection: true to be kept in"):
         read_recipe(write_recipe([]), [*settings, "model.config={}"])
+    with pytest.raises(ValueError, match="whitening must be at least 0 and at most 1, got 1.5"):
+        read_recipe(write_recipe([]), [*settings, "model.whitening=1.5"])
+
+
+def test_a_baselines_texts_may_be_whitened_by_themselves(write_recipe):
+    path = write_recipe([{"kind": "sequence", "steps": 1}])
+    settings = ["tokenizer={}", "model={baseline: unisrec, config: {hidden_size: 16, text_size: 16}}"]
+    recipe = read_recipe(path, settings)
+    data = load_run_data(recipe.data)
+    torch.manual_seed(0)  # the encoder is random
+    plain = encode_texts(recipe, data)
+    torch.manual_seed(0)
+    whitened = encode_texts(read_recipe(path, [*settings, "model.whitening=0.75"]), data)
+    expected = Whitening.fit(plain, 0.75, CATALOGUE_PRIOR)(plain)
+    torch.testing.assert_close(whitened, expected)
+    assert not torch.allclose(torch.nn.functional.normalize(plain, dim=1), expected, atol=0.01)
+    for name in ("gru4rec", "popularity"):
+        phases = "phases=[]" if name == "popularity" else "phases=[{kind: sequence, steps: 1}]"
+        with pytest.raises(ValueError, match=f"whitening is of text vectors, and {name} has none: leave it out"):
+            read_recipe(path, ["tokenizer={}", f"model={{baseline: {name}, whitening: 0.5}}", phases])
 
 
 def test_official_ties_are_optimistic(write_recipe):
