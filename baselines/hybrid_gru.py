@@ -94,6 +94,16 @@ class HybridGru(TextSequenceModel):
             init.zeros_(self.again)
             init.copy_(self.log_age_weights, -0.7 * torch.arange(self.config.newest_items))  # halved with each age
 
+    def take_weights(self, source: "HybridGru") -> None:
+        """As of every baseline; raises ValueError where one has ids and the other has none."""
+        if source.config.item_ids != self.config.item_ids:
+            trained = str(source.config.item_ids).lower()
+            raise ValueError(
+                f"it was trained with item_ids: {trained}, "
+                f"which all its weights depend on: set model.config.item_ids={trained}"
+            )
+        super().take_weights(source)
+
     def item_vectors(self) -> Tensor:
         texts = F.normalize(self.text_vectors, dim=1)
         if self.config.item_ids:

@@ -8,6 +8,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..baselines import BASELINE_MODELS
+from ..baselines.text_vectors import TextSequenceModel
 from ..evaluation.audit import KEY_FIGURES, figure_rows, unknown_because
 from ..evaluation.plots import can_plot
 from ..serving.whole_files_seqrec import SEAL, digest, write_json, written_files
@@ -177,11 +178,15 @@ def starting_point(recipe: dict) -> str:
         return "random weights" if recipe["phases"] else "nothing, by counting"
     if init == "scratch":
         return "random weights and a vocabulary learned from the item texts"
-    return f"random weights and frozen vectors of the item texts by {_named(init)}" if baseline else _named(init)
+    if baseline and issubclass(BASELINE_MODELS[baseline], TextSequenceModel):
+        return f"random weights and frozen vectors of the item texts by {_named(init)}"
+    return _named(init)
 
 
 def _named(checkpoint: str) -> str:
-    return f"`{checkpoint if is_hub_id(checkpoint) else Path(checkpoint).name}`" if checkpoint != "." else RELEASED
+    if Path(checkpoint) == Path("."):
+        return RELEASED
+    return f"`{checkpoint if is_hub_id(checkpoint) else Path(checkpoint).name}`"
 
 
 def _reads_texts(baseline: str) -> bool:

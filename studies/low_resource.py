@@ -72,6 +72,10 @@ def measure(study: Study) -> tuple[list[Point], dict]:
             f"{study.dataset_name} has {len(train)} training users, {min(counts)} % of them are {least}: the dataset "
             f"is too small, set percents so that {study.recipe.min_training_users} users are left"
         )
+    if len(train) in counts.values():  # what is missing is said before anything is trained
+        for own in study.recipe.systems.values():
+            if own_setting(own, "finished"):
+                study.system_ranks(own)
     comparisons = []
     for percent, users in counts.items():
         ranks = {name: learned_from(study, users, own) for name, own in study.recipe.systems.items()}

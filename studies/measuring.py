@@ -14,7 +14,6 @@ from jepa4rec.evaluation.scorers import make_scorer
 from jepa4rec.hub.opening import open_encoder
 from jepa4rec.studies.studying import METRICS, Point, Study, Trained
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
-from jepa4rec.training.phases import KINDS
 from jepa4rec.training.start import make_starting_checkpoint
 
 BASELINES = ("popularity", "item_transition")
@@ -33,9 +32,9 @@ def baseline_points(study: Study, x: float | str, train: Sequence[np.ndarray] | 
     return [Point(name, x, ranks) for name, ranks in baseline_ranks(study, train).items()]
 
 
-def start_checkpoint(study: Study) -> tuple:
-    """The model and tokenizer the base recipe starts from, before any training."""
-    recipe = study.variant()
+def start_checkpoint(study: Study, settings: Sequence[str] = ()) -> tuple:
+    """The model and tokenizer that the base recipe, or a system of it, starts from, before any training."""
+    recipe = study.variant(settings)
     set_seed(study.recipe.seeds[0])
     return make_starting_checkpoint(recipe, study.data)
 
@@ -55,9 +54,9 @@ def rank_as_texts(study: Study, checkpoint: tuple, texts: list[dict[str, str]] |
 
 
 def rank_test(study: Study, scorer: Scorer) -> np.ndarray:
-    """Ranks (U,) of the test users by the base recipe's rule for what a history holds already."""
-    excludes = study.variant(kinds=tuple(KINDS)).evaluation.exclude_history
-    return rank_split(scorer, study.data.splits.test, excludes, progress=False)
+    """Ranks (U,) of the test users by the base recipe's rules, which are all systems'."""
+    rules = study.rules
+    return rank_split(scorer, study.data.splits.test, rules.exclude_history, rules.ties, progress=False)
 
 
 def group_points(study: Study, series: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> list[Point]:

@@ -20,7 +20,9 @@ from jepa4rec.studies import study_parser
 PARSER = study_parser(__name__, __file__, __doc__)
 
 from jepa4rec.studies.measuring import baseline_ranks, open_trained, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, SystemsRecipe, study_command
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, another_dataset, own_setting, study_command
+from jepa4rec.training.phases import KINDS
+from jepa4rec.training.typed_yaml import Range, check_ranges
 
 
 @dataclass(kw_only=True)
@@ -42,12 +44,19 @@ class PretrainingStepsRecipe(SystemsRecipe):
         super().__post_init__()
         if not self.steps or min(self.steps) < 0:
             raise ValueError(f"steps is {self.steps}: name numbers of steps, 0 or more")
+        if not self.systems:
+            raise ValueError("systems is empty: name at least one, or leave it out for the base recipe alone")
+        for name, settings in self.systems.items():
+            if own_setting(settings, "finished"):
+                raise ValueError(f"systems: {name}: a finished run has one length of pre-training; name what to train")
+        check_ranges(self, history_decay=Range(0, 1, above=True), catalogue_whitening=Range(0, 1))
+        if self.catalogue_whitening is not None and self.history_decay is None:
+            raise ValueError("catalogue_whitening is for histories read as items: add history_decay")
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
-    start = rank(study, start_checkpoint(study))
     points = [
-        Point(system, steps, system_ranks(study, settings, steps) if steps else start)
+        Point(system, steps, system_ranks(study, settings, steps))
         for system, settings in study.recipe.systems.items()
         for steps in study.recipe.steps
     ]
@@ -56,10 +65,18 @@ def measure(study: Study) -> tuple[list[Point], dict]:
 
 
 def system_ranks(study: Study, settings: Sequence[str], steps: int) -> np.ndarray:
-    """Ranks (seeds, U) after so many steps."""
-    settings = [*settings, *(f"phases.{place}.steps={steps}" for place in study.phases("pretrain"))]
+    """Ranks (seeds, U) after so many steps, of a system's start (1, U) after none."""
+    whole = study.variant(settings, tuple(KINDS))
+    places = [place for place, phase in enumerate(whole.phases) if phase.kind == "pretrain"]
+    if not places:
+        raise ValueError(f"a system of {study.recipe.base} has no pretrain phase, which this study changes")
+    if not steps:
+        return rank(study, start_checkpoint(study, settings))[None]
+    settings = [*settings, *(f"phases.{place}.steps={steps}" for place in places)]
     if study.recipe.judged_on:
-        settings.append(f"data.dir={study.recipe.judged_on}")
+        if not whole.data.pretrain:
+            raise ValueError("judged_on is for a base recipe with data.pretrain: pre-training would learn from it")
+        settings += another_dataset(study.recipe.judged_on)
     trained = study.train_seeds([*settings, "evaluation.zero_shot=false"], ("pretrain",))
     return np.stack([rank(study, open_trained(one)) for one in trained])
 

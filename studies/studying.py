@@ -26,7 +26,7 @@ from jepa4rec.train_accelerate import run
 from jepa4rec.training.command_line import command
 from jepa4rec.training.data import RunData, load_run_data
 from jepa4rec.training.phases import KINDS
-from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
+from jepa4rec.training.recipe import EvaluationRecipe, Recipe, read_recipe, recipe_to_dict
 from jepa4rec.training.run_folder import RunFolder
 
 METRICS = ("ndcg@10", "recall@10", "mrr")
@@ -140,10 +140,16 @@ class Study:
             return stack(self.train_seeds(settings, kinds))
         test, runs = self.data.splits.test, read_runs(pattern)
         tasks = {"user_id": pa.array(map(str, test.user_ids)), "target": pa.array(test.targets, pa.int32())}
-        ours = {"fingerprint": self.data.dataset.fingerprint, "split": "test"}, pa.table(tasks)
+        rules = {"exclude_history": self.rules.exclude_history, "ties": self.rules.ties}
+        ours = {"fingerprint": self.data.dataset.fingerprint, "split": "test", **rules}, pa.table(tasks)
         for run_of_seed in runs:
             check_same_question(ours, run_of_seed)
         return np.stack([ranks["rank"].to_numpy() for _, ranks in runs])
+
+    @property
+    def rules(self) -> EvaluationRecipe:
+        """The base recipe's rules of ranking, which hold for every system of the study."""
+        return self.variant(kinds=tuple(KINDS)).evaluation
 
     def require_users(self, users: int, what: str) -> None:
         """Raises ValueError when a figure would rest on too few users."""
@@ -155,16 +161,23 @@ class Study:
 
 
 def read_variant(folder: Path, study: StudyRecipe, settings: Sequence[str]) -> tuple[Path, Recipe]:
-    """A study's base recipe after changes, or the recipe that `base=FILE` among them names, on the study's data; and
-    where it stands."""
+    """A study's base recipe after changes, or the recipe that `base=FILE` among them names, on the study's data and
+    ranked by its rules; and where it stands."""
     shared, base = [setting for setting in settings if setting.startswith("data.")], own_setting(settings, "base")
     settings = [setting for setting in settings if not setting.startswith(("base=", "finished="))]
     if base is None:
         path = folder / study.base
         return path, read_recipe(path, [*study.settings, *settings])
     recipe = read_recipe(folder / base, [setting for setting in settings if setting not in shared])
-    recipe.data = read_recipe(folder / study.base, [*study.settings, *shared]).data
+    own = read_recipe(folder / study.base, [*study.settings, *shared])
+    recipe.data = own.data
+    recipe.evaluation.exclude_history, recipe.evaluation.ties = own.evaluation.exclude_history, own.evaluation.ties
     return folder / base, recipe
+
+
+def another_dataset(folder: str | Path) -> list[str]:
+    """Settings that put a built dataset in the place of the recipe's."""
+    return ["data.name=null", "data.config=null", "data.data_files=null", f"data.dir={folder}"]
 
 
 def own_setting(settings: Sequence[str], name: str) -> str | None:
@@ -278,9 +291,8 @@ def study_command(
     @command(parser)
     def main(options: Namespace) -> dict:
         require_plots()
-        data = ["data.name=null", "data.config=null", "data.data_files=null", f"data.dir={options.data}"]
         recipe = read_recipe(options.recipe, options.settings, kind)
-        study = Study(recipe, options.recipe.parent, data if options.data else ())
+        study = Study(recipe, options.recipe.parent, another_dataset(options.data) if options.data else ())
         points, facts = measure(study)
         return write(study, parser.prog, title, x_label, points, options.out, facts)
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Union
 import yaml
 
 from ..baselines import BASELINE_MODELS
+from ..baselines.text_vectors import TextSequenceModel
 from .data import DataRecipe
 from .phases import KINDS
 from .typed_yaml import Range, check_ranges, nearest, read_typed_yaml
@@ -111,7 +112,7 @@ class ModelRecipe:
         if self.whitening is None:
             return
         check_ranges(self, whitening=Range(0, 1))
-        if self.baseline is not None and not getattr(BASELINE_MODELS[self.baseline], "reads_texts", False):
+        if self.baseline is not None and not issubclass(BASELINE_MODELS[self.baseline], TextSequenceModel):
             raise ValueError(f"whitening is of text vectors, and {self.baseline} has none: leave it out")
         if self.baseline is None and not self.config.get("projection"):
             raise ValueError("whitening needs config.projection: true to be kept in")

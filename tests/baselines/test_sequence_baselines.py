@@ -322,6 +322,10 @@ def test_the_hybrid_without_ids_learns_a_map_of_all_texts():
     other = make_model("hybrid_gru", item_ids=False)
     other.take_weights(model)
     torch.testing.assert_close(other.text_offsets, model.text_offsets)
+    for one, another in ((model, make_model("hybrid_gru")), (make_model("hybrid_gru"), model)):
+        own = str(one.config.item_ids).lower()
+        with pytest.raises(ValueError, match=f"it was trained with item_ids: {own}.* set model.config.item_ids={own}"):
+            another.take_weights(one)
 
 
 def test_ages_beyond_the_eighth_share_an_amount_for_every_doubling():

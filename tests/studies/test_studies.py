@@ -156,7 +156,7 @@ def test_steps_of_two_pretrainings_are_judged_elsewhere_and_read_alike(studio, t
     other = tmp_path / "other"
     shutil.copytree(shop, other)
     systems = {"one": [], "another": ["phases.0.objective.map_weight=0", "phases.0.lr=0.05"]}
-    settings = ["evaluation.exclude_history=true"]
+    settings = ["evaluation.exclude_history=true", f"data.pretrain=[{SHOP}]"]
     shared = {"systems": systems, "settings": settings, "steps": [0, 2], "runs_dir": str(tmp_path / "runs")}
     as_text = studio("pretraining_steps", **shared)
     trained = sorted((tmp_path / "runs").iterdir())
@@ -170,6 +170,30 @@ def test_steps_of_two_pretrainings_are_judged_elsewhere_and_read_alike(studio, t
     assert [row["mrr"] for row in as_items["figures"]] != [row["mrr"] for row in as_text["figures"]]
     kept = {row["series"]: row["mrr"]["mean"] for row in studio("pretraining_steps", steps=[0])["figures"]}
     assert kept["popularity"] != of["popularity", 0]  # the rule for what a history holds is the recipe's
+
+
+def test_a_system_has_its_own_start_and_the_steps_of_its_own_phases(studio, tmp_path):
+    base = yaml.safe_load((RECIPES / "small.yaml").read_text(encoding="utf-8"))
+    base["model"]["config"] |= {"hidden_size": 24, "num_hidden_layers": 1, "intermediate_size": 32}
+    base["tokenizer"]["vocab_size"] = 120
+    pretrain, finetune = (phase | {"steps": 2, "batch_size": 16} for phase in base["phases"])
+    base["phases"] = [finetune, pretrain]
+    (tmp_path / "turned.yaml").write_text(yaml.safe_dump(base), encoding="utf-8")
+    systems, runs = {"one": [], "turned": [f"base={tmp_path / 'turned.yaml'}"]}, tmp_path / "runs"
+    result = studio("pretraining_steps", steps=[0, 1], systems=systems, runs_dir=str(runs))
+    of = {(row["series"], row["x"]): row["mrr"]["mean"] for row in result["figures"]}
+    assert of["one", 0] != of["turned", 0]
+    for run in runs.iterdir():
+        phases = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["recipe"]["phases"]
+        assert [(phase["kind"], phase["steps"]) for phase in phases] == [("pretrain", 1)]
+
+
+def test_all_systems_are_ranked_by_the_rules_of_the_study(shop):
+    study = StudyRecipe(base="small.yaml", settings=["evaluation.exclude_history=true", "evaluation.ties=official"])
+    own = [f"data.dir={shop}", "data.name=null"]
+    for settings in (own, [*GRU4REC, *own]):
+        _, recipe = read_variant(RECIPES, study, settings)
+        assert recipe.evaluation.exclude_history and recipe.evaluation.ties == "official"
 
 
 def test_systems_are_trained_side_by_side_and_compared_user_by_user(studio):
@@ -318,6 +342,11 @@ def test_interval_of_one_value_is_that_value_and_seeds_widen_it():
         ("cold_items", {"hold_out": 120.0}, "percentage between 0 and 100"),
         ("pretraining_domains", {"settings": []}, "names 0 domains in data.pretrain: this study needs two"),
         ("pretraining_steps", {"steps": [-1]}, "name numbers of steps, 0 or more"),
+        ("pretraining_steps", {"systems": {}}, "systems is empty"),
+        ("pretraining_steps", {"systems": {"a": ["finished=b.json"]}}, "a: a finished run has one length"),
+        ("pretraining_steps", {"history_decay": 5.0}, "history_decay must be above 0 and at most 1, got 5.0"),
+        ("pretraining_steps", {"catalogue_whitening": 0.5}, "add history_decay"),
+        ("pretraining_steps", {"judged_on": "elsewhere"}, "judged_on is for a base recipe with data.pretrain"),
         ("ablations", {"variants": ["one stage"], "finetune": False}, "one stage needs finetune: true"),
         ("ablations", {"variants": ["without luck"]}, "without luck is unknown"),
         ("zero_shot", {"seeds": []}, "seeds is empty"),

@@ -303,7 +303,7 @@ def test_a_baselines_texts_may_be_whitened_by_themselves(write_recipe):
     expected = Whitening.fit(plain, 0.75, CATALOGUE_PRIOR)(plain)
     torch.testing.assert_close(whitened, expected)
     assert not torch.allclose(torch.nn.functional.normalize(plain, dim=1), expected, atol=0.01)
-    for name in ("gru4rec", "popularity"):
+    for name in ("gru4rec", "popularity", "llamarec"):
         phases = "phases=[]" if name == "popularity" else "phases=[{kind: sequence, steps: 1}]"
         with pytest.raises(ValueError, match=f"whitening is of text vectors, and {name} has none: leave it out"):
             read_recipe(path, ["tokenizer={}", f"model={{baseline: {name}, whitening: 0.5}}", phases])
