@@ -116,6 +116,6 @@ def test_the_page_of_results_says_which_ranks_lack_official_ties():
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert f"{len(older)} of the {len(files)}\n" in page
     hybrids = [path for path in older if not re.search(r"zero-shot|unisrec", path.stem)]
-    assert f"all {len(hybrids)} of the hybrids" in page
+    assert f"all {len(hybrids)} of the older hybrids" in page
     most = max(int((pq.read_table(path)["rank"].to_numpy() % 1 > 0).sum()) for path in hybrids)
     assert f"at most {most} users" in page
