@@ -116,6 +116,8 @@ class ModelRecipe:
             raise ValueError(f"whitening is of text vectors, and {self.baseline} has none: leave it out")
         if self.baseline is None and not self.config.get("projection"):
             raise ValueError("whitening needs config.projection: true to be kept in")
+        if self.baseline is None and self.init == "scratch":
+            raise ValueError("whitening is of the vectors of trained weights: name them by init, or leave it out")
 
 
 @dataclass(kw_only=True)

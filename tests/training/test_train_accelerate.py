@@ -287,6 +287,8 @@ def test_a_start_may_be_whitened_by_the_items_that_pretraining_reads(write_recip
     assert vectors.mean(0).abs().max() < 0.01 and vectors.square().sum(1).mean() == pytest.approx(1, abs=0.01)
     with pytest.raises(ValueError, match=r"whitening needs config\.projection: true to be kept in"):
         read_recipe(write_recipe([]), [*settings, "model.config={}"])
+    with pytest.raises(ValueError, match="whitening is of the vectors of trained weights: name them by init"):
+        read_recipe(write_recipe([]), [*settings, "model.init=scratch"])
     with pytest.raises(ValueError, match="whitening must be at least 0 and at most 1, got 1.5"):
         read_recipe(write_recipe([]), [*settings, "model.whitening=1.5"])
 
