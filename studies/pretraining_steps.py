@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.studies import study_parser
 
 PARSER = study_parser(__name__, __file__, __doc__)
+
+import numpy as np
 
 from jepa4rec.studies.measuring import baseline_ranks, open_trained, rank_as_texts, start_checkpoint
 from jepa4rec.studies.studying import Point, Study, SystemsRecipe, another_dataset, own_setting, study_command
