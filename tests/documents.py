@@ -134,6 +134,8 @@ class Desk:
         reads = not recipe.model.baseline or getattr(BASELINE_MODELS[recipe.model.baseline], "reads_texts", False)
         if reads and not Path(recipe.model.init).exists():
             settings += ["model.init=scratch", "tokenizer.vocab_size=400"]
+            if not recipe.model.baseline:  # a whitening stands behind trained weights alone, which these are not
+                settings.append("model.whitening=null")
         if not recipe.model.baseline and not Path(recipe.model.init).exists():
             shape = TINY_T5 if recipe.model.family == "st5rec" else TINY
             settings += [f"model.config.{name}={value}" for name, value in shape.items()]
