@@ -82,6 +82,8 @@ def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrai
     check_config_overrides(recipe.model.config, model_class.config_class)
     if model_class.trained_by != "sequence":
         return _counted(recipe, data, split)
+    if recipe.model.pretrained:
+        _check_pretrained(model_class, recipe.model.pretrained)  # before minutes go into encoding the items
     shape = {"num_items": data.num_items, "catalogue_fingerprint": data.dataset.fingerprint, **recipe.model.config}
     with _one_sentence():
         model = model_class.for_catalogue(shape, _items(recipe, data))
@@ -105,13 +107,19 @@ def encode_texts(recipe: Recipe, data: RunData) -> torch.Tensor:
     return vectors if power is None else Whitening.fit(vectors, power, CATALOGUE_PRIOR)(vectors)
 
 
+def _check_pretrained(model_class: type[PreTrainedModel], checkpoint: str) -> None:
+    """Raises ValueError for a checkpoint that is missing or of another kind."""
+    try:
+        kind = read_config(checkpoint).get("model_type")
+    except OSError as error:
+        raise ValueError(f"model.pretrained: {error}") from error
+    wanted = model_class.config_class.model_type
+    if kind != wanted:
+        raise ValueError(f"model.pretrained: {checkpoint} holds {kind or 'no model'}, but the baseline is {wanted}")
+
+
 def _take_pretrained(model: PreTrainedModel, checkpoint: str) -> None:
     """Start from a baseline of the same kind that was trained on other items."""
-    kind = read_config(checkpoint).get("model_type")
-    if kind != model.config.model_type:
-        raise ValueError(
-            f"model.pretrained: {checkpoint} holds {kind or 'no model'}, but the baseline is {model.config.model_type}"
-        )
     try:
         model.take_weights(type(model).from_pretrained(checkpoint))
     except ValueError as error:

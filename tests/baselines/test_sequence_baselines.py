@@ -727,6 +727,15 @@ def test_a_pretrained_baseline_of_another_kind_or_shape_is_refused(train, tmp_pa
         train(name, f"model.pretrained={tmp_path / 'there'}", "phases=[]", **config)
 
 
+@pytest.mark.parametrize("there", ["nothing", "bert4rec"])
+def test_a_start_that_cannot_be_taken_is_told_before_items_are_encoded(train, tmp_path, monkeypatch, there):
+    if there != "nothing":
+        make_model(there).save_pretrained(tmp_path / there)
+    monkeypatch.setattr("jepa4rec.training.start.encode_texts", lambda *_: pytest.fail("the items were encoded"))
+    with pytest.raises(ValueError, match=rf"^model.pretrained: .*{there}"):
+        train("vqrec", f"model.pretrained={tmp_path / there}", "phases=[]")
+
+
 # ---- loss and batches
 
 
