@@ -20,23 +20,18 @@ PARSER = study_parser(__name__, __file__, __doc__)
 import numpy as np
 
 from jepa4rec.studies.measuring import baseline_ranks, open_trained, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, SystemsRecipe, another_dataset, own_setting, study_command
+from jepa4rec.studies.studying import Point, Study, SystemsRecipe, own_setting, study_command
 from jepa4rec.training.phases import KINDS
 from jepa4rec.training.typed_yaml import Range, check_ranges
 
 
 @dataclass(kw_only=True)
 class PretrainingStepsRecipe(SystemsRecipe):
-    """`steps` of each pre-training phase, 0 for none.
-
-    `judged_on` is a built dataset that pre-training is validated on, instead of the study's own: studies of several
-    shops then share their runs. `history_decay` and `catalogue_whitening` say how every checkpoint reads, as in
-    config.json.
-    """
+    """`steps` of each pre-training phase, 0 for none. `history_decay` and `catalogue_whitening` say how every
+    checkpoint reads, as in config.json."""
 
     steps: list[int] = field(default_factory=lambda: [0, 50, 100, 200])
     systems: dict[str, list[str]] = field(default_factory=lambda: {"zero-shot": []})
-    judged_on: str | None = None
     history_decay: float | None = None
     catalogue_whitening: float | None = None
 
@@ -66,18 +61,11 @@ def measure(study: Study) -> tuple[list[Point], dict]:
 
 def system_ranks(study: Study, settings: Sequence[str], steps: int) -> np.ndarray:
     """Ranks (seeds, U) after so many steps, of a system's start (1, U) after none."""
-    whole = study.variant(settings, tuple(KINDS))
-    places = [place for place, phase in enumerate(whole.phases) if phase.kind == "pretrain"]
-    if not places:
-        raise ValueError(f"a system of {study.recipe.base} has no pretrain phase, which this study changes")
     if not steps:
         return rank(study, start_checkpoint(study, settings))[None]
-    settings = [*settings, *(f"phases.{place}.steps={steps}" for place in places)]
-    if study.recipe.judged_on:
-        if not whole.data.pretrain:
-            raise ValueError("judged_on is for a base recipe with data.pretrain: pre-training would learn from it")
-        settings += another_dataset(study.recipe.judged_on)
-    trained = study.train_seeds([*settings, "evaluation.zero_shot=false"], ("pretrain",))
+    phases = enumerate(study.variant(settings, tuple(KINDS)).phases)
+    lengths = [f"phases.{place}.steps={steps}" for place, phase in phases if phase.kind == "pretrain"]
+    trained = study.pretrain_seeds([*settings, *lengths])
     return np.stack([rank(study, open_trained(one)) for one in trained])
 
 

@@ -31,9 +31,11 @@ from jepa4rec.training.masking import word_starts
 
 @dataclass(kw_only=True)
 class RevealedWordsRecipe(StudyRecipe):
-    """`percents` of the target's words that are revealed."""
+    """`percents` of the target's words that are revealed; `max_items`: newest items of a history that are read, the
+    words of the target as one of them (default: the tokenizer's)."""
 
     percents: list[float] = field(default_factory=lambda: [0.0, 10.0, 25.0, 50.0, 75.0, 100.0])
+    max_items: int | None = None
 
 
 def revealed_tokens(tokenizer, item_tokens: ItemTokens, share: float, seed: int) -> np.ndarray:
@@ -66,40 +68,59 @@ def joined(first: ItemTokens, second: ItemTokens) -> ItemTokens:
     return ItemTokens(ids, types, np.concatenate([first.offsets, first.offsets[-1] + second.offsets[1:]]))
 
 
-@torch.no_grad()
-def rank_by_predictor(model, tokenizer, item_tokens: ItemTokens, split, revealed: np.ndarray) -> np.ndarray:
-    """Ranks (U,) of the targets by the predictor, which sees the revealed tokens of each target."""
-    masked = item_tokens._replace(input_ids=np.where(revealed, item_tokens.input_ids, tokenizer.mask_token_id))
-    users = encode_histories(model, tokenizer, item_tokens, split.histories, progress=False)
-    seen = encode_items(model, tokenizer, masked, progress=False)[torch.from_numpy(split.targets)]
-    items = encode_items(model.target_encoder, tokenizer, item_tokens, progress=False)
-    return rank_targets(model.predictor.next_item(users, seen), items, split.targets)
+class ByPredictor:
+    """The predictor sees the revealed tokens of each target, and its prediction ranks the target encoder's items."""
+
+    @torch.no_grad()
+    def __init__(self, model, tokenizer, item_tokens: ItemTokens, split):
+        self.model, self.tokenizer, self.item_tokens, self.targets = model, tokenizer, item_tokens, split.targets
+        self.users = encode_histories(model, tokenizer, item_tokens, split.histories, progress=False)
+        self.items = encode_items(model.target_encoder, tokenizer, item_tokens, progress=False)
+
+    @torch.no_grad()
+    def ranks(self, revealed: np.ndarray) -> np.ndarray:
+        """Ranks (U,) of the targets, of which these tokens (T,) are told."""
+        ids = np.where(revealed, self.item_tokens.input_ids, self.tokenizer.mask_token_id)
+        masked = self.item_tokens._replace(input_ids=ids)
+        seen = encode_items(self.model, self.tokenizer, masked, progress=False)[torch.from_numpy(self.targets)]
+        return rank_targets(self.model.predictor.next_item(self.users, seen), self.items, self.targets)
 
 
-def rank_as_newest_item(model, tokenizer, item_tokens: ItemTokens, split, revealed: np.ndarray) -> np.ndarray:
-    """Ranks (U,) of the targets when their revealed words are the newest item of the history."""
-    parts = only(item_tokens, revealed)
-    told = parts.lengths[split.targets] > 0
-    rows = zip(split.histories, split.targets + item_tokens.num_items, told, strict=True)
-    histories = [np.append(history, target) if some else history for history, target, some in rows]
-    users = encode_histories(model, tokenizer, joined(item_tokens, parts), histories, progress=False)
-    return rank_targets(users, encode_items(model, tokenizer, item_tokens, progress=False), split.targets)
+class AsNewestItem:
+    """The revealed words of the target are the newest item of the history, which any text model can read."""
+
+    @torch.no_grad()
+    def __init__(self, model, tokenizer, item_tokens: ItemTokens, split):
+        self.model, self.tokenizer, self.item_tokens, self.split = model, tokenizer, item_tokens, split
+        self.items = encode_items(model, tokenizer, item_tokens, progress=False)
+
+    @torch.no_grad()
+    def ranks(self, revealed: np.ndarray) -> np.ndarray:
+        """Ranks (U,) of the targets, of which these tokens (T,) are told."""
+        parts, targets = only(self.item_tokens, revealed), self.split.targets
+        told = parts.lengths[targets] > 0
+        rows = zip(self.split.histories, targets + self.item_tokens.num_items, told, strict=True)
+        histories = [np.append(history, target) if some else history for history, target, some in rows]
+        both = joined(self.item_tokens, parts)
+        users = encode_histories(self.model, self.tokenizer, both, histories, progress=False)
+        return rank_targets(users, self.items, targets)
 
 
-WAYS = {"JEPA predictor": rank_by_predictor, "words as the newest item": rank_as_newest_item}
+WAYS = {"JEPA predictor": ByPredictor, "words as the newest item": AsNewestItem}
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
-    study.phases("pretrain")
-    trained = study.train_seeds(["evaluation.zero_shot=false"], ("pretrain",))
+    limits = {} if study.recipe.max_items is None else {"max_items": study.recipe.max_items}
     ranks = {(way, percent): [] for way in WAYS for percent in study.recipe.percents}
-    for one, seed in zip(trained, study.recipe.seeds, strict=True):
+    for one, seed in zip(study.pretrain_seeds(), study.recipe.seeds, strict=True):
         model = Jepa4RecForPreTraining.from_pretrained(one.checkpoint).eval()
-        tokenizer = ItemSentTokenizer.from_pretrained(one.checkpoint)
+        tokenizer = ItemSentTokenizer.from_pretrained(one.checkpoint, **limits)
         item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True))
-        for (way, percent), rows in ranks.items():
-            revealed = revealed_tokens(tokenizer, item_tokens, percent / 100, seed)
-            rows.append(WAYS[way](model, tokenizer, item_tokens, study.data.splits.test, revealed))
+        for way, kind in WAYS.items():
+            reader = kind(model, tokenizer, item_tokens, study.data.splits.test)
+            for percent in study.recipe.percents:
+                revealed = revealed_tokens(tokenizer, item_tokens, percent / 100, seed)
+                ranks[way, percent].append(reader.ranks(revealed))
     return [Point(way, percent, np.stack(rows)) for (way, percent), rows in ranks.items()], {}
 
 

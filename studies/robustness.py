@@ -76,9 +76,7 @@ def changes(recipe: RobustnessRecipe) -> dict[str, Change]:
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     if study.recipe.pretrain:
-        study.phases("pretrain")
-        trained = study.train_seeds(["evaluation.zero_shot=false"], ("pretrain",))
-        checkpoints = [open_trained(one) for one in trained]
+        checkpoints = [open_trained(one) for one in study.pretrain_seeds()]
     else:
         checkpoints = [start_checkpoint(study)]
     texts, seeds = study.data.dataset.item_texts(), study.recipe.seeds

@@ -52,7 +52,7 @@ SMALL = {
     "cold_items": (cold_items, {"hold_out": 30.0}),
     "history_length": (history_length, {"edges": [5]}),
     "masking_ratio": (masking_ratio, {"percents": [0, 50]}),
-    "revealed_words": (revealed_words, {"percents": [0, 100]}),
+    "revealed_words": (revealed_words, {"percents": [0, 100], "max_items": 3}),
     "robustness": (robustness, {"missing": [50], "noise": [10]}),
     "ablations": (ablations, {"variants": ["without MLM", "without item positions", "without pre-training"]}),
     "systems": (systems, {"systems": {"this recipe": [], "GRU4Rec": GRU4REC}}),
@@ -141,7 +141,7 @@ def test_a_target_told_whole_to_a_reader_of_the_newest_item_is_ranked_first(tiny
     item_tokens, model = tokenizer.encode_items(tiny_items), Jepa4RecForPreTraining(tiny_config).eval()
     split = Split(np.array(["a", "b"]), [np.array([3, 4]), np.array([5])], np.array([7, 1]))
     everything = np.ones(len(item_tokens.input_ids), bool)
-    ranks = revealed_words.rank_as_newest_item(model, tokenizer, item_tokens, split, everything)
+    ranks = revealed_words.AsNewestItem(model, tokenizer, item_tokens, split).ranks(everything)
     assert ranks.tolist() == [1, 1]
 
 
