@@ -39,8 +39,6 @@ from .modeling_seqrec import (
     on_device,
 )
 
-# Added to a variance before it is a divisor: vectors one long have some 1/d in each direction.
-
 
 class PackedBatch(NamedTuple):
     """A batch without its padding; all ids (T,)."""
@@ -267,7 +265,7 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         Args:
             input_ids: (B, L), `[CLS]` first in every row.
             attention_mask: (B, L), 1 at tokens; without it every id but `pad_token_id` is one. It may stay on the host
-                (`modeling_seqrec.to_device`).
+                (`training.batches.to_device`).
             token_type_ids: (B, L), 0 `[CLS]`, 1 attribute name, 2 value; without it all but `[CLS]` is value.
             item_position_ids: (B, L), 0 `[CLS]`, k the k-th most recent item; without it the row is one item.
 

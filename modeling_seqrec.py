@@ -306,20 +306,6 @@ class SeqRecModelWithHead(SeqRecPreTrainedModel):
     def _decoded(self, states: Tensor, labels: Tensor) -> Tensor:
         return token_losses(self.lm_head(states), labels)
 
-    @classmethod
-    def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
-        """Take the encoder alone out of any checkpoint of ours, and begin everything else anew.
-
-        `from_pretrained` also takes what else the checkpoint has, and lists what it lacks.
-
-        Args:
-            **kwargs: as for `from_pretrained`; names of the configuration (`num_items=N`) change it.
-        """
-        encoder = cls.encoder_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        model = cls(encoder.config).to(encoder.dtype)
-        model.base_model.load_state_dict(encoder.state_dict())
-        return model.eval()
-
 
 class SeqRecPredictor(nn.Module):
     """Predicts an item's full vector from the history's and a hint at the item meant (JEPA4Rec, section 3.3.2)."""
@@ -404,13 +390,6 @@ class SeqRecForPreTraining(SeqRecModelWithHead):
         if any(key.startswith("target_encoder.") for key in info["missing_keys"]):
             model.update_target_encoder(momentum=0.0)
         return (model, info) if wants_info else model
-
-    @classmethod
-    def from_encoder(cls, pretrained_model_name_or_path, **kwargs):
-        """As above; the target encoder begins as a copy of the context encoder."""
-        model = super().from_encoder(pretrained_model_name_or_path, **kwargs)
-        model.update_target_encoder(momentum=0.0)
-        return model
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -597,7 +576,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
     The user's vector is that of the history's text, and, with `config.history_items` = K > 0, also that of its K most
     recent items by id: u = gate * h / |h| + sum_k recency_k * v_{i_k}, gate and recency learned and positive.
 
-    To begin: `from_encoder(checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
+    To begin: `from_pretrained(checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
 
     A saved checkpoint opens with `AutoModel` as its encoder. For this class, without our code installed:
     `get_class_from_dynamic_module("modeling_jepa4rec.Jepa4RecForSequentialRecommendation", path)`

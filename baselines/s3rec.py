@@ -91,10 +91,6 @@ class S3Rec(ItemSequenceModel):
         for module in (self.attribute_embeddings, self.heads):
             module.requires_grad_(objective == "pretrain")
 
-    def read(self, item_ids: Tensor, items: Tensor) -> Tensor:
-        """(B, L) -> hidden states (B, L, d). Padding comes last, so causal attention never looks at it."""
-        return self.body(items[item_ids.clamp_min(0)])
-
     def read_both_ways(self, item_ids: Tensor) -> Tensor:
         """(B, L), the mask written as num_items -> hidden states (B, L, d)."""
         visible = (item_ids != PADDING)[:, None, None, :]

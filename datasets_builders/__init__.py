@@ -7,16 +7,7 @@ from .amazon_2014 import Amazon2014
 from .amazon_2018 import Amazon2018
 from .amazon_reviews_2023 import AmazonReviews2023
 from .builder import DataFiles, SeqRecBuilder, check_choice
-from .contract import (
-    SeqRecDataset,
-    Split,
-    Splits,
-    absolute_timestamp,
-    leave_one_out,
-    load_dataset_dir,
-    make_dataset,
-    save_dataset,
-)
+from .contract import SeqRecDataset, absolute_timestamp, leave_one_out, load_dataset_dir, make_dataset, save_dataset
 from .domains import Domains
 from .online_retail import OnlineRetail
 from .table import Table
@@ -52,9 +43,6 @@ def build(name: str, /, config: str | None = None, data_files: DataFiles = None,
 
 __all__ = [
     "DATASETS",
-    "SeqRecDataset",
-    "Split",
-    "Splits",
     "absolute_timestamp",
     "build",
     "leave_one_out",

@@ -72,7 +72,5 @@ def _items(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 class Amazon2014(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs("sequences")
-    DEFAULT_CONFIG_NAME = "sequences"
     prepare = staticmethod(prepare)

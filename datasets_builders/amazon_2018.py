@@ -239,7 +239,5 @@ _MARKS = {  # names of files that only one layout has
 
 
 class Amazon2018(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs("unisrec", "recformer", "raw")
-    DEFAULT_CONFIG_NAME = "unisrec"
     prepare = staticmethod(prepare)

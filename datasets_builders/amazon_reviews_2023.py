@@ -392,7 +392,5 @@ def clean_text(text: str) -> str:
 
 
 class AmazonReviews2023(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs(*CORES)
-    DEFAULT_CONFIG_NAME = "5core"
     prepare = staticmethod(prepare)

@@ -64,6 +64,11 @@ class SeqRecBuilder(datasets.ArrowBasedBuilder):
     ``Builder(config_name="c_items", data_files=...)`` the split ``items``, loaded or streamed."""
 
     BUILDER_CONFIG_CLASS = SeqRecConfig
+    VERSION = "1.0.0"
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.DEFAULT_CONFIG_NAME = cls.BUILDER_CONFIGS[0].name if cls.BUILDER_CONFIGS else None
 
     def __init__(self, *args, hash: str | None = None, **kwargs):
         # `datasets` keys its cache with the config but not with the code that prepares the data.

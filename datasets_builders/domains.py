@@ -123,7 +123,5 @@ def _with_items(sequences: pa.Table, change) -> pa.Table:
 
 
 class Domains(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs("default")
-    DEFAULT_CONFIG_NAME = "default"
     prepare = staticmethod(prepare)

@@ -103,7 +103,5 @@ def _table_file(files: list[Path], directory: Path) -> Path:
 
 
 class OnlineRetail(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs("jepa4rec", "five_core")
-    DEFAULT_CONFIG_NAME = "jepa4rec"
     prepare = staticmethod(prepare)

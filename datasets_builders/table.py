@@ -665,7 +665,5 @@ def _form(file: TableFile) -> str:
 
 
 class Table(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs("default")
-    DEFAULT_CONFIG_NAME = "default"
     prepare = staticmethod(prepare)

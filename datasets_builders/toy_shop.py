@@ -338,7 +338,5 @@ def prepare(
 
 
 class ToyShop(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs("default")
-    DEFAULT_CONFIG_NAME = "default"
     prepare = staticmethod(prepare)

@@ -109,7 +109,5 @@ def _businesses(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 class Yelp(SeqRecBuilder):
-    VERSION = "1.0.0"
     BUILDER_CONFIGS = table_configs(*CORES)
-    DEFAULT_CONFIG_NAME = "five_core"
     prepare = staticmethod(prepare)

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
 
 from ..configuration_jepa4rec import Jepa4RecConfig
 from ..datasets_builders.contract import load_dataset_dir
@@ -32,7 +32,7 @@ from ..modeling_textrec import TextRecConfig, TextRecModel
 from ..tokenization_itemsent import RECFORMER_SETTINGS, SETTINGS, ST5_SETTINGS, ItemSentTokenizer
 from .opening import ENCODERS, WITHOUT_NETWORK, check_reachable
 from .recformer import RecFormerWeights, read_recformer, recformer_shape
-from .sentence_t5 import read_max_tokens, read_sentence_t5
+from .sentence_t5 import find_file, read_max_tokens, read_sentence_t5
 
 LONGFORMER = "allenai/longformer-base-4096"
 
@@ -230,7 +230,7 @@ def _head(model, head: torch.nn.Module, names: dict[str, str]) -> dict[str, Tens
 def read_pooling(folder: str, config: PreTrainedConfig) -> str:
     """What the checkpoint was trained for: sentence-transformers say so; others are taken at `[CLS]`, models that
     fill in no masks (decoders) at their last token."""
-    modules, path = _find(folder, "modules.json"), _find(folder, "config.json", "1_Pooling")
+    modules, path = find_file(folder, "modules.json"), find_file(folder, "config.json", "1_Pooling")
     if modules is not None:
         kinds = [module["type"].rpartition(".")[2] for module in json.loads(modules.read_text(encoding="utf-8"))]
         others = [kind for kind in kinds if kind not in PLAIN_MODULES]
@@ -250,14 +250,6 @@ def read_pooling(folder: str, config: PreTrainedConfig) -> str:
             f"{path}: {', '.join(modes)} is neither cls nor mean nor last-token pooling; choose one with --pooling."
         )
     return pooling
-
-
-def _find(folder: str, name: str, subfolder: str = "") -> Path | None:
-    path = cached_file(
-        folder, name, subfolder=subfolder,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
-    )  # fmt: skip
-    return None if path is None else Path(path)
 
 
 # ------------------------------------------------------------------------------------------------ any text model
@@ -414,7 +406,7 @@ def _fingerprint(catalogue: str | None, items: Tensor) -> str | None:
 
 
 @torch.no_grad()
-def _place(path: Path, model: Jepa4RecModel, state: dict[str, Tensor], new: tuple[str, ...]) -> None:
+def _place(path: Path | str, model: torch.nn.Module, state: dict[str, Tensor], new: tuple[str, ...]) -> None:
     """Load `state`; only what begins with a word of `new` may be missing."""
     if isinstance(model, Jepa4RecModel):
         state = {key.removeprefix("jepa4rec."): value for key, value in state.items()}
@@ -422,7 +414,7 @@ def _place(path: Path, model: Jepa4RecModel, state: dict[str, Tensor], new: tupl
         outcome = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit together: {str(error).splitlines()[1].strip()}") from error
-    missing = [key for key in outcome.missing_keys if not key.startswith(new)]
+    missing = [key for key in outcome.missing_keys if not key.removeprefix("jepa4rec.").startswith(new)]
     for what, keys in (("lacks", missing), ("holds the unknown", outcome.unexpected_keys)):
         if keys:
             raise ValueError(f"{path} {what} {', '.join(keys)}: nothing is imported.")
@@ -443,17 +435,8 @@ def _fill(source: str, model: Jepa4RecModel | Jepa4RecForPreTraining, weights: d
     """Copy the source's weights, its token type 0 into every row of ours."""
     types = "jepa4rec.embeddings.token_type_embeddings.weight"
     weights = weights | {types: weights[types][:1].expand(model.config.type_vocab_size, -1)}
-    if isinstance(model, Jepa4RecModel):
-        weights = {key.removeprefix("jepa4rec."): value for key, value in weights.items()}
-    try:
-        outcome = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise ValueError(f"{source} does not fit its own config: {str(error).splitlines()[1].strip()}") from error
-    new = ("jepa4rec.embeddings.item_position", "jepa4rec.projection.")
-    ours = (*new, "predictor.", "target_encoder.", "lm_head.decoder.")
-    lost = [key for key in outcome.missing_keys if not f"jepa4rec.{key}".startswith(ours) and not key.startswith(ours)]
-    if lost or outcome.unexpected_keys:
-        raise ValueError(f"{source}: no way to place {', '.join([*lost, *outcome.unexpected_keys][:3])}.")
+    new = ("embeddings.item_position", "projection.", "predictor.", "target_encoder.", "lm_head.decoder.")
+    _place(source, model, weights, new)
 
 
 def _fit_tokenizer(source: str, tokenizer: ItemSentTokenizer, config: Jepa4RecConfig | TextRecConfig):

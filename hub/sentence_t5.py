@@ -62,7 +62,7 @@ def read_sentence_t5(source: str, config: PreTrainedConfig, **overrides) -> St5R
 
 def read_max_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of a text that sentence-transformers reads; the thesis' 255 where neither folder nor tokenizer says."""
-    path = _find(source, "sentence_bert_config.json")
+    path = find_file(source, "sentence_bert_config.json")
     limit = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length") if path else None
     limit = limit or tokenizer.model_max_length
     return ST5_SETTINGS["max_tokens"] if limit >= VERY_LARGE_INTEGER else limit
@@ -70,7 +70,7 @@ def read_max_tokens(source: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def _check_modules(source: str) -> dict[str, str]:
     """Folder of each module, by its kind."""
-    path = _find(source, "modules.json")
+    path = find_file(source, "modules.json")
     if path is None:
         raise ValueError(
             f"{source} is a T5 without modules.json: its dense layer (2_Dense) is missing, and without that it is no "
@@ -87,7 +87,8 @@ def _check_modules(source: str) -> dict[str, str]:
     return {kind: module["path"] for kind, module in zip(kinds, modules, strict=True)}
 
 
-def _find(source: str, name: str, subfolder: str = "") -> Path | None:
+def find_file(source: str, name: str, subfolder: str = "") -> Path | None:
+    """A file of a checkpoint in a folder or on the Hub; None where it has none."""
     path = cached_file(
         source, name, subfolder=subfolder,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
@@ -96,7 +97,7 @@ def _find(source: str, name: str, subfolder: str = "") -> Path | None:
 
 
 def _read_settings(source: str, subfolder: str) -> tuple[Path, dict]:
-    path = _find(source, "config.json", subfolder)
+    path = find_file(source, "config.json", subfolder)
     if path is None:
         raise ValueError(f"{source} names {subfolder} in its modules.json, but {subfolder}/config.json is missing.")
     return path, json.loads(path.read_text(encoding="utf-8"))
@@ -116,7 +117,7 @@ def _read_dense(source: str, subfolder: str, width: int) -> Tensor:
     activation = str(settings.get("activation_function", "")).rpartition(".")[2]
     if settings.get("bias") is not False or activation != IDENTITY:
         raise ValueError(f"{path}: the dense layer of a Sentence-T5 has no bias and no activation, this one has.")
-    found = next((path for name in DENSE_FILES if (path := _find(source, name, subfolder))), None)
+    found = next((path for name in DENSE_FILES if (path := find_file(source, name, subfolder))), None)
     if found is None:
         raise ValueError(f"{source} lacks the weights of its dense layer, {subfolder}/{DENSE_FILES[0]}.")
     try:

@@ -28,6 +28,7 @@ from jepa4rec.datasets_builders.contract import SeqRecDataset, Split, leave_one_
 from jepa4rec.evaluation.ranking import Scorer, rank_split, top_k
 from jepa4rec.evaluation.scorers import make_scorer
 from jepa4rec.hub.opening import find_checkpoint, load_model, load_tokenizer
+from jepa4rec.training.data import sample_users
 
 RECENT_ITEMS = 5
 TEXT_WIDTH = 90
@@ -48,9 +49,7 @@ def choose_users(split: Split, users: int, seed: int) -> Split:
     """A seeded sample of test users, or all where there are no more, in the dataset's order."""
     if users < 1 or not len(split.targets):
         raise ValueError(f"--users {users}: show at least one, of the {len(split.targets)} users to test on")
-    users = min(users, len(split.targets))
-    rows = np.sort(np.random.default_rng(seed).choice(len(split.targets), users, replace=False))
-    return Split(split.user_ids[rows], [split.histories[row] for row in rows], split.targets[rows])
+    return sample_users(split, users, seed)
 
 
 def in_words(item: dict[str, str]) -> str:

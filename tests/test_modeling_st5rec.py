@@ -247,7 +247,7 @@ def test_t5s_own_sentinel_is_the_mask_of_jepa_pre_training(vocabulary, tmp_path)
     encoder, tokenizer = import_checkpoint(str(tmp_path / "folder"))
     assert tokenizer.mask_token == "<extra_id_4>" and tokenizer.mask_token_id == len(tokenizer) - 1
     encoder.save_pretrained(tmp_path / "encoder")
-    model = St5RecForPreTraining.from_encoder(tmp_path / "encoder").train()
+    model = St5RecForPreTraining.from_pretrained(tmp_path / "encoder").train()
     collate = PreTrainingCollator(tokenizer, tokenizer.encode_items(TINY_ITEMS))
     batch = collate([Example(np.array([0, 3]), 4, 0, 0), Example(np.array([7]), 9, 1, 0)])
     assert (batch["next_input_ids"] == tokenizer.mask_token_id).any()

@@ -304,7 +304,7 @@ print("OUT" + json.dumps({"vectors": vectors.tolist(), "answer": answer, "model"
 def test_a_stranger_opens_it_everywhere(imported, tmp_path):
     encoder, tokenizer = imported
     encoder.save_pretrained(tmp_path / "encoder")
-    model = TextRecForPreTraining.from_encoder(tmp_path / "encoder")
+    model = TextRecForPreTraining.from_pretrained(tmp_path / "encoder")
     save_checkpoint_files(model, tokenizer, tmp_path / "checkpoint")
     told = ask_stranger("-c", STRANGER, tmp_path / "checkpoint", json.dumps(TINY_ITEMS), home=tmp_path)
     said = json.loads(told[told.index("OUT") + 3 :].splitlines()[0])
