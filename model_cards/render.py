@@ -13,7 +13,7 @@ from ..evaluation.audit import KEY_FIGURES, figure_rows, unknown_because
 from ..evaluation.plots import can_plot
 from ..serving.whole_files_seqrec import SEAL, digest, write_json, written_files
 from .dataset_card import OPEN_LICENCES
-from .results_table import METRIC_NAMES, METRICS, check_record, results_table
+from .results_table import METRIC_NAMES, METRICS, check_record, dataset_name, results_table
 from .telemetry import can_draw, draw_telemetry, read_telemetry, telemetry_rows
 
 TEMPLATE = Path(__file__).resolve().parent / "jepa4rec.md.jinja"
@@ -199,7 +199,7 @@ def eval_result(record: dict, metric: str) -> EvalResult:
         task_type="sequential-recommendation",
         task_name="Sequential recommendation, full catalogue",
         dataset_type=record["dataset"],
-        dataset_name=" ".join(filter(None, (record["dataset"], record["config"]))),
+        dataset_name=" ".join(filter(None, dataset_name(record))),
         dataset_config=record["config"] or None,
         dataset_split=record["split"],
         dataset_revision=record["fingerprint"],
@@ -230,7 +230,7 @@ def _provenance(record: dict) -> str:
 
 def _dataset_name(data: dict, record: dict | None = None) -> str:
     """Name and config; of a built folder its last part only, since the rest is somebody's machine."""
-    name, config = (record["dataset"], record["config"]) if record else (data["name"], data["config"])
+    name, config = dataset_name(record) if record else (data["name"], data["config"])
     name = name or Path(data["dir"]).name
     return f"{name} `{config}`" if config else name
 

@@ -7,6 +7,7 @@ record with `ratings` is of a run that predicts stars, and stands in a table of 
 
 import json
 import math
+import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -101,8 +102,24 @@ def model_rows(records: list[dict]) -> dict[str, list[dict[str, float]]]:
 def describe(records: list[dict]) -> str:
     """What a table is about: dataset, config, split and the start of the fingerprint."""
     first = records[0]
-    dataset = f"{first['dataset']} `{first['config']}`" if first["config"] else first["dataset"]
+    name, config = dataset_name(first)
+    dataset = f"{name} `{config}`" if config else name
     return f"{dataset}, {first['split']} split, fingerprint `{first['fingerprint'][:12]}`"
+
+
+def dataset_name(record: dict) -> tuple[str, str | None]:
+    """Name and config; in the place of the config a table of somebody's own has the folder that it was built into."""
+    folder = (record.get("recipe") or {}).get("data", {}).get("dir") or _evaluated_folder(record)
+    if record["dataset"] == "table" and folder:
+        return "table", Path(folder).name
+    return record["dataset"], record["config"]
+
+
+def _evaluated_folder(record: dict) -> str | None:
+    """A checkpoint's evaluation has no recipe; its command names the dataset's folder after the checkpoint."""
+    words = shlex.split(record.get("command") or "")
+    is_evaluation = any(word.endswith("evaluate_checkpoint.py") for word in words[:2])
+    return words[3] if is_evaluation and len(words) > 3 and not words[3].startswith("-") else None
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,7 +10,15 @@ from huggingface_hub import ModelCard
 from jepa4rec.evaluation.audit import FIGURES
 from jepa4rec.model_cards import render
 from jepa4rec.model_cards.render import duration, render_card, write_card
-from jepa4rec.model_cards.results_table import BEGIN, END, METRICS, read_records, results_block, rewrite_block
+from jepa4rec.model_cards.results_table import (
+    BEGIN,
+    END,
+    METRICS,
+    dataset_name,
+    read_records,
+    results_block,
+    rewrite_block,
+)
 from jepa4rec.scripts import results_table
 from jepa4rec.scripts.push_to_hub import check_card
 from jepa4rec.training.recipe import read_recipe, write_recipe
@@ -48,6 +56,20 @@ def run(tmp_path):
     lines = [{"kind": "pretrain", "step": step, "loss": 1.0, "effective_rank": 60.0 - step} for step in (10, 20)]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [
+        ({}, ("toy_shop", "default")),
+        ({"dataset": "table", "recipe": {"data": {"dir": "data/my-shop"}}}, ("table", "my-shop")),
+        ({"dataset": "table", "command": "python scripts/evaluate_checkpoint.py . data/shop"}, ("table", "shop")),
+        ({"dataset": "table", "recipe": {"data": {"dir": None}}}, ("table", "default")),
+        ({"dataset": "table", "command": None}, ("table", "default")),
+    ],
+)
+def test_a_table_of_somebodys_own_goes_by_its_folder(told, name):
+    assert dataset_name(record(**told)) == name
 
 
 # Cards
