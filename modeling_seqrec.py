@@ -576,7 +576,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
     The user's vector is that of the history's text, and, with `config.history_items` = K > 0, also that of its K most
     recent items by id: u = gate * h / |h| + sum_k recency_k * v_{i_k}, gate and recency learned and positive.
 
-    To begin: `from_pretrained(checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
+    To begin: `from_pretrained(an encoder's checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
 
     A saved checkpoint opens with `AutoModel` as its encoder. For this class, without our code installed:
     `get_class_from_dynamic_module("modeling_jepa4rec.Jepa4RecForSequentialRecommendation", path)`

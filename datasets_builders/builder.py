@@ -68,7 +68,8 @@ class SeqRecBuilder(datasets.ArrowBasedBuilder):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        cls.DEFAULT_CONFIG_NAME = cls.BUILDER_CONFIGS[0].name if cls.BUILDER_CONFIGS else None
+        if cls.BUILDER_CONFIGS and "DEFAULT_CONFIG_NAME" not in vars(cls):
+            cls.DEFAULT_CONFIG_NAME = cls.BUILDER_CONFIGS[0].name
 
     def __init__(self, *args, hash: str | None = None, **kwargs):
         # `datasets` keys its cache with the config but not with the code that prepares the data.

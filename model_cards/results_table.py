@@ -7,7 +7,6 @@ record with `ratings` is of a run that predicts stars, and stands in a table of 
 
 import json
 import math
-import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -109,17 +108,10 @@ def describe(records: list[dict]) -> str:
 
 def dataset_name(record: dict) -> tuple[str, str | None]:
     """Name and config; in the place of the config a table of somebody's own has the folder that it was built into."""
-    folder = (record.get("recipe") or {}).get("data", {}).get("dir") or _evaluated_folder(record)
+    folder = record.get("folder") or (record.get("recipe") or {}).get("data", {}).get("dir")
     if record["dataset"] == "table" and folder:
-        return "table", Path(folder).name
+        return "table", Path(folder).resolve().name
     return record["dataset"], record["config"]
-
-
-def _evaluated_folder(record: dict) -> str | None:
-    """A checkpoint's evaluation has no recipe; its command names the dataset's folder after the checkpoint."""
-    words = shlex.split(record.get("command") or "")
-    is_evaluation = any(word.endswith("evaluate_checkpoint.py") for word in words[:2])
-    return words[3] if is_evaluation and len(words) > 3 and not words[3].startswith("-") else None
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -143,6 +143,7 @@ def describe_evaluation(checkpoint: str, dataset: SeqRecDataset, options: Namesp
         "system": options.system,
         "dataset": dataset.info.get("name"),
         "config": dataset.info.get("config"),
+        "folder": Path(options.dataset).resolve().name,
         "fingerprint": dataset.fingerprint,
         "split": options.split,
         "protocol": options.protocol,

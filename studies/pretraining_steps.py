@@ -20,13 +20,12 @@ PARSER = study_parser(__name__, __file__, __doc__)
 import numpy as np
 
 from jepa4rec.studies.measuring import baseline_ranks, open_trained, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, SystemsRecipe, own_setting, study_command
-from jepa4rec.training.phases import KINDS
+from jepa4rec.studies.studying import Point, PretrainedRecipe, Study, SystemsRecipe, own_setting, study_command
 from jepa4rec.training.typed_yaml import Range, check_ranges
 
 
 @dataclass(kw_only=True)
-class PretrainingStepsRecipe(SystemsRecipe):
+class PretrainingStepsRecipe(PretrainedRecipe, SystemsRecipe):
     """`steps` of each pre-training phase, 0 for none. `history_decay` and `catalogue_whitening` say how every
     checkpoint reads, as in config.json."""
 
@@ -61,10 +60,9 @@ def measure(study: Study) -> tuple[list[Point], dict]:
 
 def system_ranks(study: Study, settings: Sequence[str], steps: int) -> np.ndarray:
     """Ranks (seeds, U) after so many steps, of a system's start (1, U) after none."""
+    lengths = [f"phases.{place}.steps={steps}" for place in study.pretraining(settings)]
     if not steps:
         return rank(study, start_checkpoint(study, settings))[None]
-    phases = enumerate(study.variant(settings, tuple(KINDS)).phases)
-    lengths = [f"phases.{place}.steps={steps}" for place, phase in phases if phase.kind == "pretrain"]
     trained = study.pretrain_seeds([*settings, *lengths])
     return np.stack([rank(study, open_trained(one)) for one in trained])
 

@@ -24,13 +24,13 @@ import torch
 from jepa4rec.evaluation.ranking import rank_targets
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_command
+from jepa4rec.studies.studying import Point, PretrainedRecipe, Study, study_command
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from jepa4rec.training.masking import word_starts
 
 
 @dataclass(kw_only=True)
-class RevealedWordsRecipe(StudyRecipe):
+class RevealedWordsRecipe(PretrainedRecipe):
     """`percents` of the target's words that are revealed; `max_items`: newest items of a history that are read, the
     words of the target as one of them (default: the tokenizer's)."""
 
@@ -72,8 +72,9 @@ class ByPredictor:
     """The predictor sees the revealed tokens of each target, and its prediction ranks the target encoder's items."""
 
     @torch.no_grad()
-    def __init__(self, model, tokenizer, item_tokens: ItemTokens, split):
-        self.model, self.tokenizer, self.item_tokens, self.targets = model, tokenizer, item_tokens, split.targets
+    def __init__(self, model, tokenizer, item_tokens: ItemTokens, split, exclude_history: bool = False):
+        self.model, self.tokenizer, self.item_tokens = model, tokenizer, item_tokens
+        self.targets, self.excluded = split.targets, split.histories if exclude_history else None
         self.users = encode_histories(model, tokenizer, item_tokens, split.histories, progress=False)
         self.items = encode_items(model.target_encoder, tokenizer, item_tokens, progress=False)
 
@@ -83,15 +84,17 @@ class ByPredictor:
         ids = np.where(revealed, self.item_tokens.input_ids, self.tokenizer.mask_token_id)
         masked = self.item_tokens._replace(input_ids=ids)
         seen = encode_items(self.model, self.tokenizer, masked, progress=False)[torch.from_numpy(self.targets)]
-        return rank_targets(self.model.predictor.next_item(self.users, seen), self.items, self.targets)
+        predicted = self.model.predictor.next_item(self.users, seen)
+        return rank_targets(predicted, self.items, self.targets, self.excluded)
 
 
 class AsNewestItem:
     """The revealed words of the target are the newest item of the history, which any text model can read."""
 
     @torch.no_grad()
-    def __init__(self, model, tokenizer, item_tokens: ItemTokens, split):
+    def __init__(self, model, tokenizer, item_tokens: ItemTokens, split, exclude_history: bool = False):
         self.model, self.tokenizer, self.item_tokens, self.split = model, tokenizer, item_tokens, split
+        self.excluded = split.histories if exclude_history else None
         self.items = encode_items(model, tokenizer, item_tokens, progress=False)
 
     @torch.no_grad()
@@ -103,7 +106,7 @@ class AsNewestItem:
         histories = [np.append(history, target) if some else history for history, target, some in rows]
         both = joined(self.item_tokens, parts)
         users = encode_histories(self.model, self.tokenizer, both, histories, progress=False)
-        return rank_targets(users, self.items, targets)
+        return rank_targets(users, self.items, targets, self.excluded)
 
 
 WAYS = {"JEPA predictor": ByPredictor, "words as the newest item": AsNewestItem}
@@ -117,7 +120,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
         tokenizer = ItemSentTokenizer.from_pretrained(one.checkpoint, **limits)
         item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True))
         for way, kind in WAYS.items():
-            reader = kind(model, tokenizer, item_tokens, study.data.splits.test)
+            reader = kind(model, tokenizer, item_tokens, study.data.splits.test, study.rules.exclude_history)
             for percent in study.recipe.percents:
                 revealed = revealed_tokens(tokenizer, item_tokens, percent / 100, seed)
                 ranks[way, percent].append(reader.ranks(revealed))

@@ -22,18 +22,23 @@ PARSER = study_parser(__name__, __file__, __doc__)
 import numpy as np
 
 from jepa4rec.studies.measuring import change_texts, open_trained, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, Study, StudyRecipe, study_command
+from jepa4rec.studies.studying import Point, PretrainedRecipe, Study, study_command
 
 Change = Callable[[dict[str, str], np.random.Generator], dict[str, str]]
 
 
 @dataclass(kw_only=True)
-class RobustnessRecipe(StudyRecipe):
+class RobustnessRecipe(PretrainedRecipe):
     """`missing` and `noise`: percents of attributes that are dropped, of letters that are replaced."""
 
     missing: list[float] = field(default_factory=lambda: [20.0, 50.0])
     noise: list[float] = field(default_factory=lambda: [2.0, 5.0, 10.0])
     pretrain: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.judged_on and not self.pretrain:
+            raise ValueError("judged_on is for pre-training, and pretrain is false: leave it out")
 
 
 def shuffled(item: dict[str, str], rng: np.random.Generator) -> dict[str, str]:

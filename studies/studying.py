@@ -36,19 +36,25 @@ TEXT_KINDS = tuple(name for name, kind in KINDS.items() if kind.trains_encoder)
 @dataclass(kw_only=True)
 class StudyRecipe:
     """What every study's recipe may say. `base`: the training recipe, beside this file; `settings`: section.key=value
-    changes to it; `seeds`: one run each; `judged_on`: a built dataset that pre-training alone is validated on, instead
-    of the study's own, so that studies of several shops share their runs."""
+    changes to it; `seeds`: one run each."""
 
     base: str
     settings: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
-    judged_on: str | None = None
     runs_dir: str = "runs/studies"
     min_users: int = 30  # fewer make no figure: its interval would be all there is to see
 
     def __post_init__(self):
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one")
+
+
+@dataclass(kw_only=True)
+class PretrainedRecipe(StudyRecipe):
+    """`judged_on`: a built dataset that pre-training is validated on, instead of the study's own; studies of several
+    shops then share their runs."""
+
+    judged_on: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -128,20 +134,26 @@ class Study:
         return [self.train(self.variant(settings, kinds), seed) for seed in self.recipe.seeds]
 
     def pretrain_seeds(self, settings: Sequence[str] = ()) -> list[Trained]:
-        """A variant's pre-training once a seed, unranked.
+        """A variant's pre-training once a seed, unranked; for a `PretrainedRecipe`.
 
         Raises:
             ValueError: it has none, or would learn from the dataset that it is judged on.
         """
-        whole = self.variant(settings, tuple(KINDS))
-        if not any(phase.kind == "pretrain" for phase in whole.phases):
-            raise ValueError(f"a system of {self.recipe.base} has no pretrain phase, which this study changes")
-        settings = [*settings, "evaluation.zero_shot=false"]
+        self.pretraining(settings)
+        whole, settings = self.variant(settings, tuple(KINDS)), [*settings, "evaluation.zero_shot=false"]
         if self.recipe.judged_on:
             if not whole.data.pretrain:
                 raise ValueError("judged_on is for a base recipe with data.pretrain: pre-training would learn from it")
             settings += another_dataset(self.recipe.judged_on)
         return self.train_seeds(settings, ("pretrain",))
+
+    def pretraining(self, settings: Sequence[str] = ()) -> list[int]:
+        """Places of a variant's pre-training phases. Raises ValueError when there is none."""
+        phases = self.variant(settings, tuple(KINDS)).phases
+        places = [place for place, phase in enumerate(phases) if phase.kind == "pretrain"]
+        if not places:
+            raise ValueError(f"a system of {self.recipe.base} has no pretrain phase, which this study changes")
+        return places
 
     def train_systems(self, systems: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         """Ranks (seeds, U) of each system, trained or found finished as `SystemsRecipe` says."""

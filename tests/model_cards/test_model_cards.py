@@ -63,9 +63,9 @@ def run(tmp_path):
     [
         ({}, ("toy_shop", "default")),
         ({"dataset": "table", "recipe": {"data": {"dir": "data/my-shop"}}}, ("table", "my-shop")),
-        ({"dataset": "table", "command": "python scripts/evaluate_checkpoint.py . data/shop"}, ("table", "shop")),
+        ({"dataset": "table", "folder": "shop"}, ("table", "shop")),
         ({"dataset": "table", "recipe": {"data": {"dir": None}}}, ("table", "default")),
-        ({"dataset": "table", "command": None}, ("table", "default")),
+        ({"dataset": "table"}, ("table", "default")),
     ],
 )
 def test_a_table_of_somebodys_own_goes_by_its_folder(told, name):
