@@ -60,7 +60,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
 
 def system_ranks(study: Study, settings: Sequence[str], steps: int) -> np.ndarray:
     """Ranks (seeds, U) after so many steps, of a system's start (1, U) after none."""
-    lengths = [f"phases.{place}.steps={steps}" for place in study.pretraining(settings)]
+    lengths = [f"phases.{place}.steps={steps}" for place in study.phases("pretrain", settings)]
     if not steps:
         return rank(study, start_checkpoint(study, settings))[None]
     trained = study.pretrain_seeds([*settings, *lengths])

@@ -113,11 +113,13 @@ class Study:
             raise ValueError(f"{path} has no phase of kind {' or '.join(kinds)}, which this study trains")
         return recipe
 
-    def phases(self, kind: str) -> list[int]:
-        """Places of the base recipe's phases of a kind. Raises ValueError when there is none."""
-        places = [place for place, phase in enumerate(self.variant().phases) if phase.kind == kind]
+    def phases(self, kind: str, settings: Sequence[str] = ()) -> list[int]:
+        """Places of a variant's phases of a kind. Raises ValueError when there is none."""
+        phases = self.variant(settings, tuple(KINDS)).phases
+        places = [place for place, phase in enumerate(phases) if phase.kind == kind]
         if not places:
-            raise ValueError(f"{self.folder / self.recipe.base} has no {kind} phase, which this study changes")
+            of = "a system of " if settings else ""
+            raise ValueError(f"{of}{self.folder / self.recipe.base} has no {kind} phase, which this study changes")
         return places
 
     def train(self, recipe: Recipe, seed: int) -> Trained:
@@ -139,21 +141,13 @@ class Study:
         Raises:
             ValueError: it has none, or would learn from the dataset that it is judged on.
         """
-        self.pretraining(settings)
+        self.phases("pretrain", settings)
         whole, settings = self.variant(settings, tuple(KINDS)), [*settings, "evaluation.zero_shot=false"]
         if self.recipe.judged_on:
             if not whole.data.pretrain:
                 raise ValueError("judged_on is for a base recipe with data.pretrain: pre-training would learn from it")
             settings += another_dataset(self.recipe.judged_on)
         return self.train_seeds(settings, ("pretrain",))
-
-    def pretraining(self, settings: Sequence[str] = ()) -> list[int]:
-        """Places of a variant's pre-training phases. Raises ValueError when there is none."""
-        phases = self.variant(settings, tuple(KINDS)).phases
-        places = [place for place, phase in enumerate(phases) if phase.kind == "pretrain"]
-        if not places:
-            raise ValueError(f"a system of {self.recipe.base} has no pretrain phase, which this study changes")
-        return places
 
     def train_systems(self, systems: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         """Ranks (seeds, U) of each system, trained or found finished as `SystemsRecipe` says."""
