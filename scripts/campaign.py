@@ -109,7 +109,7 @@ def plan(campaign: Campaign, place: Path, settings: list[str]) -> list[Planned]:
     for one in planned:
         _check_data(one)
         _check_start(one, made)
-        _check_record(one)
+        check_record(one)
     return planned
 
 
@@ -132,7 +132,7 @@ def _check_start(one: Planned, made: set[Path]) -> None:
         raise ValueError(f"the run {one.run.name} starts from {start}: write {start.parent.name} under its `after`")
 
 
-def _check_record(one: Planned) -> None:
+def check_record(one: Planned) -> None:
     """Raises ValueError for a record that another recipe made, whether published or still in the run's folder."""
     for path in (one.record, one.folder.metrics):
         if path is None or not path.is_file():

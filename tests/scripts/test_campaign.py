@@ -118,7 +118,10 @@ def test_what_does_not_fit_is_said_before_the_first_run(place, runs, message):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "campaigns").glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_campaigns_are_valid(path):
+def test_shipped_campaigns_are_valid_and_made_the_published_records(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run has a folder
     shipped = read_recipe(path, kind=campaign.Campaign)
     for run in shipped.runs:
-        assert read_recipe(path.parent / run.recipe, [*shipped.set, *run.set])
+        own = [*shipped.set, *run.set]
+        record = ROOT / "results" / f"{run.name}.json" if run.publish else None
+        campaign.check_record(campaign.Planned(run, read_recipe(path.parent / run.recipe, own), path, own, record))
