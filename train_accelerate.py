@@ -52,7 +52,7 @@ from jepa4rec.training.batches import Batches, to_device
 from jepa4rec.training.data import RunData, load_run_data
 from jepa4rec.training.estimate import estimate, in_words
 from jepa4rec.training.log import RunLog, StepWatch, TrainingDiverged, check_tracker, metrics_table
-from jepa4rec.training.measure import evaluate_validation, make_record, rank_test_split
+from jepa4rec.training.measure import encoding_precision, evaluate_validation, make_record, rank_test_split
 from jepa4rec.training.optimisation import (
     compile_token_wise,
     freeze,
@@ -291,7 +291,9 @@ def carry_out(accelerator: Accelerator, recipe: Recipe, folder: RunFolder, origi
         if accelerator.is_main_process:
             begin(recipe, data, folder)
     if accelerator.device.type == "cpu" and accelerator.num_processes == 1 and not folder.finished_phase(0).exists():
-        if seconds := estimate(recipe, data, folder.start):
+        with accelerator.autocast():  # steps and encoding take what they will take
+            seconds = estimate(recipe, data, folder.start)
+        if seconds:
             accelerator.print(in_words(seconds))
     log = RunLog(accelerator, folder.log)
     for index in range(len(recipe.phases)):
@@ -417,7 +419,7 @@ def set_up(
     phase = recipe.phases[index]
     set_seed(recipe.run.seed + index)
     source = folder.finished_phase(index - 1) if index else folder.start
-    work = Work(recipe, data, open_tokenizer(recipe, folder.start, phase))
+    work = Work(recipe, data, open_tokenizer(recipe, folder.start, phase), encoding_precision(accelerator))
     model = phase.open_model(source, data).to(accelerator.device)
     if phase.trains_encoder:
         model.config.history_decay = phase.history_decay
@@ -447,6 +449,7 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
     last = len(recipe.phases) - 1
     phase, weights = (recipe.phases[last], folder.finished_phase(last)) if recipe.phases else (None, folder.start)
     tokenizer = open_tokenizer(recipe, folder.start, phase)
+    work = Work(recipe, data, tokenizer, encoding_precision(accelerator))
     baseline = recipe.model.baseline
     compare = phase is not None and recipe.evaluation.zero_shot and not baseline
     model = open_model(weights, phase, data).to(accelerator.device)
@@ -457,10 +460,10 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
         judge = make_baseline(recipe, data, "validation") if baseline else model
         results["validation_metrics"] = evaluate_validation(accelerator, judge, tokenizer, data, recipe)
         if baseline and BASELINE_MODELS[baseline].predicts_ratings:
-            results |= rating_results(model, Work(recipe, data, tokenizer))
+            results |= rating_results(model, work)
     else:
         results["validation_metrics"] = folder.end_of(last).metrics
-        results |= phase.results(model, Work(recipe, data, tokenizer))
+        results |= phase.results(model, work)
     if compare:
         start = open_encoder(folder.start).to(accelerator.device)
         start.config.history_decay = model.config.history_decay  # before and after are read alike

@@ -92,6 +92,7 @@ class RatingVectors:
     model: nn.Module
     tokenizer: object
     item_tokens: object
+    precision: torch.dtype | None = None  # as in `encode_items`
     _made: dict = field(default_factory=dict)
 
     def part(self, name: str) -> RatingBatch:
@@ -100,8 +101,8 @@ class RatingVectors:
             tasks = _with_history(self.tasks[name])
             options = (self.model, self.tokenizer, self.item_tokens)
             if "items" not in self._made:
-                self._made["items"] = encode_items(*options, progress=None)
-            users = encode_histories(*options, tasks.histories, progress=None)
+                self._made["items"] = encode_items(*options, precision=self.precision)
+            users = encode_histories(*options, tasks.histories, precision=self.precision)
             items = self._made["items"][torch.from_numpy(tasks.items).to(users.device)]
             self._made[name] = RatingBatch(users, items, torch.from_numpy(tasks.ratings).to(users.device))
         return self._made[name]

@@ -29,21 +29,22 @@ def make_scorer(
     progress: bool | None = None,
     history: History | None = None,
     item_vectors: Tensor | None = None,
+    precision: torch.dtype | None = None,
 ) -> Scorer:
     """A baseline ranks by item ids, a fine-tuned model with its item matrix, any other with the vectors of the item
     texts (zero-shot). Without a tokenizer the model is a baseline. `history` "items" reads no history as a text, but
     takes the recency-weighted mean of its items' vectors; None: as the model says (`history_reading`).
-    `item_vectors` are those of the texts, where known."""
+    `item_vectors` are those of the texts, where known; `precision` as in `encode_items`."""
     if tokenizer is None:
         return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
     vectors = model.item_matrix.weight if hasattr(model, "item_matrix") else item_vectors
     if vectors is None:
-        vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
+        vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress, precision)
     if (history or history_reading(model)) == "items":
         if model.config.catalogue_whitening is not None and not hasattr(model, "item_matrix"):
             vectors = Whitening.fit(vectors, model.config.catalogue_whitening, CATALOGUE_PRIOR)(vectors)
         return ItemMeanScorer(vectors, model.config.history_decay or RECENCY_DECAY)
-    return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens, progress)
+    return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens, progress, precision)
 
 
 def history_reading(model: nn.Module) -> History:
@@ -66,6 +67,7 @@ class DualEncoderScorer:
         item_vectors: Tensor | None = None,
         batch_tokens: int | None = None,
         progress: bool | None = None,
+        precision: torch.dtype | None = None,
     ):
         """Encode the catalogue once (arguments as `encode_items`).
 
@@ -73,7 +75,7 @@ class DualEncoderScorer:
             ValueError: item vectors of another catalogue than `item_tokens`.
         """
         if item_vectors is None:
-            item_vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress)
+            item_vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress, precision)
         if len(item_vectors) != item_tokens.num_items:
             raise ValueError(
                 f"The item matrix has {len(item_vectors)} rows, the catalogue {item_tokens.num_items} items."
@@ -81,13 +83,12 @@ class DualEncoderScorer:
         self.index = ItemIndex(item_vectors)
         self.num_items = self.index.num_items
         self._model, self._tokenizer, self._item_tokens = model, tokenizer, item_tokens
-        self._batch_tokens = batch_tokens
+        self._batch_tokens, self._precision = batch_tokens, precision
 
     def score(self, histories: Histories) -> Tensor:
         """B histories -> (B, num_items) cosines, float32."""
-        users = encode_histories(
-            self._model, self._tokenizer, self._item_tokens, histories, self._batch_tokens, progress=False
-        )
+        options = (self._model, self._tokenizer, self._item_tokens, histories, self._batch_tokens)
+        users = encode_histories(*options, progress=False, precision=self._precision)
         return self.index.scores(users)
 
 

@@ -1,7 +1,7 @@
 """Texts -> vectors, by any model with a text encoder: items alone, histories, in batches of similar lengths."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -52,7 +52,12 @@ class ItemCollator:
 
 @torch.no_grad()
 def encode_items(
-    model, tokenizer, item_tokens, batch_tokens: int | None = None, progress: bool | None = None
+    model,
+    tokenizer,
+    item_tokens,
+    batch_tokens: int | None = None,
+    progress: bool | None = None,
+    precision: torch.dtype | None = None,
 ) -> Tensor:
     """Vector of every item of a catalogue, each read alone: float32 (N, d) on the model's device.
 
@@ -64,13 +69,14 @@ def encode_items(
         item_tokens: the catalogue, as `tokenizer.encode_items` gives it.
         batch_tokens: tokens encoded at once, padding included; None chooses by the device.
         progress: show a bar; None shows one on a terminal.
+        precision: what the model computes in (autocast); None leaves that to its weights.
     """
     distinct, place = _distinct_items(item_tokens)
     collate, lengths = ItemCollator(tokenizer, item_tokens), 1 + item_tokens.lengths[distinct]
     batches = token_budget_batches(np.minimum(lengths, tokenizer.max_tokens), batch_tokens or best_tokens(model))
     batches = ((rows, collate(distinct[rows])) for rows in batches)
     with progress_bar(len(distinct), "encode items", "item", progress) as bar:
-        vectors = _encode(model, model.base_model.embed, len(distinct), batches, bar)
+        vectors = _encode(model, model.base_model.embed, len(distinct), batches, bar, precision)
     return vectors if len(distinct) == item_tokens.num_items else vectors[torch.from_numpy(place).to(vectors.device)]
 
 
@@ -82,6 +88,7 @@ def encode_histories(
     histories: Histories,
     batch_tokens: int | None = None,
     progress: bool | None = None,
+    precision: torch.dtype | None = None,
 ) -> Tensor:
     """Vector of every user's history (item indices, oldest first): float32 (U, d) on the model's device.
 
@@ -99,7 +106,7 @@ def encode_histories(
     batches = _batches(distinct, collate, batch_tokens or best_tokens(model))
     embed = model.user_vectors if fine_tuned else model.base_model.embed
     with progress_bar(len(distinct), "encode histories", "user", progress) as bar:
-        vectors = _encode(model, embed, len(distinct), batches, bar)
+        vectors = _encode(model, embed, len(distinct), batches, bar, precision)
     return vectors if len(distinct) == len(histories) else vectors[torch.from_numpy(place).to(vectors.device)]
 
 
@@ -150,10 +157,14 @@ def token_budget_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.
         start += size
 
 
-def _encode(model, embed: Callable[..., Tensor], num_rows: int, batches: Iterator, bar: tqdm) -> Tensor:
+def _encode(
+    model, embed: Callable[..., Tensor], num_rows: int, batches: Iterator, bar: tqdm, precision: torch.dtype | None
+) -> Tensor:
     """`embed` on every batch: float32 (num_rows, d), in the order of the rows."""
     vectors = torch.empty(num_rows, model.config.vector_size, device=model.device)
-    with _evaluating(model):
+    # Not `enabled=False`, which would switch off a caller's own autocast.
+    autocast = nullcontext() if precision is None else torch.autocast(model.device.type, precision)
+    with _evaluating(model), autocast:
         for rows, batch in batches:
             # Encoders count tokens by the mask on the host: no batch then waits for a GPU to be done with the last.
             inputs = {name: batch[name].to(model.device) for name in batch if name != "attention_mask"}

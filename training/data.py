@@ -168,32 +168,40 @@ class RunData:
             self._item_tokens[key] = tokenizer.encode_items(texts)
         return self._item_tokens[key]
 
-    def item_vectors(self, model: nn.Module, tokenizer: ItemSentTokenizer) -> torch.Tensor:
+    def item_vectors(
+        self, model: nn.Module, tokenizer: ItemSentTokenizer, precision: torch.dtype | None = None
+    ) -> torch.Tensor:
         """The catalogue by a model's encoder, float32 (N, d), kept on disk for the next run that starts from it."""
-        return kept_vectors(model, tokenizer, self.item_tokens(tokenizer, self.own))
+        return kept_vectors(model, tokenizer, self.item_tokens(tokenizer, self.own), precision=precision)
 
 
 def kept_vectors(
-    model: nn.Module, tokenizer: ItemSentTokenizer, tokens: ItemTokens, batch_tokens: int | None = None
+    model: nn.Module,
+    tokenizer: ItemSentTokenizer,
+    tokens: ItemTokens,
+    batch_tokens: int | None = None,
+    precision: torch.dtype | None = None,
 ) -> torch.Tensor:
     """A catalogue by a model's encoder, float32 (N, d), read from disk where it was encoded before.
 
     A second seed, or the zero-shot row of a table, asks for the same vectors again: minutes on a CPU. The name of
     the file is a hash of everything they depend on, so a stale one is never read; the folder may be deleted.
     """
-    path = _cache("jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens)}.safetensors"
+    path = _cache("jepa4rec_vectors") / f"{_vectors_key(model, tokenizer, tokens, precision)}.safetensors"
     if path.is_file():
         return load_file(path)["vectors"].to(model.device)
-    vectors = encode_items(model, tokenizer, tokens, batch_tokens, progress=process_index() == 0)
+    vectors = encode_items(model, tokenizer, tokens, batch_tokens, process_index() == 0, precision)
     with written_files(path) as (fresh,):
         save_file({"vectors": vectors.cpu()}, fresh)
     return vectors
 
 
-def _vectors_key(model: nn.Module, tokenizer: ItemSentTokenizer, tokens: ItemTokens) -> str:
+def _vectors_key(
+    model: nn.Module, tokenizer: ItemSentTokenizer, tokens: ItemTokens, precision: torch.dtype | None
+) -> str:
     encoder, digest = model.base_model, hashlib.sha256()
     shape = {name: value for name, value in encoder.config.to_dict().items() if not name.startswith("_")}
-    how = [shape, tokenizer.settings, tokenizer.all_special_ids, str(model.device), torch.__version__]
+    how = [shape, tokenizer.settings, tokenizer.all_special_ids, str(model.device), torch.__version__, str(precision)]
     digest.update(json.dumps(how, sort_keys=True, default=str).encode())
     for part in (tokens.input_ids, tokens.token_type_ids, tokens.offsets):
         digest.update(np.ascontiguousarray(part).tobytes())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -19,6 +20,12 @@ from .data import RunData, sample_users, take_rows
 
 if TYPE_CHECKING:
     from .recipe import EvaluationRecipe, Recipe
+
+
+def encoding_precision(accelerator: Accelerator) -> torch.dtype | None:
+    """What a run encodes texts in: bfloat16 where it trains in that, else float32. float16 overflows where no gradient
+    scaler notices, and RecFormer's run in it is evaluated in float32."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
 
 
 def evaluate_validation(accelerator: Accelerator, model, tokenizer, data: RunData, recipe: Recipe) -> dict[str, float]:
@@ -38,8 +45,10 @@ def rank_test_split(
 
 def _scorer(accelerator: Accelerator, model: nn.Module, tokenizer, data: RunData, kept: bool = False) -> Scorer:
     item_tokens = None if tokenizer is None else data.item_tokens(tokenizer, data.own)
-    vectors = data.item_vectors(model, tokenizer) if kept and tokenizer is not None else None
-    return make_scorer(model, tokenizer, item_tokens, progress=_bar(accelerator), item_vectors=vectors)
+    precision = encoding_precision(accelerator)
+    vectors = data.item_vectors(model, tokenizer, precision) if kept and tokenizer is not None else None
+    options = {"progress": _bar(accelerator), "item_vectors": vectors, "precision": precision}
+    return make_scorer(model, tokenizer, item_tokens, **options)
 
 
 def _bar(accelerator: Accelerator) -> bool:

@@ -19,7 +19,7 @@ from jepa4rec.evaluation.ranking import (
     rank_targets,
     top_k,
 )
-from jepa4rec.evaluation.scorers import DualEncoderScorer, ItemMeanScorer, TfIdfScorer
+from jepa4rec.evaluation.scorers import DualEncoderScorer, ItemMeanScorer, TfIdfScorer, make_scorer
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items, token_budget_batches
 from jepa4rec.tokenization_itemsent import ItemTokens
 
@@ -323,6 +323,20 @@ def test_encoding_runs_without_dropout_and_restores_the_mode(encoder, tiny_token
     encoder.train()
     first, second = (encode_items(encoder, tiny_tokenizer, item_tokens) for _ in range(2))
     assert torch.equal(first, second) and encoder.training
+
+
+def test_a_low_precision_is_of_the_encoder_alone(encoder, tiny_tokenizer, item_tokens):
+    """Vectors near those in float32 and not equal to them; what is made of them stays float32."""
+    histories = [np.array([3]), np.array([0, 5, 1, 2])]
+    low = {"precision": torch.bfloat16}
+    for encode, read in ((encode_items, ()), (encode_histories, (histories,))):
+        plain, other = (encode(encoder, tiny_tokenizer, item_tokens, *read, **how) for how in ({}, low))
+        assert other.dtype == torch.float32 and not torch.equal(plain, other)
+        assert nn.functional.cosine_similarity(plain, other).min() > 0.99
+    items = encode_items(encoder, tiny_tokenizer, item_tokens, **low)
+    cosines = nn.functional.cosine_similarity(other[:, None], items[None], dim=-1)
+    scores = make_scorer(encoder, tiny_tokenizer, item_tokens, **low).score(histories)
+    torch.testing.assert_close(scores, cosines, rtol=0, atol=1e-6)
 
 
 def test_batches_hold_similar_lengths_and_keep_the_budget():

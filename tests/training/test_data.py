@@ -1,10 +1,12 @@
-"""The data of a run: parts of a split in a ratio."""
+"""The data of a run: parts of a split in a ratio, and vectors kept on disk."""
 
 import numpy as np
 import pytest
+import torch
 
 from jepa4rec.datasets_builders.contract import Split, Splits
-from jepa4rec.training.data import in_ratio
+from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.training.data import in_ratio, kept_vectors
 
 
 def splits_of(train: int, validation: int, test: int) -> Splits:
@@ -36,3 +38,15 @@ def test_the_sample_is_fixed_and_nothing_is_left_out_without_a_ratio():
 def test_too_few_users_for_a_ratio_are_named():
     with pytest.raises(ValueError, match=r"data.ratio \[7, 2, 1\]: the split has \(3, 3, 3\) users"):
         in_ratio(splits_of(3, 3, 3), [7, 2, 1])
+
+
+def test_vectors_of_one_precision_are_never_taken_for_those_of_another(
+    tiny_config, tiny_tokenizer, tiny_items, monkeypatch
+):
+    model, tokens = Jepa4RecModel(tiny_config), tiny_tokenizer.encode_items(tiny_items)
+    ways = (None, torch.bfloat16)
+    made = [kept_vectors(model, tiny_tokenizer, tokens, precision=way) for way in ways]
+    assert not torch.equal(*made)
+    monkeypatch.setattr("jepa4rec.training.data.encode_items", lambda *_: pytest.fail("the items were encoded again"))
+    again = [kept_vectors(model, tiny_tokenizer, tokens, precision=way) for way in ways]
+    assert torch.equal(made[0], again[0]) and torch.equal(made[1], again[1])

@@ -191,6 +191,22 @@ def test_training_stops_after_patience_evaluations_without_improvement(write_rec
     assert evaluated == [2, 4, 6]
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_texts_are_encoded_in_the_precision_of_the_run(write_recipe, monkeypatch, precision):
+    """Estimate, item matrices, validations, test split and zero-shot; steps have always been in it."""
+    seen, embed = [], Jepa4RecModel.embed
+
+    def spy(model, *args, **kwargs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return embed(model, *args, **kwargs)
+
+    monkeypatch.setattr(Jepa4RecModel, "embed", spy)
+    monkeypatch.setattr(train_accelerate, "computes_in_bf16", lambda: True)
+    phase = {**FINETUNE, "item_vectors": "epoch", "steps": 4, "evaluate_every_steps": 2}
+    record = train(write_recipe([phase], mixed_precision=precision))
+    assert record["precision"] == precision and set(seen) == {precision == "bf16"}
+
+
 def test_two_stages_encode_items_each_epoch_and_then_keep_them(write_recipe):
     frozen = {"objective": {"item_matrix": "frozen"}, "history_items": 0, "lr_items": 1e-30}
     stages = [

@@ -104,7 +104,7 @@ class FinetunePhase(Phase):
 
     def begin(self, model: nn.Module, work: Work) -> dict:
         if not self.keeps_weights:
-            model.initialise_items(work.data.item_vectors(model, work.tokenizer))
+            model.initialise_items(work.data.item_vectors(model, work.tokenizer, work.precision))
         return {"encoded_at": 0}
 
     @property
@@ -116,8 +116,8 @@ class FinetunePhase(Phase):
         """With `item_vectors: epoch`, encode the item matrix anew, unless that was done at this very step."""
         if self.item_vectors == "epoch" and work.made["encoded_at"] != step:
             item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
-            progress = process_index() == 0
-            model.initialise_items(encode_items(model, work.tokenizer, item_tokens, progress=progress))
+            options = {"progress": process_index() == 0, "precision": work.precision}
+            model.initialise_items(encode_items(model, work.tokenizer, item_tokens, **options))
             work.made["encoded_at"] = step
 
     def before_validation(self, model: nn.Module, work: Work, step: int) -> None:

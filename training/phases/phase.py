@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from ...tokenization_itemsent import ItemSentTokenizer
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Work:
-    """What a phase is given: the run's recipe and data, the tokenizer (None for a baseline), and what `begin` made."""
+    """What a phase is given: the run's recipe and data, the tokenizer (None for a baseline), what texts are encoded in
+    (`measure.encoding_precision`), and what `begin` made."""
 
     recipe: Recipe
     data: RunData
     tokenizer: ItemSentTokenizer | None
+    precision: torch.dtype | None = None
     made: Any = None
 
 

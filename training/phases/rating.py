@@ -82,7 +82,7 @@ def rated(model: nn.Module, work: Work) -> RatingVectors | RatedIds:
     if work.recipe.model.baseline:
         return RatedIds(work.data.ratings)
     item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
-    return RatingVectors(work.data.ratings, model, work.tokenizer, item_tokens)
+    return RatingVectors(work.data.ratings, model, work.tokenizer, item_tokens, work.precision)
 
 
 def rating_results(model: nn.Module, work: Work) -> dict:
