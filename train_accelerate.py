@@ -327,8 +327,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         ValueError: processes were launched that would each train alone.
     """
-    # oneDNN keeps what it prepares for every shape of a batch, 1,024 times by itself: memory would grow for an hour.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32 on a GPU; nothing on a CPU
     accelerator = Accelerator(
         # Without this, several processes on a machine without a GPU do not find each other.

@@ -1,4 +1,4 @@
-"""What every command does: answer at once when asked for help, keep quiet, and fail in one sentence.
+"""What every command does: answer at once when asked for help, keep quiet and small, and fail in one sentence.
 
 Torch takes seconds to import, so a command reads its arguments first, and nothing heavy is imported here:
 
@@ -14,6 +14,7 @@ Torch takes seconds to import, so a command reads its arguments first, and nothi
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -38,6 +39,9 @@ def command(parser: argparse.ArgumentParser, interrupted: str = "interrupted") -
         @wraps(work)
         def main(arguments: list[str] | None = None) -> Any:
             options = parser.parse_args(arguments)
+            # oneDNN keeps what it prepares for every shape of a batch, 1,024 times by itself: memory would grow for
+            # hours. It reads this when it first computes.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
             if transformers := sys.modules.get("transformers"):  # some commands never load it
                 transformers.logging.set_verbosity_error()
                 transformers.logging.disable_progress_bar()

@@ -1,6 +1,7 @@
 """Every command: help comes before torch, slips and errors are one sentence, and a wheel brings what they need."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import tomllib
 from zipfile import ZipFile
 
 import pytest
+import torch
 from conftest import ROOT
+from processes import python
 
 from jepa4rec.scripts.__main__ import COMMANDS
 from jepa4rec.training.command_line import command, command_parser, parse_setting
@@ -79,6 +82,30 @@ def test_errors_and_interruptions_are_one_sentence():
         assert stop.value.code == told
     with pytest.raises(ZeroDivisionError):  # a fault of ours keeps its traceback
         command(parser)(lambda options: 1 / 0)([])
+
+
+KEEP = """
+import torch
+from jepa4rec.training.command_line import command, command_parser
+
+@command(command_parser("keep", ""))
+def main(options):
+    for length in [*range(1, 101)] * 2:
+        torch.nn.functional.gelu(torch.zeros(length, 8))
+
+main([])
+"""
+
+
+@pytest.mark.slow("starts processes that load torch")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("said, prepared", [({}, 200), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024"}, 100)])
+def test_a_command_keeps_few_of_the_shapes_that_onednn_prepares(said, prepared):
+    """Of a hundred shapes that come twice none is kept long enough, unless somebody says otherwise."""
+    clean = {name: value for name, value in os.environ.items() if name != "ONEDNN_PRIMITIVE_CACHE_CAPACITY"}
+    environment = {**clean, "PYTHONPATH": str(ROOT), "ONEDNN_VERBOSE": "2", **said}
+    done = subprocess.run([python(), "-c", KEEP], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.count("create:cache_miss,") == prepared
 
 
 def test_settings_are_yaml():
