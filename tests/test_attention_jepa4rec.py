@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 from jepa4rec import attention_jepa4rec as attention
-from jepa4rec.attention_jepa4rec import PackedRows, block_attention, cls_attention, gather_tokens, plan_attention
+from jepa4rec.attention_jepa4rec import (
+    PackedRows,
+    block_attention,
+    cls_attention,
+    gather_tokens,
+    plain_attention,
+    plan_attention,
+)
 
 HEADS, WIDTH = 2, 8
 
@@ -196,6 +203,18 @@ def test_dropout_drops_attention_weights_bias_included():
     out = cls_attention(query, hidden, nn.Linear(width, width), value, None, dropout=0.5)
     assert set(out.unique().tolist()) == {0.0, 1.0, 2.0}, "each of two weights 1/2 is dropped or doubled"
     assert out.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_dropout_drops_weights_of_plain_attention_and_scales_the_rest():
+    """With one-hot values what comes out are the weights themselves."""
+    torch.manual_seed(0)
+    query, key, dropout = torch.randn(1, HEADS, 3, WIDTH), torch.randn(1, HEADS, 5, WIDTH), 0.25
+    whole = plain_attention(query, key, torch.eye(5))
+    draws = plain_attention(query.expand(4000, -1, -1, -1), key, torch.eye(5), dropout_p=dropout)
+    dropped = draws == 0
+    assert dropped.float().mean().item() == pytest.approx(dropout, abs=0.01)
+    torch.testing.assert_close(draws, whole / (1 - dropout) * ~dropped)
+    torch.testing.assert_close(draws.mean(0), whole[0], rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("window", [None, 4])
