@@ -126,7 +126,7 @@ def train_phase(training: Training) -> None:
             training.phase.before_epoch(training.bare_model, training.work, progress.step)
         training.model.train()
         for slices in training.batches.epoch(epoch, skip=done):
-            with memory_in_words(training, slices):
+            with memory_in_words(training.accelerator.device, *step_in_words(training, slices)):
                 watch.add(*optimiser_step(training, slices))
             progress.step += 1
             training.log.advance()
@@ -158,26 +158,33 @@ def optimiser_step(training: Training, slices: list[dict]):
     return outputs, grad_norm
 
 
+def step_in_words(training: Training, slices: list[dict]) -> tuple[str, str]:
+    """What a step reads, and what makes it smaller."""
+    size = "x".join(map(str, slices[0]["input_ids"].shape)) if "input_ids" in slices[0] else "the"
+    where, phase = f"phases.{training.index}", training.phase
+    return f"{where}: a batch of {size} tokens", (
+        f"lower {where}.batch_size or {where}.max_items, or raise {where}.gradient_accumulation (now "
+        f"{phase.batch_size}, {phase.max_items}, {phase.gradient_accumulation})"
+    )
+
+
+FREE_MEMORY = "free some and go on with --set run.resume=true"
+
+
 @contextmanager
-def memory_in_words(training: Training, slices: list[dict]) -> Iterator[None]:
-    """Raise ValueError for a step that does not fit into memory: how much it wanted, and what to lower."""
+def memory_in_words(device: torch.device, what: str, way_out: str) -> Iterator[None]:
+    """Raise ValueError where memory runs out: how much more `what` needs, and the `way_out`."""
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's allocator has no class of its own
         wanted = re.search(r"(?:allocate|allocate:?) ([\d.]+ ?[KMGT]i?B|\d+ bytes)", str(error))
         if wanted is None:
             raise
-        size = "x".join(map(str, slices[0]["input_ids"].shape)) if "input_ids" in slices[0] else "the"
-        device, held = training.accelerator.device, ""
+        held = ""
         if device.type == "cuda":
             most, whole = torch.cuda.max_memory_allocated(device), torch.cuda.mem_get_info(device)[1]
             held = f" on top of {most / 2**30:.1f} of {whole / 2**30:.1f} GiB"
-        where = f"phases.{training.index}"
-        raise ValueError(
-            f"{where}: a batch of {size} tokens needs {wanted[1]} more{held}, which the memory does not have: lower "
-            f"{where}.batch_size or {where}.max_items, or raise {where}.gradient_accumulation (now "
-            f"{training.phase.batch_size}, {training.phase.max_items}, {training.phase.gradient_accumulation})"
-        ) from error
+        raise ValueError(f"{what} needs {wanted[1]} more{held}, which the memory does not have: {way_out}") from error
 
 
 def after_step(training: Training, watch: StepWatch) -> StepWatch:
@@ -298,8 +305,13 @@ def carry_out(accelerator: Accelerator, recipe: Recipe, folder: RunFolder, origi
     log = RunLog(accelerator, folder.log)
     for index in range(len(recipe.phases)):
         if not folder.finished_phase(index).exists():
-            run_phase(accelerator, recipe, index, data, folder, log)
-    record = finish(accelerator, recipe, data, folder, origin)
+            what = f"phases.{index}, outside of its steps (items are encoded, users ranked),"
+            shorter = f"phases.{index}.max_items or tokenizer.max_tokens"
+            with memory_in_words(accelerator.device, what, f"{FREE_MEMORY}, or lower {shorter}"):
+                run_phase(accelerator, recipe, index, data, folder, log)
+    elsewhere = f"rank what is in {folder.state} by scripts/evaluate_checkpoint.py with few --batch_tokens"
+    with memory_in_words(accelerator.device, "ranking the test split", f"{FREE_MEMORY}, or {elsewhere}"):
+        record = finish(accelerator, recipe, data, folder, origin)
     accelerator.end_training()
     return record
 

@@ -790,6 +790,21 @@ def test_a_batch_too_long_for_memory_says_what_to_lower(write_recipe, monkeypatc
         train(write_recipe([{"kind": "pretrain", "steps": 2, "batch_size": 4}]))
 
 
+def test_memory_that_runs_out_outside_of_steps_says_the_way_out_and_the_run_goes_on(write_recipe, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has 79 GiB")
+
+    path = write_recipe([{**PRETRAIN, "steps": 2}])
+    for place, told in (
+        ("jepa4rec.training.phases.phase.evaluate_validation", "phases.0, outside .* or lower phases.0.max_items"),
+        ("train_accelerate.rank_test_split", "test split needs 20.50 GiB .*run.resume=true.*state by .*--batch"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match=told):
+            patch.setattr(place, full)
+            train(path, "run.resume=true")
+    assert 0 < train(path, "run.resume=true")["metrics"]["mrr"] < 1
+
+
 @pytest.mark.slow  # compiles C++
 def test_compiling_what_sees_tokens_one_by_one_changes_nothing(tiny_config):
     from jepa4rec.modeling_jepa4rec import Jepa4RecModel
