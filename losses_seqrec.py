@@ -250,8 +250,7 @@ def contrastive_loss(
         logits = normalise(user_vectors) @ items.T / temperature
         if item_ids is not None:
             same_item = item_ids[:, None] == all_gather_with_gradient(item_ids, counts)[None, :]
-            same_item[torch.arange(len(own), device=own.device), own] = False
-            logits = logits.masked_fill(same_item, -math.inf)
+            logits = logits.masked_fill(same_item.scatter(1, own[:, None], False), -math.inf)
         return whole_batch_mean(F.cross_entropy(logits, own, reduction="none"))
 
 
@@ -271,7 +270,7 @@ def symmetric_ranking_loss(
 
 
 def item_sequence_loss(
-    item_vectors: Tensor, item_ids: Tensor, sequences: Tensor, temperature: float, decay: float
+    item_vectors: Tensor, item_ids: Tensor, sequences: Tensor, next_places: Tensor, temperature: float, decay: float
 ) -> Tensor:
     """Every next item is found among the items of all processes by what stands before it; no text is read as a whole.
 
@@ -282,21 +281,22 @@ def item_sequence_loss(
         item_vectors: (D, d) of the distinct items here, any length.
         item_ids: (D,) the catalogue's numbers of them.
         sequences: (B, L) which of the D, oldest first, padded at the end with -1.
+        next_places: (M,) the places of `sequences[:, 1:]`, counted row by row, that are no padding.
     """
     with _full_precision(item_vectors):
         counts = rows_per_process(len(item_vectors), item_vectors.device)
-        vectors, real = normalise(item_vectors), sequences[:, 1:] >= 0
+        vectors, row = normalise(item_vectors), next_places // (sequences.shape[1] - 1)
         read = vectors[sequences.clamp_min(0)]
         states = [read[:, 0]]
         for newest in read[:, 1:-1].unbind(1):
             states.append(newest + decay * states[-1])
-        users = normalise(torch.stack(states, 1)[real])
+        users = normalise(torch.stack(states, 1).flatten(0, 1)[next_places])
         everywhere = all_gather_with_gradient(item_ids, counts)
         first = (everywhere[:, None] == everywhere).int().argmax(1)  # of an item that several processes hold
         again = first != torch.arange(len(first), device=first.device)
         of_sequence = item_ids[sequences.clamp_min(0)].masked_fill(sequences < 0, -1)
-        own = (of_sequence[..., None] == everywhere).any(1)[real.nonzero()[:, 0]]
-        targets = first[sequences[:, 1:][real] + sum(counts[: process_index()])]
+        own = (of_sequence[..., None] == everywhere).any(1)[row]
+        targets = first[sequences[:, 1:].flatten()[next_places] + sum(counts[: process_index()])]
         logits = users @ all_gather_with_gradient(vectors, counts).T / temperature
         logits = logits.masked_fill((own | again).scatter(1, targets[:, None], False), -math.inf)
         return whole_batch_mean(F.cross_entropy(logits, targets, reduction="none"))

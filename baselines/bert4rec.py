@@ -8,7 +8,15 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from .item_sequences import PADDING, ItemSequenceConfig, ItemSequenceModel, TransformerBody, last_places
+from .item_sequences import (
+    PADDING,
+    ItemSequenceConfig,
+    ItemSequenceModel,
+    TransformerBody,
+    last_places,
+    on_device,
+    taken,
+)
 
 
 @strict
@@ -43,18 +51,17 @@ class Bert4Rec(ItemSequenceModel):
         visible = (item_ids != PADDING)[:, None, None, :]
         return self.body(self.item_embeddings(item_ids.clamp_min(0)), visible)
 
-    def examples(self, item_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = self.choose_masked(item_ids)
-        hidden = self.read(item_ids.masked_fill(chosen, self.config.num_items))
-        return hidden[chosen], item_ids[chosen], self.item_vectors()
+    def examples(self, item_ids: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        chosen = self.choose_masked(known)
+        hidden = self.read(item_ids.masked_fill(on_device(chosen, item_ids), self.config.num_items))
+        return taken(hidden, chosen), taken(item_ids, chosen), self.item_vectors()
 
-    def choose_masked(self, item_ids: Tensor) -> Tensor:
-        """Places to predict, bool (B, L): where chance takes none of a row, its last one."""
-        known = item_ids != PADDING
-        places = torch.arange(item_ids.shape[1], device=item_ids.device)
+    def choose_masked(self, known: Tensor) -> Tensor:
+        """Places to predict among the `known`, bool (B, L): where chance takes none of a row, its last one."""
+        places = torch.arange(known.shape[1], device=known.device)
         last = places == known.sum(1, keepdim=True) - 1
-        chosen = (torch.rand(item_ids.shape, device=item_ids.device) < self.config.mask_rate) & known
-        only_last = torch.rand(len(item_ids), 1, device=item_ids.device) < self.config.last_rate
+        chosen = (torch.rand(known.shape, device=known.device) < self.config.mask_rate) & known
+        only_last = torch.rand(len(known), 1, device=known.device) < self.config.last_rate
         return torch.where(only_last | ~chosen.any(1, keepdim=True), last, chosen)
 
     def user_vectors(self, histories: Tensor) -> Tensor:

@@ -70,9 +70,9 @@ class ESasRec(ItemSequenceModel):
             hidden = block(hidden)
         return hidden
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The softmax over each target and its own drawn negatives, as "sampled_softmax"."""
-        vectors, targets, items = self.examples(item_ids)
+        vectors, targets, items = self.examples(item_ids, known)
         shape = (len(targets), self.config.num_negatives)
         negatives = torch.randint(self.config.num_items, shape, device=targets.device)
         return {"sampled_softmax": sampled_softmax(vectors, targets, items, self.config.temperature, negatives)}

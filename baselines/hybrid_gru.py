@@ -19,7 +19,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .item_sequences import PADDING, Items, last_places, mean_over_blocks, pad_sequences
+from .item_sequences import PADDING, Items, last_places, mean_over_blocks, on_device, pad_sequences, taken
 from .text_vectors import TextSequenceConfig, TextSequenceModel
 
 OWN_AGES = 8  # ages that have a weight each; older ones share one for every doubling
@@ -120,12 +120,11 @@ class HybridGru(TextSequenceModel):
             users = users + weight * F.pad(vectors, (0, 0, age, 0))[:, : item_ids.shape[1]]
         return users
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The softmax over the items that training has seen: as negatives the others could only be driven away."""
-        vectors, targets, items = self.examples(item_ids)
-        histories = item_ids[:, :-1]
-        known = by_age(histories, self.config.max_length)[item_ids[:, 1:] != PADDING]
-        rows = (F.normalize(vectors, dim=1), targets, first_of_each(known))
+        vectors, targets, items = self.examples(item_ids, known)
+        read = taken(by_age(item_ids[:, :-1], self.config.max_length), known[:, 1:])
+        rows = (F.normalize(vectors, dim=1), targets, first_of_each(read))
         return {"softmax": mean_over_blocks(self._cross_entropy_sum, len(items), rows, F.normalize(items, dim=1))}
 
     def _cross_entropy_sum(self, users: Tensor, targets: Tensor, known: Tensor, items: Tensor) -> Tensor:
@@ -134,8 +133,8 @@ class HybridGru(TextSequenceModel):
 
     def _with_history(self, scores: Tensor, known: Tensor) -> Tensor:
         """Scores (B, num_items) with the amounts of the items `known` (B, A) by age, each once, -1 where none is."""
-        groups = torch.tensor([age_group(age) for age in range(known.shape[1])], device=scores.device)
-        amounts = self.again[groups] * (known != PADDING)
+        groups = torch.tensor([age_group(age) for age in range(known.shape[1])])
+        amounts = self.again[on_device(groups, scores)] * (known != PADDING)
         return scores.scatter_add(1, known.clamp_min(0), amounts.to(scores.dtype))
 
     @property

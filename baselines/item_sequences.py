@@ -1,7 +1,8 @@
 """What the trained baselines share: a history of item ids in, a user vector out, softmax over the whole catalogue.
 
 A batch is `item_ids` (B, L): each row a user's sequence, oldest item first, the item to predict last, padded at the
-end with -1. How a model learns from it (every next item, or masked ones) is the model's own affair.
+end with -1. How a model learns from it (every next item, or masked ones) is the model's own affair. `attention_mask`
+(B, L) says where the items are: it stays on the host, where places are counted and drawn, so no step waits for a GPU.
 """
 
 import shutil
@@ -195,24 +196,29 @@ class ItemSequenceModel(PreTrainedModel):
         """Scores (B, num_items) of histories as for `encode_histories`, after a second look; most models take none."""
         return scores
 
-    def examples(self, item_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whole sequences (B, L) -> vectors (M, d) that predict, their targets (M,), and all item vectors."""
-        items, targets = self.item_vectors(), item_ids[:, 1:]
-        known = targets != PADDING
-        return self.read(item_ids[:, :-1], items)[known], targets[known], items
+    def examples(self, item_ids: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whole sequences (B, L) -> vectors (M, d) that predict, their targets (M,), and all item vectors.
+
+        Args:
+            known: where items are, bool (B, L), on any device.
+        """
+        items = self.item_vectors()
+        return taken(self.read(item_ids[:, :-1], items), known[:, 1:]), taken(item_ids[:, 1:], known[:, 1:]), items
 
     def start_phase(self, objective: str) -> None:
         """Learn by one of `objectives` from now on. A subclass also freezes what the objective does not reach."""
         self.objective = objective
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
-        """What adds up to the loss of whole sequences (B, L): the mean cross-entropy of the targets over the whole
-        catalogue, as "softmax"."""
-        return {"softmax": full_softmax(*self.examples(item_ids), self.config.temperature)}
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
+        """What adds up to the loss of whole sequences, arguments as for `examples`: the mean cross-entropy of the
+        targets over the whole catalogue, as "softmax"."""
+        return {"softmax": full_softmax(*self.examples(item_ids, known), self.config.temperature)}
 
-    def forward(self, item_ids: Tensor, telemetry: bool = False) -> ItemSequenceOutput:
+    def forward(
+        self, item_ids: Tensor, attention_mask: Tensor | None = None, telemetry: bool = False
+    ) -> ItemSequenceOutput:
         """The sum of `losses`, and each as a part."""
-        parts = self.losses(item_ids)
+        parts = self.losses(item_ids, item_ids != PADDING if attention_mask is None else attention_mask.bool())
         reported = {name: part.detach() for name, part in parts.items()}
         return ItemSequenceOutput(loss=sum(parts.values()), loss_parts=reported, telemetry={})
 
@@ -230,6 +236,18 @@ class ItemSequenceModel(PreTrainedModel):
                 there = tuple(others[name].shape) if name in others else "missing"
                 raise ValueError(f"{name} is {tuple(own[name].shape)} here and {there} in the pretrained checkpoint.")
             own[name].copy_(others[name])
+
+
+def on_device(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that was worked out on the host, beside `like`; nothing waits for the copy."""
+    if tensor.device == like.device:
+        return tensor
+    return (tensor.pin_memory() if like.is_cuda else tensor).to(like.device, non_blocking=True)
+
+
+def taken(values: Tensor, mask: Tensor) -> Tensor:
+    """values (B, L, ...) where `mask` (B, L) is true: (M, ...). With a mask of the host nothing waits for a GPU."""
+    return values.flatten(0, 1)[on_device(mask.flatten().nonzero().flatten(), values)]
 
 
 def full_softmax(vectors: Tensor, targets: Tensor, items: Tensor, temperature: float | None) -> Tensor:
@@ -272,10 +290,8 @@ def contrastive(
 
 def split_last(item_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Sequences (B, L) -> histories (B, L - 1) and the last item of each (B,)."""
-    lengths, rows = (item_ids != PADDING).sum(1), torch.arange(len(item_ids), device=item_ids.device)
-    histories = item_ids.clone()
-    histories[rows, lengths - 1] = PADDING
-    return histories[:, :-1], item_ids[rows, lengths - 1]
+    last = (item_ids != PADDING).sum(1, keepdim=True) - 1
+    return item_ids.scatter(1, last, PADDING)[:, :-1], item_ids.gather(1, last)[:, 0]
 
 
 def _scaled(vectors: Tensor, items: Tensor, temperature: float | None) -> tuple[Tensor, Tensor]:

@@ -104,10 +104,10 @@ class LlamaRec(LruRec):
     def num_candidates(self) -> int:
         return min(self.config.num_candidates, self.config.num_items)
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The retriever's softmax over the catalogue; or "letters", the language model's over the candidates."""
         if self.objective != "rank":
-            return super().losses(item_ids)
+            return super().losses(item_ids, known)
         histories, targets = split_last(item_ids)
         candidates, places = self.draw_candidates(item_ids, targets)
         return {"letters": F.cross_entropy(self.letter_logits(histories, candidates), places)}

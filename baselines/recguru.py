@@ -27,6 +27,7 @@ from .item_sequences import (
     full_softmax,
     last_places,
     split_last,
+    taken,
 )
 
 
@@ -107,29 +108,29 @@ class RecGuru(ItemSequenceModel):
         hidden = self.recommender(items + self.recommender_user(users)[:, None])
         return last_places(hidden, (histories != PADDING).sum(1))
 
-    def examples(self, item_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def examples(self, item_ids: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The last item of each sequence alone."""
         histories, targets = split_last(item_ids)
         return self.user_vectors(histories), targets, self.item_vectors()
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The softmax over the catalogue; in pre-training "reconstruction" and, of several domains, "domain"."""
         if self.objective != "pretrain":
-            return super().losses(item_ids)
+            return super().losses(item_ids, known)
         users = self.represent(item_ids)
-        parts = {"reconstruction": self.reconstruction_loss(item_ids, users)}
+        parts = {"reconstruction": self.reconstruction_loss(item_ids, known, users)}
         if self.config.num_domains > 1:
             domains = self.item_domains[item_ids[:, 0]]
             asked = ReversedGradient.apply(users, self.config.adversary_weight)
             parts["domain"] = F.cross_entropy(self.discriminator(asked), domains)
         return parts
 
-    def reconstruction_loss(self, item_ids: Tensor, users: Tensor) -> Tensor:
+    def reconstruction_loss(self, item_ids: Tensor, known: Tensor, users: Tensor) -> Tensor:
         """Mean of -log softmax of every item of (B, L), told by the users (B, d) and the items before it."""
-        items, known = self.item_vectors(), item_ids != PADDING
+        items = self.item_vectors()
         before = torch.cat([self.start.expand(len(users), 1, -1), items[item_ids[:, :-1].clamp_min(0)]], dim=1)
         said = self.decoder(before + self.decoder_user(users)[:, None])
-        return full_softmax(said[known], item_ids[known], items, self.config.temperature)
+        return full_softmax(taken(said, known), taken(item_ids, known), items, self.config.temperature)
 
 
 class ReversedGradient(torch.autograd.Function):

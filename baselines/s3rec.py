@@ -21,7 +21,16 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from .item_sequences import PADDING, Items, ItemSequenceConfig, ItemSequenceModel, TransformerBody, last_places
+from .item_sequences import (
+    PADDING,
+    Items,
+    ItemSequenceConfig,
+    ItemSequenceModel,
+    TransformerBody,
+    last_places,
+    on_device,
+    taken,
+)
 
 DRAWS = 5  # of a negative item; the first that the user has not is taken
 TASKS = ("attributes", "masked_attributes", "masked_items", "segments")
@@ -96,20 +105,19 @@ class S3Rec(ItemSequenceModel):
         visible = (item_ids != PADDING)[:, None, None, :]
         return self.body(self.item_embeddings(item_ids.clamp_min(0)), visible)
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The softmax over the catalogue; in pre-training the four of `TASKS`, weighted."""
         if self.objective != "pretrain":
-            return super().losses(item_ids)
-        chosen = self.choose_masked(item_ids)
-        parts = self.item_losses(item_ids, chosen, self.draw_negatives(item_ids)[chosen])
-        parts["segments"] = self.segment_loss(item_ids, *draw_segments(item_ids))
+            return super().losses(item_ids, known)
+        chosen = self.choose_masked(known)
+        parts = self.item_losses(item_ids, known, chosen, taken(self.draw_negatives(item_ids), chosen))
+        parts["segments"] = self.segment_loss(item_ids, *draw_segments(item_ids, known))
         return {task: getattr(self.config, f"{task}_weight") * parts[task] / len(item_ids) for task in TASKS}
 
-    def choose_masked(self, item_ids: Tensor) -> Tensor:
-        """Places to mask, bool (B, L): at `mask_rate`, and the last of each row."""
-        known = item_ids != PADDING
-        last = torch.arange(item_ids.shape[1], device=item_ids.device) == known.sum(1, keepdim=True) - 1
-        return known & (last | (torch.rand(item_ids.shape, device=item_ids.device) < self.config.mask_rate))
+    def choose_masked(self, known: Tensor) -> Tensor:
+        """Places to mask among the `known`, bool (B, L): at `mask_rate`, and the last of each row."""
+        last = torch.arange(known.shape[1], device=known.device) == known.sum(1, keepdim=True) - 1
+        return known & (last | (torch.rand(known.shape, device=known.device) < self.config.mask_rate))
 
     def draw_negatives(self, item_ids: Tensor) -> Tensor:
         """An item for each place (B, L) that is not in its row, where `DRAWS` tries find one."""
@@ -118,26 +126,26 @@ class S3Rec(ItemSequenceModel):
         foreign = (drawn[..., None] != item_ids[:, None, None, :]).all(dim=-1)
         return drawn.gather(2, foreign.int().argmax(dim=2, keepdim=True))[..., 0]
 
-    def item_losses(self, item_ids: Tensor, chosen: Tensor, negatives: Tensor) -> dict[str, Tensor]:
-        """AAP, MAP and MIP of sequences (B, L) masked where `chosen` (B, L), as sums.
+    def item_losses(self, item_ids: Tensor, known: Tensor, chosen: Tensor, negatives: Tensor) -> dict[str, Tensor]:
+        """AAP, MAP and MIP of sequences (B, L) masked where `chosen` of the `known` places (B, L), as sums.
 
         Args:
             negatives: (M,) an item for each masked place.
         """
-        hidden, seen = self.read_both_ways(item_ids.masked_fill(chosen, self.config.num_items)), item_ids != PADDING
-        asked = self.heads["masked_items"](hidden[chosen])
-        right, wrong = (self.item_embeddings(rows) for rows in (item_ids[chosen], negatives))
+        hidden = self.read_both_ways(item_ids.masked_fill(on_device(chosen, item_ids), self.config.num_items))
+        asked = self.heads["masked_items"](taken(hidden, chosen))
+        right, wrong = (self.item_embeddings(rows) for rows in (taken(item_ids, chosen), negatives))
         return {
-            "attributes": self.attribute_loss("attributes", hidden, item_ids, seen & ~chosen),
+            "attributes": self.attribute_loss("attributes", hidden, item_ids, known & ~chosen),
             "masked_attributes": self.attribute_loss("masked_attributes", hidden, item_ids, chosen),
             "masked_items": preference_loss(asked, right, wrong),
         }
 
     def attribute_loss(self, task: str, hidden: Tensor, item_ids: Tensor, places: Tensor) -> Tensor:
         """Binary cross-entropy of every attribute at the places (B, L), summed."""
-        scores = self.heads[task](hidden[places]) @ self.attribute_embeddings.weight.T
+        scores = self.heads[task](taken(hidden, places)) @ self.attribute_embeddings.weight.T
         has = scores.new_zeros(len(scores), self.config.num_attributes + 1)
-        has.scatter_(1, self.item_attributes[item_ids[places]], 1.0)
+        has.scatter_(1, self.item_attributes[taken(item_ids, places)], 1.0)
         return F.binary_cross_entropy_with_logits(scores, has[:, :-1], reduction="sum")
 
     def segment_loss(self, item_ids: Tensor, inside: Tensor, foreign: Tensor) -> Tensor:
@@ -160,13 +168,12 @@ def preference_loss(asked: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
     return -F.logsigmoid(scores[0] - scores[1]).sum()
 
 
-def draw_segments(item_ids: Tensor) -> tuple[Tensor, Tensor]:
+def draw_segments(item_ids: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Segments of the sequences (B, L), of at most half their items: bool (B, L), and others' items there, (B, L).
 
     The others are as many neighbours from anywhere in the batch.
     """
-    known = item_ids != PADDING
-    lengths, every = known.sum(1, keepdim=True), item_ids[known]
+    lengths, every = (item_ids != PADDING).sum(1, keepdim=True), taken(item_ids, known)
     sizes = 1 + draw_below((lengths // 2).clamp_min(1))
     starts, others = draw_below(lengths - sizes + 1), draw_below(len(every) - sizes + 1)
     places = torch.arange(item_ids.shape[1], device=item_ids.device)

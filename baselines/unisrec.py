@@ -89,10 +89,10 @@ class UniSRec(TextSequenceModel):
         vectors = self.adaptor(self.text_vectors)
         return vectors + self.item_embeddings.weight if self.config.item_ids else vectors
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The softmax over the catalogue; in pre-training "sequence_item" and "sequence_sequence"."""
         if self.objective != "pretrain":
-            return super().losses(item_ids)
+            return super().losses(item_ids, known)
         histories, targets = split_last(item_ids)
         items, tau = self.item_vectors(), self.config.temperature
         users, others = (

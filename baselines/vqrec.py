@@ -125,10 +125,10 @@ class VqRec(TextSequenceModel):
     def item_vectors(self) -> Tensor:
         return self.embed_codes(self.codes)
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The softmax over the catalogue; in pre-training "contrastive", of the last item alone."""
         if self.objective != "pretrain":
-            return super().losses(item_ids)
+            return super().losses(item_ids, known)
         histories, targets = split_last(item_ids)
         users, items = self.user_vectors(histories), self.item_vectors()
         fakes = self.embed_codes(self.fake_codes(targets))

@@ -54,7 +54,7 @@ class ZesRec(TextSequenceModel):
         states, _ = self.gru(self.dropout(items[item_ids.clamp_min(0)]))
         return self.out(self.dropout(states))
 
-    def losses(self, item_ids: Tensor) -> dict[str, Tensor]:
+    def losses(self, item_ids: Tensor, known: Tensor) -> dict[str, Tensor]:
         """The softmax over the catalogue, and the prior as "offsets"."""
         prior = self.config.offset_l2 * self.item_offsets.weight.square().sum(dim=1).mean()
-        return {**super().losses(item_ids), "offsets": prior}
+        return {**super().losses(item_ids, known), "offsets": prior}

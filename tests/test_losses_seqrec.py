@@ -1,10 +1,12 @@
 """Each loss equals itself computed the slow, obvious way; chunking changes memory, never values or gradients."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from jepa4rec import losses_seqrec
 from jepa4rec.losses_seqrec import (
     FineTuningObjective,
     PreTrainingObjective,
@@ -82,8 +84,18 @@ def test_item_sequence_loss_finds_each_next_item_among_those_of_other_sequences(
             logits = [_cosine(user, items[item]) / 0.1 for item in [sequence[place], *others]]
             losses.append(_cross_entropy(logits, 0))
     rows = torch.tensor([row + [-1] * (4 - len(row)) for row in sequences])
-    loss = item_sequence_loss(7 * items, torch.arange(6) + 40, rows, 0.1, 0.5).item()
+    places = torch.tensor([0, 1, 2, 3, 6, 7])  # of (3, 3) next items
+    loss = item_sequence_loss(7 * items, torch.arange(6) + 40, rows, places, 0.1, 0.5).item()
     assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_in_batch_losses_ask_for_no_number_of_the_device(monkeypatch):
+    """The meta device has no numbers to tell (and no autocast): what a GPU would have to be waited for fails there."""
+    monkeypatch.setattr(losses_seqrec, "_full_precision", nullcontext)
+    with torch.device("meta"):
+        items, ids, rows = torch.randn(6, 8).requires_grad_(), torch.arange(6), torch.zeros(3, 4, dtype=torch.int64)
+        loss = item_sequence_loss(items, ids, rows, torch.arange(6), 0.1, 0.5)
+        (loss + contrastive_loss(items, items, 0.1, ids)).backward()
 
 
 def test_contrastive_loss_leaves_the_same_item_out_of_the_negatives(rng):

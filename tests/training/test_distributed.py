@@ -79,6 +79,7 @@ def _item_sequence_batch(rows=slice(None)):
     return {name: texts[name][items, :longest] for name in INPUTS} | {
         "item_ids": torch.tensor(items),
         "sequences": sequences,
+        "next_places": (sequences[:, 1:] >= 0).flatten().nonzero().flatten(),
     }
 
 

@@ -26,8 +26,9 @@ def model(tiny_config):
 def batches(tiny_tokenizer):
     tokens = tiny_tokenizer.encode_items(TINY_ITEMS)
     places = torch.tensor([[0, 1, 2], [3, 1, -1]])
+    pointers = {"sequences": places, "next_places": torch.tensor([0, 1, 2])}
     return [
-        dict(tiny_tokenizer.batch_items(tokens, items)) | {"item_ids": torch.tensor(items), "sequences": places}
+        dict(tiny_tokenizer.batch_items(tokens, items)) | pointers | {"item_ids": torch.tensor(items)}
         for items in BATCHES
     ]
 

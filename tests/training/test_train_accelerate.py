@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 import train_accelerate
+from jepa4rec.baselines import SEQUENCE_MODELS
 from jepa4rec.datasets_builders.contract import load_dataset_dir, make_dataset, save_dataset
 from jepa4rec.losses_seqrec import normalise
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
@@ -827,7 +828,7 @@ class BareModel(torch.nn.Module):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: whether a step waits cannot be seen")
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "item_sequence", "gru4rec", "bert4rec", "s3rec"])
 def test_no_step_waits_for_the_gpu(write_recipe, monkeypatch, kind):
     step = train_accelerate.optimiser_step
 
@@ -841,4 +842,8 @@ def test_no_step_waits_for_the_gpu(write_recipe, monkeypatch, kind):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(train_accelerate, "optimiser_step", watched)
-    train(write_recipe([{"kind": kind, "steps": 4, "batch_size": 4}], telemetry_every=0, log_every=4))
+    phase, settings = {"kind": kind, "steps": 4, "batch_size": 4}, []
+    if kind in SEQUENCE_MODELS:
+        phase |= {"kind": "sequence", "objective": SEQUENCE_MODELS[kind].objectives[-1]}
+        settings = ["tokenizer={}", f"model={{baseline: {kind}, config: {{hidden_size: 16}}}}"]
+    train(write_recipe([phase], telemetry_every=0, log_every=4), *settings)

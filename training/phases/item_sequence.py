@@ -85,17 +85,18 @@ class ItemSequenceEncoder(SentencePairModel):
         item_position_ids: Tensor,
         item_ids: Tensor,
         sequences: Tensor,
+        next_places: Tensor,
         telemetry: bool = False,
     ) -> SeqRecTrainingOutput:
         """The loss as `loss_parts` "next_item".
 
         Args:
             input_ids, attention_mask, token_type_ids, item_position_ids: the distinct items, (D, L).
-            item_ids, sequences: as for `item_sequence_loss`.
+            item_ids, sequences, next_places: as for `item_sequence_loss`.
         """
         texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
         vectors = in_slices(self._read, (*texts, item_ids), self.slices)["vectors"]
-        next_item = item_sequence_loss(vectors, item_ids, sequences, self.temperature, RECENCY_DECAY)
+        next_item = item_sequence_loss(vectors, item_ids, sequences, next_places, self.temperature, RECENCY_DECAY)
         loss, reported = weighted_total({"next_item": next_item}, {})
         gauges = {"effective_rank": effective_rank(vectors)} if telemetry else {}
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
@@ -106,7 +107,8 @@ class ItemSequenceEncoder(SentencePairModel):
 
 
 class ItemSequenceCollator:
-    """Examples -> the texts of their distinct items, and `item_ids` (D,) and `sequences` (B, L) that point at them."""
+    """Examples -> the texts of their distinct items, and `item_ids` (D,) and `sequences` (B, L) that point at them;
+    `next_places` (M,) are found here, on the host, so that no step waits for a GPU."""
 
     def __init__(self, tokenizer: ItemSentTokenizer, item_tokens: ItemTokens):
         self.tokenizer, self.item_tokens = tokenizer, item_tokens
@@ -114,9 +116,11 @@ class ItemSequenceCollator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         rows = [np.append(example.history[-self.tokenizer.max_items :], example.target) for example in examples]
         items, places = np.unique(np.concatenate(rows), return_inverse=True)
-        sequences = np.split(places, np.cumsum([len(row) for row in rows])[:-1])
+        split = np.split(places, np.cumsum([len(row) for row in rows])[:-1])
+        sequences = pad_sequences(split, max(map(len, rows)))
         texts = dict(self.tokenizer.batch_items(self.item_tokens, items))
         return texts | {
             "item_ids": torch.from_numpy(items.astype(np.int64)),
-            "sequences": pad_sequences(sequences, max(map(len, rows))),
+            "sequences": sequences,
+            "next_places": (sequences[:, 1:] >= 0).flatten().nonzero().flatten(),
         }

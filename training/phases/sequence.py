@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...baselines import BASELINE_MODELS
-from ...baselines.item_sequences import pad_sequences
+from ...baselines.item_sequences import PADDING, pad_sequences
 from ...hub.opening import open_as_is
 from ..batches import Batches, LengthGroupedBatchSampler
 from ..data import RunData
@@ -71,8 +71,10 @@ class SequencePhase(Phase):
 
 
 class SequenceCollator:
-    """Examples -> item_ids (B, L): history and target in one row, oldest first, padded at the end with -1."""
+    """Examples -> item_ids (B, L): history and target in one row, oldest first, padded at the end with -1; and
+    attention_mask (B, L), where the items are."""
 
     def __call__(self, examples: Sequence) -> dict[str, Tensor]:
         rows = [np.append(example.history, example.target) for example in examples]
-        return {"item_ids": pad_sequences(rows, max(map(len, rows)))}
+        item_ids = pad_sequences(rows, max(map(len, rows)))
+        return {"item_ids": item_ids, "attention_mask": item_ids != PADDING}
