@@ -11,13 +11,29 @@ Random ids; lengths are drawn from the quantiles of real data.
 import contextlib
 import itertools
 import json
-import os
-import platform
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--layers", type=int, nargs="+", default=[2, 12], help="depths to measure")
+PARSER.add_argument("--width", type=int, default=768, help="hidden width, a multiple of 64")
+PARSER.add_argument("--items", type=int, default=128)
+PARSER.add_argument("--histories", type=int, default=2, help="rows of 1,024 tokens")
+PARSER.add_argument("--batch_size", type=int, default=16, help="rows a batch of the peer (RecFormer's 16)")
+PARSER.add_argument("--batch_tokens", type=int, default=2048, help="our token budget a batch")
+PARSER.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
+PARSER.add_argument("--seed", type=int, default=0)
+PARSER.add_argument("--device", help="default: cuda where there is one")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 import numpy as np
 import torch
@@ -25,10 +41,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import LongformerConfig, LongformerModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
+from jepa4rec.evaluation.records import describe_benchmark
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
-from jepa4rec.training.command_line import command, command_parser
 
 # Deciles (0, 10, … 100 %) of lengths in WordPiece tokens, [CLS] and attribute names included.
 ITEM_LENGTHS = {
@@ -222,25 +237,15 @@ def show(title: str, result: dict) -> None:
         print(f"  {run:34s} {seconds:9.4f} s  {result['rows'] / seconds:9.1f} rows/s  {ratio:6.2f}x", flush=True)
 
 
-PARSER = command_parser(__file__, __doc__)
-PARSER.add_argument("--layers", type=int, nargs="+", default=[2, 12], help="depths to measure")
-PARSER.add_argument("--width", type=int, default=768, help="hidden width, a multiple of 64")
-PARSER.add_argument("--items", type=int, default=128)
-PARSER.add_argument("--histories", type=int, default=2, help="rows of 1,024 tokens")
-PARSER.add_argument("--batch_size", type=int, default=16, help="rows a batch of the peer (RecFormer's 16)")
-PARSER.add_argument("--batch_tokens", type=int, default=2048, help="our token budget a batch")
-PARSER.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
-PARSER.add_argument("--seed", type=int, default=0)
-PARSER.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-PARSER.add_argument("--out", type=Path, help="JSON file for the result")
-
-
 @command(PARSER)
 def main(args: Namespace) -> None:
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or platform.machine()
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    report = {"hardware": hardware, "threads": torch.get_num_threads(), "cpus": os.cpu_count(), **versions}
-    report["layers"] = {layers: {} for layers in args.layers}
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    report = describe_benchmark() | {
+        "device": args.device,
+        "threads": torch.get_num_threads(),
+        "transformers": transformers.__version__,
+        "layers": {layers: {} for layers in args.layers},
+    }
     for layers, results in report["layers"].items():
         for name, result in measure(layers, args):
             results[name] = result

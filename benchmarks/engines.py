@@ -16,9 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from jepa4rec.datasets_builders import build
-from jepa4rec.datasets_builders.builder import check_choice
-from jepa4rec.evaluation.records import describe_run
+
 from jepa4rec.training.command_line import command, command_parser
 
 AMAZON = "amazon_reviews_2023"
@@ -54,6 +52,17 @@ DATASETS = {
 }
 ENGINES = ("duckdb", "spark")
 
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("data", type=Path, help="folder of the publishers' files")
+PARSER.add_argument("--only", nargs="+", default=list(DATASETS), metavar="NAME", help="some of DATASETS")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
+from jepa4rec.datasets_builders import build
+from jepa4rec.datasets_builders.builder import check_choice
+from jepa4rec.evaluation.records import describe_run
+
 
 def compare(folder: Path, name: str) -> dict:
     """One dataset on both engines: counts, and fingerprint and seconds of each."""
@@ -72,12 +81,6 @@ def spark_settings() -> list[str]:
     """The lines of spark-defaults.conf in SPARK_CONF_DIR; none without one."""
     file = Path(os.environ.get("SPARK_CONF_DIR", "")) / "spark-defaults.conf"
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-
-
-PARSER = command_parser(__file__, __doc__)
-PARSER.add_argument("data", type=Path, help="folder of the publishers' files")
-PARSER.add_argument("--only", nargs="+", default=list(DATASETS), metavar="NAME", help="some of DATASETS")
-PARSER.add_argument("--out", type=Path, help="JSON file for the result")
 
 
 @command(PARSER)

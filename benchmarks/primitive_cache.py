@@ -64,10 +64,9 @@ def main(args: Namespace) -> None:
     if args.alone:
         print(json.dumps(curve(args.steps, args.bf16)))
         return
-    cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    flags = next(line for line in cpu.splitlines() if line.startswith("flags"))
-    has = [flag for flag in flags.split() if flag.startswith(("avx2", "avx512f", "avx512_bf16", "amx", "fma"))]
-    report = {"flags": has, "cpus": os.cpu_count(), "steps": args.steps, "bf16": args.bf16, "capacities": {}}
+    from jepa4rec.evaluation.records import describe_benchmark
+
+    report = describe_benchmark() | {"steps": args.steps, "bf16": args.bf16, "capacities": {}}
     for capacity in args.capacities:
         words = [sys.executable, __file__, "--alone", "--steps", str(args.steps), *(["--bf16"] if args.bf16 else [])]
         settings = os.environ | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(capacity)}

@@ -13,15 +13,28 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--large", action="store_true", help="the million-item catalogue")
+PARSER.add_argument("--users", type=int)
+PARSER.add_argument("--items", type=int)
+PARSER.add_argument("--threads", type=int, default=2, help="default: 2")
+PARSER.add_argument("--rounds", type=int, default=3, help="of the comparison; the best counts (default: 3)")
+PARSER.add_argument("--broadcast_users", type=int, default=320, help="users for the broadcast (default: 320)")
+PARSER.add_argument("--out", type=Path, help="JSON file")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from jepa4rec.evaluation.ranking import rank_targets
+from jepa4rec.evaluation.records import describe_benchmark
 from jepa4rec.serving.whole_files_seqrec import write_json
-from jepa4rec.training.command_line import command, command_parser
 
 SMALL, LARGE, WIDTH = (4181, 3896), (10_000, 1_000_000), 384
 BROADCAST_BATCH = 16  # RecFormer's evaluation batch
@@ -103,16 +116,6 @@ def peak_gib() -> float:
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
-PARSER = command_parser(__file__, __doc__)
-PARSER.add_argument("--large", action="store_true", help="the million-item catalogue")
-PARSER.add_argument("--users", type=int)
-PARSER.add_argument("--items", type=int)
-PARSER.add_argument("--threads", type=int, default=2, help="default: 2")
-PARSER.add_argument("--rounds", type=int, default=3, help="of the comparison; the best counts (default: 3)")
-PARSER.add_argument("--broadcast_users", type=int, default=320, help="users for the broadcast (default: 320)")
-PARSER.add_argument("--out", type=Path, help="JSON file")
-
-
 @command(PARSER)
 def main(options: Namespace) -> None:
     torch.set_num_threads(options.threads)
@@ -122,6 +125,7 @@ def main(options: Namespace) -> None:
         result = rank_large(*size)
     else:
         result = compare_small(*size, options.rounds, options.broadcast_users)
+    result |= describe_benchmark()
     print(json.dumps(result))
     if options.out:
         write_json(options.out, result)

@@ -7,16 +7,28 @@ RecFormer's broadcast `CosineSimilarity`, which is run on as many items as fit `
 its (batch, items, width) tensor does not fit for a large catalogue. Fails when the chunked loss needs 6 GiB or more.
 """
 
-import argparse
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+from argparse import SUPPRESS, Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--items", type=int, default=1_000_000)
+PARSER.add_argument("--batch", type=int, default=128)
+PARSER.add_argument("--width", type=int, default=384)
+PARSER.add_argument("--broadcast_gib", type=float, default=1.0)
+PARSER.add_argument("--out", type=Path, help="write the measurements here as JSON")
+PARSER.add_argument("--measure", help=SUPPRESS)
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 import torch
 from torch.nn import functional as F
@@ -62,7 +74,7 @@ def measure(road: str, items: int, batch: int, width: int) -> dict:
     return {**result, "inputs_gib": before, "peak_gib": _peak_gib()}
 
 
-def _measure_apart(road: str, items: int, options: argparse.Namespace) -> dict:
+def _measure_apart(road: str, items: int, options: Namespace) -> dict:
     """`measure` in a fresh process: a peak never goes down again."""
     command = [sys.executable, __file__, "--items", str(items), "--batch", str(options.batch)]
     command += ["--width", str(options.width), "--measure", road]
@@ -72,12 +84,12 @@ def _measure_apart(road: str, items: int, options: argparse.Namespace) -> dict:
     return json.loads(run.stdout)
 
 
-def _broadcast_items(options: argparse.Namespace) -> int:
+def _broadcast_items(options: Namespace) -> int:
     """How many items keep RecFormer's (batch, items, width) tensor, of which it makes about six, in the limit."""
     return min(options.items, int(options.broadcast_gib * GIB / (6 * 4 * options.batch * options.width)))
 
 
-def _row(result: dict, options: argparse.Namespace) -> str:
+def _row(result: dict, options: Namespace) -> str:
     if "failed" in result:
         return f"{result['road']:>10} {result['items']:>9}  {result['failed']}"
     row = f"{result['road']:>10} {result['items']:>9} {result['peak_gib']:>9.2f} {result['seconds']:>9.2f}"
@@ -88,18 +100,13 @@ def _row(result: dict, options: argparse.Namespace) -> str:
     return f"{row}   scaled to {options.items}: {peak:.0f} GiB, {seconds:.0f} s"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Peak memory of the full softmax over a large catalogue.")
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--broadcast_gib", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, help="write the measurements here as JSON")
-    parser.add_argument("--measure", choices=ROADS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+@command(PARSER)
+def main(options: Namespace) -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.items, options.batch, options.width)))
         return
+    from jepa4rec.evaluation.records import describe_benchmark  # not in the processes whose memory is measured
+
     print(f"batch {options.batch}, width {options.width}, {os.cpu_count()} cores, torch {torch.__version__}")
     print(f"{'road':>10} {'items':>9} {'peak GiB':>9} {'seconds':>9}")
     results = {}
@@ -111,9 +118,9 @@ def main() -> None:
         results[road] = _measure_apart(road, items, options)
         print(_row(results[road], options), flush=True)
     if options.out:
-        options.out.write_text(json.dumps({"torch": torch.__version__, **results}, indent=2) + "\n", encoding="utf-8")
+        options.out.write_text(json.dumps(describe_benchmark() | results, indent=2) + "\n", encoding="utf-8")
     if not results["chunked"].get("peak_gib", LIMIT_GIB) < LIMIT_GIB:
-        sys.exit(f"softmax_memory: the chunked loss does not stay under {LIMIT_GIB} GiB.")
+        raise ValueError(f"the chunked loss does not stay under {LIMIT_GIB} GiB.")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ seed, and for the second, which finds them by the hash of weights and tokens.
 """
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -16,25 +15,30 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from jepa4rec.training.command_line import command, command_parser
-from jepa4rec.training.data import load_run_data
-from jepa4rec.training.optimisation import freeze
-from jepa4rec.training.phases import Work
-from jepa4rec.training.recipe import read_recipe
-from jepa4rec.training.start import make_starting_checkpoint, open_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
 
 PARSER = command_parser(__file__, __doc__)
 PARSER.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "jepa4rec_finetune.yaml")
 PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
 PARSER.add_argument("--steps", type=int, default=6)
 PARSER.add_argument("--out", type=Path, help="JSON file for the result")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
+import torch
+
+from jepa4rec.evaluation.records import describe_benchmark
+from jepa4rec.training.data import load_run_data
+from jepa4rec.training.optimisation import freeze
+from jepa4rec.training.phases import Work
+from jepa4rec.training.recipe import read_recipe
+from jepa4rec.training.start import make_starting_checkpoint, open_tokenizer
+
+TEXTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
 
 
 def step_seconds(model: torch.nn.Module, batch: dict) -> tuple[float, float]:
@@ -82,12 +86,8 @@ def main(args: Namespace) -> None:
         once, each, gap = [*once, fast], [*each, slow], max(gap, abs(loss - other))
         distinct.append(len(batch["input_ids"]))
     first, second = (setup_seconds(data, model, tokenizer) for _ in range(2))
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[1].splitlines()[0].split()
-    report = {
-        "flags": [flag for flag in flags if flag.startswith(("avx", "fma", "amx"))],
-        "cpus": os.cpu_count(),
+    report = describe_benchmark() | {
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "batch_size": phase.batch_size,
         "distinct_texts": statistics.mean(distinct),
         "cpu_seconds_per_step": {"one text an example": sum(each[1:]), "every text once": sum(once[1:])},

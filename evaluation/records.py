@@ -56,6 +56,12 @@ def describe_run() -> dict:
     return {"commit": _commit(), "command": _command(), "hardware": _hardware()}
 
 
+def describe_benchmark() -> dict:
+    """`describe_run`, and what a speed depends on besides: torch, and `flags`, the processor's vector extensions."""
+    flags = [flag for flag in _processor("flags").split() if flag.startswith(("avx", "fma", "amx"))]
+    return describe_run() | {"flags": flags, "torch": torch.__version__}
+
+
 def _commit() -> str | None:
     folder = Path(__file__).resolve().parents[1]
     if not (folder / ".git").exists():  # an installed copy may lie in the folder of somebody else's repository
@@ -88,13 +94,13 @@ def portable_path(word: str) -> str:
 def _hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{_processor()}, {os.cpu_count()} cores"
+    return f"{_processor('model name') or platform.machine()}, {os.cpu_count()} cores"
 
 
-def _processor() -> str:
+def _processor(field: str) -> str:
+    """A field of what Linux tells of the first core; "" elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

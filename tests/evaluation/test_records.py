@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jepa4rec.evaluation.records import describe_run, write_evaluation
+from jepa4rec.evaluation.records import describe_benchmark, describe_run, write_evaluation
 
 INF = float("inf")
 
@@ -56,3 +56,4 @@ def test_the_command_of_a_run_names_no_machine_path(tmp_path, monkeypatch):
     run = describe_run()
     assert run["command"] == "python scripts/x.py data --out=runs/1 'two words'"
     assert run["hardware"] and set(run) == {"commit", "command", "hardware"}
+    assert set(describe_benchmark()) == {*run, "flags", "torch"}
