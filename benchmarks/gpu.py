@@ -6,7 +6,7 @@
 Shapes of MiniLM (6 layers, 384 wide) and of Longformer-base (12 layers, 768 wide, window 64), in bfloat16 where the
 device has it. A text's tokens are random ids; lengths are those of real items. MFU counts the products that the tokens
 need (padding needs none), three times for a training step, over the peak that the maker names for dense bfloat16.
-The JSON is written after each part; a part that did not run says "not measured" and why.
+The JSON is written after each part; a part or a system that did not run says "not measured" and why.
 """
 
 import contextlib
@@ -18,21 +18,30 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--toy", action="store_true", help="toy sizes, on a CPU where there is no GPU: shows that it runs")
+PARSER.add_argument("--seconds", type=float, default=460, help="begin no part after so long (default: 460)")
+PARSER.add_argument("--out", type=Path, required=True, help="JSON file, written after each part")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
+
 import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
 from jepa4rec.evaluation.ranking import rank_targets
+from jepa4rec.evaluation.records import describe_benchmark
 from jepa4rec.losses_seqrec import full_softmax_loss
 from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining, Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.serving.whole_files_seqrec import write_json
 from jepa4rec.training.batches import to_device
-from jepa4rec.training.command_line import command, command_parser
 from jepa4rec.training.optimisation import compile_token_wise, make_optimizer
 
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "L4": 121}  # dense bfloat16, by the name's part
@@ -145,6 +154,15 @@ def rates(seconds: float, rows: int, flops: float, device: str) -> dict:
     return {"seconds": seconds, "rows_per_second": rows / seconds, "tflops": flops / seconds / 1e12, "mfu": known}
 
 
+@contextlib.contextmanager
+def alone(found: dict, name: str) -> Iterator[None]:
+    """What does not run says so in `found`, where memory is full for one; the others are still measured."""
+    try:
+        yield
+    except RuntimeError as error:
+        found[name] = f"not measured: {str(error).splitlines()[0]}"
+
+
 def half(device: str) -> contextlib.AbstractContextManager:
     """bfloat16 where a GPU has it."""
     low = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -170,7 +188,12 @@ def measure_encoding(shape: dict, sizes: dict, device: str) -> dict:
                 for batch in batches:
                     ours.embed(**to_device(batch, device))
 
-        found[f"{name}, ours"] = rates(seconds_of(encode, sizes["repeats"], device), len(lengths), flops, device)
+        def add(system: str, action: Callable[[], None], name=name, lengths=lengths, flops=flops) -> None:
+            with alone(found, f"{name}, {system}"):
+                seconds = seconds_of(action, sizes["repeats"], device)
+                found[f"{name}, {system}"] = rates(seconds, len(lengths), flops, device)
+
+        add("ours", encode)
         for peer_name, peer in peers(shape, most):
             peer.to(device).eval()
 
@@ -179,8 +202,7 @@ def measure_encoding(shape: dict, sizes: dict, device: str) -> dict:
                     for batch in batches:
                         peer_vectors(peer, {key: values.to(device) for key, values in batch.items()})
 
-            seconds = seconds_of(encode_as_peer, sizes["repeats"], device)
-            found[f"{name}, {peer_name}"] = rates(seconds, len(lengths), flops, device)
+            add(peer_name, encode_as_peer)
     return found
 
 
@@ -203,7 +225,8 @@ def measure_training(shape: dict, sizes: dict, device: str) -> dict:
         return run
 
     def add(name: str, action: Callable[[], None], flops: float) -> None:
-        found[name] = rates(seconds_of(action, sizes["repeats"], device), rows, flops, device)
+        with alone(found, name):
+            found[name] = rates(seconds_of(action, sizes["repeats"], device), rows, flops, device)
 
     batch = pretraining_batch(rows, most, vocabulary)
     learner = Jepa4RecForPreTraining(our_config(shape, most)).to(device).train()
@@ -231,8 +254,10 @@ def measure_training(shape: dict, sizes: dict, device: str) -> dict:
             return full_softmax_loss(peer_vectors(peer, inputs), matrix, targets, 20.0)
 
         add(f"fine-tuning, {name}", step(peer, loss), flops)
-    ours, theirs = found["fine-tuning, ours"]["seconds"], found["fine-tuning, transformers, SDPA"]["seconds"]
-    return found | {"times transformers' step": theirs / ours}
+    ours, theirs = found["fine-tuning, ours"], found["fine-tuning, transformers, SDPA"]
+    if not isinstance(ours, str) and not isinstance(theirs, str):
+        found["times transformers' step"] = theirs["seconds"] / ours["seconds"]
+    return found
 
 
 def measure_softmax(shape: dict, sizes: dict, device: str) -> dict:
@@ -253,8 +278,6 @@ def measure_softmax(shape: dict, sizes: dict, device: str) -> dict:
 
     seconds = seconds_of(step, sizes["repeats"], device)
     peak = torch.cuda.max_memory_reserved() / 2**30 if device == "cuda" else None
-    if device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(1.0)
     return {"items": sizes["softmax_items"], "seconds_per_step": seconds, "peak_gib": peak, "limit_gib": SOFTMAX_GIB}
 
 
@@ -280,21 +303,14 @@ def parts(shapes: dict) -> Iterator[tuple[str, Callable, dict]]:
         yield f"encoding, {name}", measure_encoding, shape
 
 
-PARSER = command_parser(__file__, __doc__)
-PARSER.add_argument("--toy", action="store_true", help="toy sizes, on a CPU where there is no GPU: shows that it runs")
-PARSER.add_argument("--seconds", type=float, default=460, help="begin no part after so long (default: 460)")
-PARSER.add_argument("--out", type=Path, required=True, help="JSON file, written after each part")
-
-
 @command(PARSER)
 def main(args: Namespace) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    report = {
+    report = describe_benchmark() | {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "torch": torch.__version__,
         "transformers": transformers.__version__,
         "toy": args.toy,
         "sizes": TOY if args.toy else SIZES,
@@ -306,12 +322,11 @@ def main(args: Namespace) -> None:
         elif time.perf_counter() - started > args.seconds:
             report["parts"][name] = f"not measured: {args.seconds:g} s were over"
         else:
-            try:
+            with alone(report["parts"], name):
                 report["parts"][name] = measure(shape, report["sizes"], device)
-            except RuntimeError as error:  # one part's trouble is not the others'
-                report["parts"][name] = f"not measured: {str(error).splitlines()[0]}"
         report["seconds"] = round(time.perf_counter() - started, 1)
         if device == "cuda":
+            torch.cuda.set_per_process_memory_fraction(1.0)  # the softmax lowers it
             torch.cuda.empty_cache()
         write_json(args.out, report)
         print(name, json.dumps(report["parts"][name], indent=1), flush=True)

@@ -4,8 +4,11 @@ import json
 import subprocess
 
 import pytest
+import torch
 from conftest import ROOT
 from processes import python
+
+from jepa4rec.benchmarks import gpu
 
 
 def run(tmp_path, *options) -> dict:
@@ -23,9 +26,25 @@ def test_every_part_runs_at_toy_sizes(tmp_path):
     assert report["parts"]["training, MiniLM"]["pre-training, ours"]["seconds"] > 0
 
 
+def test_a_peer_that_does_not_fit_says_so_and_takes_nothing_else_along(monkeypatch):
+    class Full(torch.nn.Linear):
+        def forward(self, **batch):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB.\nMore of it.")
+
+    monkeypatch.setattr(gpu, "peers", lambda *_: [("transformers, SDPA", Full(1, 1))])
+    monkeypatch.setattr(gpu, "compile_token_wise", lambda model: None)
+    for measure, peer, others in (
+        (gpu.measure_encoding, "items", ["items, ours", "histories, ours"]),
+        (gpu.measure_training, "fine-tuning", ["pre-training, ours", "fine-tuning, ours"]),
+    ):
+        found = measure(gpu.TOY_SHAPE, gpu.TOY, "cpu")
+        told = "not measured: CUDA out of memory. Tried to allocate 80.00 GiB."
+        assert found[f"{peer}, transformers, SDPA"] == told
+        assert all(found[name]["seconds"] > 0 for name in others)
+
+
 @pytest.mark.slow  # a process that loads torch
 def test_without_a_gpu_nothing_is_measured_and_the_file_says_so(tmp_path):
-    torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here: the parts are measured")
     assert set(run(tmp_path)["parts"].values()) == {"not measured: no GPU"}
