@@ -7,20 +7,34 @@
 The published code does not run on this project's transformers, so it runs in an interpreter that has an older one;
 nothing of it is copied. Without --weights both get random ones of two layers in the published layout, made by the
 published classes; without --tokenizer a byte-level vocabulary learned from the items. With --dataset the histories are
-of test users of a built dataset (`--config recformer` for its texts), else of the toy shop. Differences are printed as
-a table and written to --out. The two agree where every count is 0: ranks may part by as many places as there are items
-that tie with the target but for rounding, vectors by 1e-4, metrics by 1e-3.
+of test users of a built dataset (`--config recformer` for its texts), else of the toy shop, where every fifth item is
+left without a brand: the published code reads what is empty, too. Differences are printed as a table and written to
+--out. The two agree where every count is 0: ranks may part by as many places as there are items that tie with the
+target but for rounding, vectors by 1e-4, metrics by 1e-3.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from jepa4rec.training.command_line import command, command_parser
+
+PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("recformer", type=Path, metavar="FOLDER", help="a checkout of the published code")
+PARSER.add_argument("--python", default=sys.executable, help="interpreter whose transformers it runs on")
+PARSER.add_argument("--weights", type=Path, help="recformer_seqrec_ckpt.bin or recformer_ckpt.bin; else random")
+PARSER.add_argument("--tokenizer", help="folder of Longformer's tokenizer and configuration (longformer-base-4096)")
+PARSER.add_argument("--dataset", help="a built dataset; else the toy shop")
+PARSER.add_argument("--histories", type=int, default=200, help="test users, at most (200)")
+PARSER.add_argument("--out", type=Path, help="write the table's numbers here")
+if __name__ == "__main__":
+    PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 import numpy as np
 import torch
@@ -33,7 +47,7 @@ from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_m
 from jepa4rec.evaluation.ranking import rank_split_both_ways
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.evaluation.scorers import DualEncoderScorer
-from jepa4rec.hub.importing import LONGFORMER, import_recformer
+from jepa4rec.hub.importing import import_recformer
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
 from jepa4rec.training.data import sample_users
 
@@ -104,7 +118,7 @@ def make_tokenizer(items: list[dict[str, str]], folder: Path) -> str:
     return str(folder)
 
 
-def ask_peer(options: argparse.Namespace, job: dict, folder: Path) -> dict:
+def ask_peer(options: Namespace, job: dict, folder: Path) -> dict:
     """What the published code says of a job. Ends with its last line where it fails."""
     (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
     command = [str(Path(options.python).absolute()), "-c", PEER, str(options.recformer.resolve())]
@@ -175,28 +189,17 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recformer", type=Path, metavar="FOLDER", help="a checkout of the published code")
-    parser.add_argument("--python", default=sys.executable, help="interpreter whose transformers it runs on")
-    parser.add_argument("--weights", type=Path, help="recformer_seqrec_ckpt.bin or recformer_ckpt.bin; else random")
-    parser.add_argument("--tokenizer", help=f"folder of Longformer's tokenizer and configuration ({LONGFORMER})")
-    parser.add_argument("--dataset", help="a built dataset; else the toy shop")
-    parser.add_argument("--histories", type=int, default=200, help="test users, at most (200)")
-    parser.add_argument("--out", type=Path, help="write the table's numbers here")
-    options = parser.parse_args()
+@command(PARSER)
+def main(options: Namespace) -> None:
     if not (options.recformer / "recformer" / "models.py").is_file():
-        parser.error(f"{options.recformer} is no checkout of RecFormer: recformer/models.py is missing")
+        PARSER.error(f"{options.recformer} is no checkout of RecFormer: recformer/models.py is missing")
     if options.weights and not options.tokenizer:
-        parser.error("--weights needs --tokenizer, the folder of the vocabulary they were trained with")
-    return options
-
-
-def main() -> None:
-    options = parse()
+        PARSER.error("--weights needs --tokenizer, the folder of the vocabulary they were trained with")
     dataset = load_dataset_dir(options.dataset) if options.dataset else datasets_builders.build("toy_shop")
     split = sample_users(leave_one_out(dataset.sequences).test, options.histories, seed=0)
-    items = [{name: text for name, text in item.items() if text} for item in dataset.item_texts()]
+    items = dataset.item_texts(empty=True)
+    if not options.dataset:  # the toy shop leaves nothing empty, as real ones do
+        items = [item | {"brand": ""} if place % 5 == 0 else item for place, item in enumerate(items)]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         tokenizer = options.tokenizer or make_tokenizer(items, folder / "tokenizer")
