@@ -157,6 +157,24 @@ def test_item_sequences_leave_the_mean_of_start_and_trained_weights(write_recipe
     assert changed
 
 
+def test_item_sequences_learn_from_datasets_whitened_each_by_its_own(write_recipe, shop, tmp_path):
+    phase = {
+        "kind": "item_sequence",
+        "steps": 4,
+        "batch_size": 8,
+        "lr": 1e-2,
+        "max_items": 3,
+        "evaluate_every_steps": 4,
+    }
+    pretrain = f"data.pretrain=[{{dir: {shop}, part: all}}, {{dir: {shop}, part: all}}]"
+    for power in ("null", "0.75"):
+        train(write_recipe([phase]), pretrain, f"phases.0.whitening={power}", f"run.output_dir={tmp_path / power}")
+    plain, whitened = weights(tmp_path / "null"), weights(tmp_path / "0.75")
+    assert any(not torch.equal(plain[name], whitened[name]) for name in plain)
+    losses = [log_lines(tmp_path / power)[0]["next_item"] for power in ("null", "0.75")]
+    assert losses[0] != losses[1]
+
+
 def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_recipe, tmp_path):
     record = train(write_recipe([PRETRAIN, {**FINETUNE, "steps": 60}], name="walks", save_every=4, telemetry_every=4))
     run = tmp_path / "run"
