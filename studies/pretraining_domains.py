@@ -1,6 +1,6 @@
 """Does it help to pre-train on several domains? Each alone, all together, none.
 
-    python studies/pretraining_domains.py --recipe recipes/studies/pretraining_domains_scientific.yaml
+    python studies/pretraining_domains.py --recipe recipes/studies/pretraining_domains_real.yaml
 
 The base recipe's `data.pretrain` names the domains. It is pre-trained on each alone, on all, and not at all, and then
 fine-tuned; with `finetune: false` what is measured is zero-shot ranking. JEPA4Rec, section 4.3 and Figure 3.

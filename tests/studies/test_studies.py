@@ -258,6 +258,9 @@ def test_an_average_of_supervised_systems_stands_beside_the_zero_shot_ones(studi
     [row] = [row for row in result["figures"] if row["series"] == "supervised, average of a, b"]
     own = [one["mrr"]["mean"] for one in alone["figures"] if one["series"] in "ab"]
     assert row["mrr"]["mean"] == pytest.approx(sum(own) / 2) and row["seeds"] == 2
+    pairs = [(one["a"], one["b"]) for one in result["comparisons"]]
+    assert pairs == list(combinations(["before pre-training", "pre-trained", "a", "b"], 2))
+    assert result["comparisons"][-1]["mrr"]["difference"] == pytest.approx(own[0] - own[1])
 
 
 def test_recformers_variants_have_one_stage_and_freeze_what_they_say(studio):
@@ -351,6 +354,7 @@ def test_interval_of_one_value_is_that_value_and_seeds_widen_it():
         ("ablations", {"variants": ["without luck"]}, "without luck is unknown"),
         ("zero_shot", {"seeds": []}, "seeds is empty"),
         ("zero_shot", {"seedz": [1]}, "did you mean seeds"),
+        ("zero_shot", {"supervised": {"pre-trained": []}}, "supervised has pre-trained, as the text-only systems do"),
         ("zero_shot", {"base": "nothing.yaml"}, "does not exist"),
     ],
 )
