@@ -123,5 +123,5 @@ def test_shipped_campaigns_are_valid_and_made_the_published_records(path, tmp_pa
     shipped = read_recipe(path, kind=campaign.Campaign)
     for run in shipped.runs:
         own = [*shipped.set, *run.set]
-        record = ROOT / "results" / f"{run.name}.json" if run.publish else None
+        record = ROOT / shipped.results_dir / f"{run.name}.json" if run.publish else None
         campaign.check_record(campaign.Planned(run, read_recipe(path.parent / run.recipe, own), path, own, record))
