@@ -1,17 +1,19 @@
-"""An optimiser step of this checkout in turns with the same step of an older one, and encoding beside its peers.
+"""An optimiser step and encoding of this checkout in turns with an older one's, and encoding beside its peers.
 
     git worktree add ../before 960e3e6    # the last commit before texts were read once
     python benchmarks/step.py --before ../before --data data/scientific --out results/benchmarks/step.json
 
-CPU seconds on one thread, fp32; medians, and the median of the ratios of neighbouring turns. Each checkout has a
-process of its own, and while one takes a step the other waits. Text fine-tuning and pre-training are the older
-commit's recipes (jepa4rec_scientific.yaml: one item a text, three layers frozen; pretrain_amazon.yaml), both from
-MiniLM and on `--data`; a step makes its batch, too. `products`: the matrix products of the step's Linear layers alone,
-the floor. `setting_up` is all before a run's first step but imports: by the older commit, and here by a first and a
-second seed (the first finds item vectors too where HF_HOME keeps them from an earlier run).
+CPU seconds on one thread; medians, and the median of the ratios of neighbouring turns. Each checkout has a process of
+its own, and while one takes a step the other waits. Each chooses its precision by itself, and on a processor with
+bfloat16 the two may differ: `precision` is what its Linear layers gave. Text fine-tuning and pre-training are the
+older commit's recipes (jepa4rec_scientific.yaml: one item a text, three layers frozen; pretrain_amazon.yaml), both of
+MiniLM and on `--data`; a step makes its batch, too. Their `encoding` is 96 item texts by the model in training,
+tokenizer included. `products`: the matrix products of the step's Linear layers alone, the floor. `setting_up` is all
+before a run's first step but imports: by the older commit, and here by a first and a second seed (the first finds item
+vectors too where HF_HOME keeps them from an earlier run).
 `frozen_states` is recipes/item_sequences.yaml on `--data`: frozen layers that read at every step, and each item once.
-`encoding` is 96 item texts by this package, by sentence-transformers and by transformers' BertModel in sorted
-batches, tokenizers included.
+`encoding` by itself is 96 item texts by this package, by sentence-transformers and by transformers' BertModel in
+sorted batches, tokenizers included.
 """
 
 import json
@@ -42,24 +44,41 @@ RUNS = {
 }
 TEXTS = 96
 
-# Run in either checkout, so that it uses only what both have: a line in, a step, its CPU seconds and loss out.
+# Run in either checkout, so that it uses only what both have: a line in, what was done and its CPU seconds out.
 STEPPER = """
 import json, sys, time
 sys.path.insert(0, ".")
 import torch
 import train_accelerate as loop
-recipe_file, settings, output = json.loads(sys.argv[1])
+from jepa4rec.datasets_builders.contract import load_dataset_dir
+from jepa4rec.serving.encoding_seqrec import encode_items
+recipe_file, settings, output, count = json.loads(sys.argv[1])
 started = time.process_time()
 recipe = loop.read_recipe(recipe_file, settings)
 accelerator, data, folder = loop.make_accelerator(recipe), loop.load_run_data(recipe.data), loop.RunFolder(output)
 loop.begin(recipe, data, folder)
 training = loop.set_up(accelerator, recipe, 0, data, folder, loop.RunLog(accelerator, folder.log))
-training.model.train()
 answers = {"setting_up": time.process_time() - started}
-linears, batches, epoch = [], None, 0
-def note(module, given, _):
+texts, tokenizer = load_dataset_dir(recipe.data.dir).item_texts()[:count], training.work.tokenizer
+linears, precisions, batches = [], set(), training.batches.epoch(0)
+def step():
+    training.model.train()
+    outputs, _ = loop.optimiser_step(training, next(batches))
+    training.progress.step += 1
+    return outputs[0].loss.item()
+def encode():
+    model = accelerator.unwrap_model(training.model).eval()
+    encode_items(model, tokenizer, tokenizer.encode_items(texts), progress=None)
+def note(module, given, out):
     learns = given[0].requires_grad, module.weight.requires_grad
     linears.append((given[0].shape[:-1].numel(), *module.weight.T.shape, *learns))
+    precisions.add(str(out.dtype).removeprefix("torch."))
+def watched(action):
+    linears.clear(), precisions.clear()
+    hooks = [m.register_forward_hook(note) for m in training.model.modules() if isinstance(m, torch.nn.Linear)]
+    action()
+    [hook.remove() for hook in hooks]
+    return sorted(precisions)
 def products():
     spent = 0.0
     for rows, width, out, to_input, to_weight in linears:
@@ -73,18 +92,15 @@ def products():
 for line in sys.stdin:
     if line == "products\\n":
         answers = {"products": products()}
-    elif line == "step\\n":
+    elif line in ("step\\n", "encode\\n"):
         began = time.process_time()
-        batches = batches or training.batches.epoch(0)
-        outputs, _ = loop.optimiser_step(training, next(batches))
-        training.progress.step += 1
-        answers = {"seconds": time.process_time() - began, "loss": outputs[0].loss.item()}
+        loss = step() if line == "step\\n" else encode()
+        answers = {"seconds": time.process_time() - began, "loss": loss}
     elif line == "count\\n":
-        hooks = [m.register_forward_hook(note) for m in training.model.modules() if isinstance(m, torch.nn.Linear)]
-        slices, began = next(batches), time.process_time()
-        loop.optimiser_step(training, slices)
-        answers = {"seconds": time.process_time() - began}
-        [hook.remove() for hook in hooks]
+        precision = {"encoding": watched(encode)}
+        began = time.process_time()
+        precision["step"] = watched(step)
+        answers = {"seconds": time.process_time() - began, "precision": precision}
     print("ANSWER", json.dumps(answers), flush=True)
 """
 
@@ -93,7 +109,7 @@ class Stepper:
     """A process in a checkout that answers a line with a JSON object."""
 
     def __init__(self, checkout: Path, recipe: Path, settings: list[str], output: Path):
-        given = json.dumps([str(recipe), [*settings, f"run.output_dir={output}"], str(output)])
+        given = json.dumps([str(recipe), [*settings, f"run.output_dir={output}"], str(output), TEXTS])
         self.process = subprocess.Popen(
             [sys.executable, "-c", STEPPER, given],
             cwd=checkout, env=os.environ | ONE_THREAD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -121,24 +137,30 @@ def beside_before(options: Namespace, name: str, place: Path) -> dict:
         for checkout, side in ((options.before, "before"), (ROOT, "now"))
     )
     setting_up = {"before": before.ask("")["setting_up"], "first seed": now.ask("")["setting_up"]}
-    turns = []
-    for _ in range(options.turns + 1):
-        turns.append((before.ask("step"), now.ask("step")))
-    one_step = now.ask("count")["seconds"]
+    steps, encodings = (
+        [(before.ask(what), now.ask(what)) for _ in range(options.turns + 1)] for what in ("step", "encode")
+    )
+    counted = {"before": before.ask("count"), "now": now.ask("count")}
     floor = statistics.median(now.ask("products")["products"] for _ in range(3))
     now.close(), before.close()
     second = Stepper(ROOT, recipe, [*settings, "run.seed=1"], place / name / "second")
     setting_up["second seed"] = second.ask("")["setting_up"]
     second.close()
-    seconds = {side: [turn[place]["seconds"] for turn in turns[1:]] for place, side in enumerate(("before", "now"))}
-    return {
-        "seconds": {side: statistics.median(own) for side, own in seconds.items()},
-        "one_step_now": {"seconds": one_step, "products": floor},
-        "ratio": statistics.median(a / b for a, b in zip(*seconds.values(), strict=True)),
-        "first_losses": [answer["loss"] for answer in turns[0]],
+    return paired(steps) | {
+        "encoding": paired(encodings),
+        "precision": {side: answer["precision"] for side, answer in counted.items()},
+        "one_step_now": {"seconds": counted["now"]["seconds"], "products": floor},
+        "first_losses": [answer["loss"] for answer in steps[0]],
         "setting_up": setting_up,
         "turns": options.turns,
     }
+
+
+def paired(turns: list[tuple[dict, dict]]) -> dict:
+    """Medians of the answers before and now; the first turn warms up."""
+    before, now = ([answer["seconds"] for answer in side] for side in zip(*turns[1:], strict=True))
+    ratio = statistics.median(a / b for a, b in zip(before, now, strict=True))
+    return {"seconds": {"before": statistics.median(before), "now": statistics.median(now)}, "ratio": ratio}
 
 
 def in_turns(ways: dict[str, Callable], turns: int) -> dict[str, list[float]]:
@@ -243,10 +265,9 @@ def main(options: Namespace) -> None:
     if options.part:
         print(json.dumps(PARTS[options.part](options)))
         return
-    from jepa4rec.evaluation.records import describe_run
+    from jepa4rec.evaluation.records import describe_benchmark
 
-    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[1].splitlines()[0].split()
-    report = describe_run() | {"flags": [flag for flag in flags if flag.startswith(("avx", "fma", "amx"))]}
+    report = describe_benchmark()
     with tempfile.TemporaryDirectory() as place:
         for name in RUNS if options.before else ():
             report[name] = beside_before(options, name, Path(place))
