@@ -97,6 +97,7 @@ class Snapshot:
     index: str
     rescore: int
     whitening: Whitening | None = field(default=None, compare=False)
+    learned_from: int = 0  # how many items, the first ones, the whitening was learned from
     _index: Index | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
@@ -116,7 +117,8 @@ class Snapshot:
         whitening = Whitening.fit(torch.cat([own, vectors]), power, CATALOGUE_PRIOR)
         table = whitening(own).T.contiguous()
         index = None if self._index is None else Index(self.index)
-        return replace(self, by_dimension=table, whitening=whitening, _index=index)
+        number = len(self) + len(vectors)
+        return replace(self, by_dimension=table, whitening=whitening, learned_from=number, _index=index)
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises ValueError naming the first id that is here already or given twice."""
@@ -160,7 +162,8 @@ class Snapshot:
         kept = np.flatnonzero(~gone)
         own, items = [self.ids[row] for row in kept], [self.items[row] for row in kept]
         places = {item_id: row for row, item_id in enumerate(own)}
-        return self._next(own, items, self.popularity[kept], places, kept, None)
+        left = replace(self, learned_from=int((kept < self.learned_from).sum()))
+        return left._next(own, items, self.popularity[kept], places, kept, None)
 
     def _next(self, ids, items, popularity, places, kept: np.ndarray | None, new: Tensor | None) -> "Snapshot":
         table = self.by_dimension if kept is None else self.by_dimension[:, torch.from_numpy(kept)]
@@ -295,8 +298,8 @@ class Catalogue:
         """An empty catalogue for vectors of `width` made by the weights of this hash.
 
         Args:
-            whitening: the power of a `Whitening` that is learned from the items, and anew whenever as many come
-                together as there were.
+            whitening: the power of a `Whitening` that is learned from the items, and anew whenever they are twice
+                as many as it was learned from.
 
         Raises:
             ValueError: an unknown index, or `rescore` below 1.
@@ -344,7 +347,8 @@ class Catalogue:
         with self._writing:
             now = self._now
             now.check_new(ids)
-            if self._power is not None and len(vectors) >= max(1, len(now)) and vectors.isfinite().all():
+            doubled = len(vectors) and len(now) + len(vectors) >= 2 * now.learned_from
+            if self._power is not None and doubled and vectors.isfinite().all():
                 now = now.whitened_by(vectors, self._power)
             self._now = now.with_items(ids, items, now.as_held(vectors), known)
 
@@ -392,7 +396,8 @@ class Catalogue:
         power = about.get("whitening")
         catalogue = cls(weights_hash, vectors.shape[1], index or kept, rescore or about["rescore"], power)
         ids, popularity = [row[ITEM_ID] for row in rows], [row.get("popularity", np.nan) for row in rows]
-        empty = replace(catalogue._now, whitening=whitening)
+        # A catalogue that was saved before does not say how many: it learns anew with the next items.
+        empty = replace(catalogue._now, whitening=whitening, learned_from=about.get("learned_from", 0))
         known = popularity_counts(ids, popularity)
         catalogue._now = empty.with_items(ids, [row["item"] for row in rows], vectors, known)
         if catalogue._now._index is not None and len(catalogue):
@@ -409,7 +414,7 @@ def _write(snapshot: Snapshot, weights_hash: str, power: float | None, folder: P
     about = {"weights_hash": weights_hash, "items": len(snapshot)}
     if snapshot.whitening is not None:
         tensors |= {f"whitening_{name}": part for name, part in snapshot.whitening._asdict().items()}
-        about["whitening"] = power
+        about |= {"whitening": power, "learned_from": snapshot.learned_from}
     save_file(tensors, folder / VECTORS_FILE)
     about |= {"index": snapshot.index, "rescore": snapshot.rescore, "sha256": _digests(folder)}
     (folder / ABOUT_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -491,6 +496,8 @@ def _check_read(about: dict, rows: list, vectors: Tensor, whitening: Whitening |
         raise ValueError(f"whitening in {ABOUT_FILE} is {about['whitening']!r}")
     if whitening and [tuple(part.shape) for part in whitening] != [vectors.shape[1:], 2 * vectors.shape[1:]]:
         raise ValueError(f"a whitening of another width than the vectors' {vectors.shape[1]}")
+    if type(learned := about.get("learned_from", 0)) is not int or not 0 <= learned <= len(rows):
+        raise ValueError(f"learned_from in {ABOUT_FILE} is {learned!r}")
     for number, row in enumerate(rows, start=1):
         if not isinstance(row[ITEM_ID], str) or not isinstance(row["item"], dict):
             raise ValueError(f"line {number} of {ITEMS_FILE} is no item")

@@ -53,6 +53,53 @@ def test_a_whitening_is_learned_from_the_items_until_they_double_and_kept(tmp_pa
     torch.testing.assert_close(again.vectors, expected(vectors[:700]), atol=1e-4, rtol=0)
 
 
+def test_items_that_come_one_by_one_are_whitened_by_at_least_half_of_them(tmp_path):
+    torch.manual_seed(0)
+    vectors, catalogue = torch.randn(90, 8) + 2, Catalogue(WEIGHTS, 8, whitening=0.75)
+
+    def add(number):
+        catalogue.add([f"i{number}"], [{}], vectors[number : number + 1], None)
+
+    for number in range(90):
+        if number == 50:
+            catalogue.save(tmp_path / "shop")
+            catalogue = Catalogue.load(tmp_path / "shop", WEIGHTS)
+        add(number)
+    expected = Whitening.fit(vectors[:64], 0.75, CATALOGUE_PRIOR)
+    torch.testing.assert_close(catalogue.vectors, expected(vectors), atol=1e-4, rtol=0)
+    catalogue.remove([f"i{number}" for number in range(30)])  # of the 64, 34 are left, and 26 newer ones
+    for number in range(8):
+        assert catalogue.snapshot().learned_from == 34
+        add(number)
+    own = [*range(30, 90), *range(8)]
+    expected = Whitening.fit(vectors[own], 0.75, CATALOGUE_PRIOR)
+    torch.testing.assert_close(catalogue.vectors, expected(vectors[own]), atol=1e-4, rtol=0)
+
+
+def test_a_catalogue_saved_before_learns_its_whitening_anew_with_the_next_items(tmp_path):
+    catalogue = Catalogue(WEIGHTS, 4, whitening=0.75)
+    catalogue.add(["a", "b", "c"], [{}] * 3, torch.randn(3, 4), None)
+    catalogue.save(tmp_path / "shop")
+    path = tmp_path / "shop" / "catalogue.json"
+    about = json.loads(path.read_text())
+    assert about.pop("learned_from") == 3
+    path.write_text(json.dumps(about))
+    catalogue = Catalogue.load(tmp_path / "shop", WEIGHTS)
+    catalogue.add(["d"], [{}], torch.randn(1, 4), None)
+    assert catalogue.snapshot().learned_from == 4
+
+
+@pytest.mark.parametrize("told", ["three", -1, 3, True, 1.5])
+def test_a_whitening_learned_from_items_that_are_not_there_is_damage(tmp_path, told):
+    catalogue = Catalogue(WEIGHTS, 4, whitening=0.75)
+    catalogue.add(["a", "b"], [{}, {}], torch.randn(2, 4), None)
+    catalogue.save(tmp_path / "shop")
+    path = tmp_path / "shop" / "catalogue.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"learned_from": told}))
+    with pytest.raises(ValueError, match="is damaged .*learned_from in catalogue.json"):
+        Catalogue.load(tmp_path / "shop", WEIGHTS)
+
+
 @pytest.mark.parametrize("told", ["much", 1, [0.75], True])
 def test_a_whitening_that_was_never_written_is_damage(tmp_path, told):
     catalogue = Catalogue(WEIGHTS, 4, whitening=0.75)
