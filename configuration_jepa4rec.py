@@ -60,7 +60,13 @@ def copy_code(config: PreTrainedConfig, modules: list[str], folder: str | Path) 
         path = here / "serving" / f"{name}.py"
         if not path.is_file():
             commit = getattr(config, "_commit_hash", None)
-            path = Path(cached_file(config.name_or_path, f"{name}.py", revision=commit))
+            path = cached_file(
+                config.name_or_path,
+                f"serving/{name}.py",  # as in this repository, which is a released model
+                revision=commit,
+                _raise_exceptions_for_missing_entries=False,
+            )
+            path = Path(path or cached_file(config.name_or_path, f"{name}.py", revision=commit))
         target = Path(folder) / f"{name}.py"
         if not target.exists() or not path.samefile(target):
             shutil.copyfile(path, target)

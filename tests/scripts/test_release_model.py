@@ -34,6 +34,36 @@ json.dump([str(model.dtype), vectors.tolist(), len(pipe({"history": tea}, top_k=
 """
 )
 
+SAVES = (
+    WITHOUT_PACKAGE
+    + """
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel, AutoTokenizer, pipeline
+
+for place, home in zip(sys.argv[1::2], sys.argv[2::2]):
+    AutoModel.from_pretrained(place, trust_remote_code=True).save_pretrained(home + "/parts")
+    AutoTokenizer.from_pretrained(place, trust_remote_code=True).save_pretrained(home + "/parts")
+    pipeline("sequential-recommendation", model=place, trust_remote_code=True).save_pretrained(home + "/pipe")
+    SentenceTransformer(place, trust_remote_code=True).save_pretrained(home + "/sentences", create_model_card=False)
+"""
+)
+OPENS = (
+    WITHOUT_PACKAGE
+    + """
+import json
+from sentence_transformers import SentenceTransformer
+from transformers import pipeline
+
+texts, vectors = [{"title": "Green tea"}, [{"title": "Ceramic teapot"}, {"title": "Head torch"}], "tea"], []
+for place in sys.argv[1:]:
+    pipe = pipeline("sequential-recommendation", model=place, trust_remote_code=True)
+    pipe.add_items([{"item_id": "a", "title": "Ceramic teapot"}, {"item_id": "b", "title": "Head torch"}])
+    assert len(pipe({"history": ["a"]}, top_k=2)) == 2
+    vectors.append(SentenceTransformer(place, trust_remote_code=True).encode(texts).tolist())
+json.dump(vectors, sys.stdout)
+"""
+)
+
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
@@ -80,6 +110,21 @@ def test_a_bare_clone_and_the_same_behind_an_id_open(clone, tmp_path):
         local = opened(run_client(hub.url, tmp_path, STRANGER, str(clone)))
     assert by_id[0] == local[0] == "torch.float32" and by_id[2:] == local[2:] == [2, 16]
     torch.testing.assert_close(torch.tensor(by_id[1]), torch.tensor(local[1]))
+
+
+def test_however_it_is_saved_it_opens_as_the_one_it_came_from(clone, tmp_path):
+    """What is saved is flat: its code lies beside the weights and no longer in a room."""
+    with HubServer() as hub:
+        repository = hub.repositories["model", "someone/jepa4rec"] = Repository()
+        files = [path for path in clone.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        repository.commit("main", {str(path.relative_to(clone)): path.read_bytes() for path in files})
+        homes = {str(clone): tmp_path / "local", "someone/jepa4rec": tmp_path / "by-id"}
+        done = run_client(hub.url, tmp_path, SAVES, *(part for pair in homes.items() for part in pair))
+        assert not done.returncode and "without the code" not in done.stderr, done.stderr[-3000:]
+        saved = [home / way for home in homes.values() for way in ("parts", "pipe", "sentences")]
+        expected, *found = opened(run_client(hub.url, tmp_path, OPENS, clone, *saved))
+    for vectors in found:
+        torch.testing.assert_close(torch.tensor(vectors), torch.tensor(expected), atol=1e-6, rtol=0)
 
 
 def test_the_page_is_the_card_and_nothing_of_it_is_lost(clone, record):
