@@ -160,6 +160,8 @@ def main(options: Namespace) -> None:
     if options.format == "onnx":
         model, write = model.base_model, to_onnx
         model.config.architectures = None  # or the pipeline would fetch the heads again
+    if options.format == "onnx" or isinstance(model, St5RecModel):
+        model.config.history_decay = None  # what is compared are texts: such a folder reads a history as one
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with written_folder(options.out) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch's exporter says of torch's own insides

@@ -72,6 +72,8 @@ def checkpoints(tmp_path_factory, tiny_backend, tiny_tokenizer):
     """A folder with an encoder (mean pooling, full attention) and a fine-tuned Longformer that knows twelve items."""
     home = tmp_path_factory.mktemp("checkpoints")
     save_checkpoint_files(make_model(tiny_backend, pooling="mean"), tiny_tokenizer, home / "encoder")
+    means = make_model(tiny_backend, pooling="mean", history_decay=0.5, catalogue_whitening=0.75)
+    save_checkpoint_files(means, tiny_tokenizer, home / "means")
     fine_tuned = make_model(tiny_backend, num_items=12, attention_window=8)
     save_checkpoint_files(fine_tuned, tiny_tokenizer, home / "fine-tuned")
     save_item_ids(home / "fine-tuned", [item["item_id"] for item in ITEMS], range(12))
@@ -119,7 +121,7 @@ def test_the_padded_encoder_is_the_packed_one(tiny_backend, pooling, window):
         torch.testing.assert_close(PaddedEncoder(model)(*batch), model.embed(*batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["encoder", "fine-tuned"])
+@pytest.mark.parametrize("name", ["encoder", "means", "fine-tuned"])
 def test_a_stranger_without_torch_gets_the_text_encoders_vectors(checkpoints, tmp_path, name, capsys):
     """The very lines of docs/serve.md, in a process that has transformers but neither torch nor this package."""
     for package in export_checkpoint.NEEDS["onnx"]:
