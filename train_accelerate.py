@@ -393,7 +393,7 @@ def show_finished(accelerator: Accelerator, folder: RunFolder) -> dict:
 
 def begin(recipe: Recipe, data: RunData, folder: RunFolder) -> None:
     """Open the run's folder, and write down the starting model unless an interrupted run has done so."""
-    folder.open(recipe)
+    folder.open(recipe, data.fingerprints)
     if folder.start.exists():
         return
     set_seed(recipe.run.seed)

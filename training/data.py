@@ -142,6 +142,7 @@ class RunData:
     read: Corpus  # what pre-training learns from: the datasets of `data.pretrain`, else the run's own
     protocol: str = "leave_one_out"
     train_users: int | None = None
+    pretrain_fingerprints: list[str] = field(default_factory=list)
     _item_tokens: dict = field(default_factory=dict)
 
     @property
@@ -152,6 +153,11 @@ class RunData:
     def ratings(self) -> dict[str, RatingTasks]:
         """Ratings by part. Raises ValueError when there are none, or one outside 1 to 5."""
         return rating_tasks(self.dataset, self.protocol, self.train_users)
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of all that the run reads: its own dataset, then each of `data.pretrain`."""
+        return [self.dataset.fingerprint, *self.pretrain_fingerprints]
 
     def seen_items(self) -> torch.Tensor:
         """Which items occur in a training sequence, bool (num_items,)."""
@@ -227,13 +233,14 @@ def load_run_data(recipe: DataRecipe) -> RunData:
     splits = in_ratio(splits, recipe.ratio)
     splits = splits._replace(train=splits.train[: recipe.users])
     own = Corpus(dataset.item_texts(empty=True), splits.train)
-    parts = [_training_part(part, recipe) for part in recipe.pretrain]
+    others = [open_dataset(part) for part in recipe.pretrain]
+    parts = [_training_part(*pair, recipe) for pair in zip(others, recipe.pretrain, strict=True)]
     read = _concatenate(parts) if parts else own
-    return RunData(dataset, splits, own, read, recipe.split, recipe.users)
+    told = [other.fingerprint for other in others]
+    return RunData(dataset, splits, own, read, recipe.split, recipe.users, told)
 
 
-def _training_part(recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
-    dataset = open_dataset(recipe)
+def _training_part(dataset: SeqRecDataset, recipe: DatasetRecipe, run: DataRecipe) -> Corpus:
     whole = recipe.part == "all"
     sequences = dataset.histories() if whole else in_ratio(PROTOCOLS[run.split](dataset.sequences), run.ratio).train
     return Corpus(dataset.item_texts(empty=True), sequences[: recipe.users])

@@ -8,7 +8,7 @@ A run's folder:
 
     checkpoint/ metrics.json ranks.parquet recipe.yaml log.jsonl    the result
     state/                                                          only while the run is unfinished
-        recipe.json             what the run was started with
+        recipe.json             what the run was started with, and the fingerprints of its data
         start/                  the starting encoder and tokenizer
         phase-0/                a finished phase's weights
         phase-0.json            its steps and its best validation metrics
@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -152,20 +153,21 @@ class RunFolder:
     def is_finished(self) -> bool:
         return self.metrics.exists() and not self.is_unfinished()
 
-    def open(self, recipe: Recipe) -> None:
-        """Begin or continue a run here, after looking at what the folder holds already.
+    def open(self, recipe: Recipe, fingerprints: Sequence[str] | None = None) -> None:
+        """Begin or continue a run here, after looking at what the folder holds already. `fingerprints`: of its data.
 
         Raises:
             FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set, or state/
                 holds what no run wrote.
             BlockingIOError: another training is at work here.
-            ValueError: the run to be resumed was started with another recipe, or a file of its state is damaged.
+            ValueError: the run to be resumed was started with another recipe or on other data, or a file of its state
+                is damaged.
         """
         if self.root.is_dir():
             self._hold()
         restore_folder(self.checkpoint)
         if self.is_unfinished() and recipe.run.resume:
-            self._check_same_recipe(recipe)
+            self._check_same_start(recipe, fingerprints)
             return self._check_seals()
         if self.is_unfinished() and not recipe.run.overwrite:
             raise FileExistsError(
@@ -180,7 +182,7 @@ class RunFolder:
         self._check_own_state()
         shutil.rmtree(self.state, ignore_errors=True)
         self.log.unlink(missing_ok=True)
-        write_json(self.state / "recipe.json", lasting_part(recipe_to_dict(recipe)))
+        write_json(self.state / "recipe.json", lasting_part(recipe_to_dict(recipe)) | {"fingerprints": fingerprints})
         if self._handle is None:
             self._hold()
         self.log.touch()  # a run without phases writes nothing into it
@@ -193,13 +195,23 @@ class RunFolder:
                 "another run.output_dir"
             )
 
-    def _check_same_recipe(self, recipe: Recipe) -> None:
+    def _check_same_start(self, recipe: Recipe, fingerprints: Sequence[str] | None) -> None:
         started = json.loads((self.state / "recipe.json").read_text(encoding="utf-8"))
+        before = started.pop("fingerprints", None)  # states of earlier versions do not know
         changed = differences(started, json.loads(json.dumps(lasting_part(recipe_to_dict(recipe)))))
         if changed:
             raise ValueError(
                 f"{self.root} was started with another recipe ({', '.join(changed)} differ): resume with the same "
                 "one, or start again with --set run.overwrite=true"
+            )
+        if not before or not fingerprints:
+            return
+        parts = zip((recipe.data, *recipe.data.pretrain), before, fingerprints, strict=True)
+        rebuilt = [part.dir or part.name for part, old, new in parts if old != new]
+        if rebuilt:
+            raise ValueError(
+                f"{self.root} was started on other data than {' and '.join(rebuilt)} holds now: resume with the same, "
+                "or start again with --set run.overwrite=true"
             )
 
     def _check_seals(self) -> None:

@@ -464,6 +464,25 @@ def test_a_run_resumes_only_with_the_recipe_it_was_started_with(write_recipe):
         train(path, "run.resume=true", "phases.0.lr=1.0")
 
 
+@pytest.mark.parametrize("rebuilt", ["own", "pretrain"])
+def test_a_run_resumes_only_on_the_data_it_was_started_on(shop, tmp_path, monkeypatch, rebuilt):
+    folders = {name: shutil.copytree(shop, tmp_path / name) for name in ("own", "pretrain")}
+    path = write(tmp_path, folders["own"], [{**PRETRAIN, "steps": 2}])
+    settings = [f"data.pretrain=[{{dir: {folders['pretrain']}}}]", "run.resume=true"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train_accelerate, "after_step", interrupt_at(1, train_accelerate.after_step))
+        with pytest.raises(KeyboardInterrupt):
+            train(path, *settings)
+    before = load_dataset_dir(shop)
+    half = before.sequences.slice(20)
+    save_dataset(make_dataset(before.items, half, {"name": "walks", "config": "tiny"}), folders[rebuilt], True)
+    with pytest.raises(ValueError, match=f"run was started on other data than {folders[rebuilt]} holds now: resume"):
+        train(path, *settings)
+    state = tmp_path / "run" / "state" / "recipe.json"  # an earlier version did not know its data
+    state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "fingerprints"}))
+    assert train(path, *settings)["fingerprint"] == load_dataset_dir(folders["own"]).fingerprint
+
+
 @pytest.mark.parametrize("how", ["run.resume=true", "run.overwrite=true"])
 def test_two_trainings_do_not_share_a_folder(write_recipe, monkeypatch, how):
     """As when a night's job begins before the last one has ended; whoever was killed holds nothing."""
