@@ -2,7 +2,7 @@
 
 A study is a base recipe (any recipe of `train_accelerate.py`) trained in several variants and seeds, or one trained
 model measured in several ways. Trained runs are kept in `runs_dir` under a hash of their whole recipe, so studies
-share them, an interrupted study goes on where it was, and changed settings never meet old results.
+share them, an interrupted study goes on where it was, and changed settings or data never meet old results.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from jepa4rec.model_cards.finished_runs import check_same_question, read_runs
 from jepa4rec.serving.whole_files_seqrec import written_files
 from jepa4rec.train_accelerate import run
 from jepa4rec.training.command_line import command
-from jepa4rec.training.data import RunData, load_run_data
+from jepa4rec.training.data import DatasetRecipe, RunData, load_run_data, open_dataset
 from jepa4rec.training.phases import KINDS
 from jepa4rec.training.recipe import EvaluationRecipe, Recipe, read_recipe, recipe_to_dict
 from jepa4rec.training.run_folder import RunFolder
@@ -88,6 +88,7 @@ class Study:
 
     def __init__(self, recipe: StudyRecipe, folder: Path, extra: Sequence[str] = ()):
         self.recipe, self.folder, self.extra = recipe, folder, list(extra)
+        self._fingerprints: dict[str, str] = {}
         self.data: RunData = load_run_data(self.variant(kinds=tuple(KINDS)).data)
         if len(self.data.splits.test.targets) < recipe.min_users:
             raise ValueError(
@@ -125,11 +126,24 @@ class Study:
     def train(self, recipe: Recipe, seed: int) -> Trained:
         """Run a recipe, or find it finished."""
         recipe.run.seed, recipe.run.name, recipe.run.resume = seed, None, True
-        recipe.run.output_dir = str(Path(self.recipe.runs_dir) / recipe_hash(recipe))
-        folder = RunFolder(recipe.run.output_dir)
+        folder = self._folder(recipe)
+        recipe.run.output_dir = str(folder.root)
         record = json.loads(folder.metrics.read_text(encoding="utf-8")) if folder.is_finished() else run(recipe)
         ranks = pq.read_table(folder.ranks, columns=["rank"])["rank"].to_numpy()
         return Trained(record, ranks, folder.checkpoint)
+
+    def _folder(self, recipe: Recipe) -> RunFolder:
+        """Where a run is kept; after its data were rebuilt, beside the run of those before."""
+        now = [self._fingerprint(part) for part in (recipe.data, *recipe.data.pretrain)]
+        folder = RunFolder(Path(self.recipe.runs_dir) / recipe_hash(recipe))
+        if all(old == new for old, new in zip(folder.fingerprints() or (), now, strict=False)):
+            return folder
+        return RunFolder(f"{folder.root}-{hashlib.sha256(''.join(now).encode()).hexdigest()[:8]}")
+
+    def _fingerprint(self, data: DatasetRecipe) -> str:
+        if repr(data) not in self._fingerprints:
+            self._fingerprints[repr(data)] = open_dataset(data).fingerprint
+        return self._fingerprints[repr(data)]
 
     def train_seeds(self, settings: Sequence[str] = (), kinds: Sequence[str] = TEXT_KINDS) -> list[Trained]:
         """A variant once a seed."""

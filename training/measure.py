@@ -86,6 +86,7 @@ def make_record(
         "dataset": info.get("name"),
         "config": info.get("config"),
         "fingerprint": data.dataset.fingerprint,
+        "pretrain_fingerprints": data.pretrain_fingerprints,
         "source": info.get("source"),
         "licence": info.get("licence"),
         "split": "test",

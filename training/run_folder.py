@@ -153,6 +153,15 @@ class RunFolder:
     def is_finished(self) -> bool:
         return self.metrics.exists() and not self.is_unfinished()
 
+    def fingerprints(self) -> list[str] | None:
+        """Of the data of the run that is here, as far as it says; None where it does not, or there is none."""
+        if self.is_unfinished():
+            return json.loads((self.state / "recipe.json").read_text(encoding="utf-8")).get("fingerprints")
+        if not self.is_finished():
+            return None
+        record = json.loads(self.metrics.read_text(encoding="utf-8"))
+        return [record["fingerprint"], *record.get("pretrain_fingerprints", [])]
+
     def open(self, recipe: Recipe, fingerprints: Sequence[str] | None = None) -> None:
         """Begin or continue a run here, after looking at what the folder holds already. `fingerprints`: of its data.
 

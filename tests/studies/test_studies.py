@@ -31,9 +31,10 @@ from jepa4rec.studies import (
     zero_shot,
 )
 from jepa4rec.studies.measuring import rank_as_texts
-from jepa4rec.studies.studying import Study, StudyRecipe, read_variant
+from jepa4rec.studies.studying import Study, StudyRecipe, another_dataset, read_variant
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.masking import word_starts
+from jepa4rec.training.phases import KINDS
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import ROOT, TINY_ITEMS
 
@@ -240,6 +241,31 @@ def test_finished_runs_of_other_data_are_refused(studio, tmp_path):
     [held_out] = (path.parent for path in (tmp_path / "runs").glob("*/metrics.json"))
     with pytest.raises(SystemExit, match="The runs differ in fingerprint"):
         studio("systems", systems={"GRU4Rec": [f"finished={held_out}"]})
+
+
+def test_runs_of_a_dataset_are_not_taken_after_it_was_rebuilt(shop, tmp_path):
+    whole = load_dataset_dir(shop)
+    half = make_dataset(whole.items, whole.sequences.slice(30), {"name": "walks", "config": "tiny"})
+    own, pretrain = (shutil.copytree(shop, tmp_path / name) for name in ("own", "pretrain"))
+    counted = ["model={baseline: popularity}", "phases=[]", "tokenizer={}", f"data.pretrain=[{{dir: {pretrain}}}]"]
+    recipe = StudyRecipe(base="small.yaml", runs_dir=str(tmp_path / "runs"), min_users=10)
+
+    def trained():
+        study = Study(recipe, RECIPES, [*counted, *another_dataset(own)])
+        return study.train(study.variant(kinds=tuple(KINDS)), 1)
+
+    def read(one):
+        return [one.record["fingerprint"], *one.record["pretrain_fingerprints"]]
+
+    before = trained()
+    assert read(before) == [whole.fingerprint] * 2
+    save_dataset(half, own, overwrite=True)
+    assert read(trained()) == [half.fingerprint, whole.fingerprint] and len(trained().ranks) == 30
+    save_dataset(half, pretrain, overwrite=True)
+    assert read(trained()) == [half.fingerprint] * 2
+    for folder in (own, pretrain):
+        save_dataset(whole, folder, overwrite=True)
+    assert trained().checkpoint == before.checkpoint and len(list((tmp_path / "runs").iterdir())) == 3
 
 
 def test_a_checkpoint_that_reads_its_items_is_ranked_so(shop, tiny_tokenizer, tiny_config):
