@@ -166,8 +166,8 @@ class RunFolder:
         """Begin or continue a run here, after looking at what the folder holds already. `fingerprints`: of its data.
 
         Raises:
-            FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set, or state/
-                holds what no run wrote.
+            FileExistsError: results or an unfinished run are here and neither resume nor overwrite is set, or what no
+                run wrote would be overwritten.
             BlockingIOError: another training is at work here.
             ValueError: the run to be resumed was started with another recipe or on other data, or a file of its state
                 is damaged.
@@ -188,13 +188,25 @@ class RunFolder:
                 f"{self.root} holds a finished run: choose another run.output_dir, or replace it with "
                 "--set run.overwrite=true"
             )
+        if not (recipe.run.overwrite or self.state.exists() or self.metrics.exists()):
+            self._check_nothing_foreign()
         self._check_own_state()
-        shutil.rmtree(self.state, ignore_errors=True)
+        (self.state / "recipe.json").unlink(missing_ok=True)  # first, so that a kill leaves nothing half to resume,
         self.log.unlink(missing_ok=True)
+        shutil.rmtree(self.state, ignore_errors=True)  # and last, so that it leaves no log without a run
         write_json(self.state / "recipe.json", lasting_part(recipe_to_dict(recipe)) | {"fingerprints": fingerprints})
         if self._handle is None:
             self._hold()
         self.log.touch()  # a run without phases writes nothing into it
+
+    def _check_nothing_foreign(self) -> None:
+        """Where no run is, what has the name of a result is somebody else's."""
+        foreign = [path.name for path in (self.checkpoint, self.recipe, self.log, self.ranks) if path.exists()]
+        if foreign:
+            raise FileExistsError(
+                f"{self.root} holds {', '.join(foreign)}, but no run, which would overwrite them: choose another "
+                "run.output_dir, or replace them with --set run.overwrite=true"
+            )
 
     def _check_own_state(self) -> None:
         foreign = sorted(p.name for p in self.state.glob("*") if not OWN_STATE.match(p.name))

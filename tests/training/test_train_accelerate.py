@@ -423,6 +423,22 @@ def test_what_no_run_wrote_is_not_deleted(write_recipe, tmp_path):
     assert thesis.read_text() == "three years"
 
 
+@pytest.mark.parametrize("name", ["checkpoint/my_weights.pt", "recipe.yaml", "log.jsonl", "ranks.parquet"])
+def test_what_only_has_the_name_of_a_result_is_not_overwritten_unless_asked(write_recipe, tmp_path, name):
+    path, mine = write_recipe([{**FINETUNE, "steps": 2}]), tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    (tmp_path / "run" / "notes.txt").write_text("in nobody's way")
+    for settings in ([], ["run.resume=true"]):
+        with pytest.raises(FileExistsError, match=f"holds {name.split('/')[0]}, but no run, which would overwrite"):
+            train(path, *settings)
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted([name.split("/")[0], "notes.txt"])
+    assert mine.read_text() == "mine"
+    folder = RunFolder(tmp_path / "run")
+    folder.open(read_recipe(path, ["run.overwrite=true"]))
+    folder.release()
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_and_no_half_written_one(write_recipe, tmp_path, monkeypatch):
     path = write_recipe([{**FINETUNE, "steps": 2}])
     train(path)
