@@ -33,8 +33,9 @@ from accelerate.state import AcceleratorState
 from jepa4rec.datasets_builders.contract import load_dataset_dir
 from jepa4rec.serving.whole_files_seqrec import write_json
 from jepa4rec.train_accelerate import run
-from jepa4rec.training.recipe import Recipe, read_recipe
-from jepa4rec.training.run_folder import RunFolder
+from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
+from jepa4rec.training.run_folder import RunFolder, differences, lasting_part
+from jepa4rec.training.typed_yaml import NO_YAML
 
 
 def combinations(varied: list[str]) -> list[dict]:
@@ -45,7 +46,10 @@ def combinations(varied: list[str]) -> list[dict]:
     choices = {}
     for setting in varied:
         key, _, text = setting.partition("=")
-        values = yaml.safe_load(text)
+        try:
+            values = yaml.safe_load(text)
+        except NO_YAML as error:
+            raise ValueError(f"--vary {setting}: no valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, list) or not values:
             raise ValueError(f"--vary {setting}: write section.key=[value, value]")
         choices[key] = values
@@ -57,7 +61,7 @@ def read_search(path: Path, base: dict) -> dict:
     if not path.exists():
         return {**base, "runs": []}
     found = json.loads(path.read_text(encoding="utf-8"))
-    different = [name for name in base if found.get(name) != base[name]]
+    different = differences({name: found.get(name) for name in base}, base)
     if different:
         raise ValueError(f"{path} holds another search ({', '.join(different)} differ): choose another --out")
     return found
@@ -90,6 +94,7 @@ def search(recipe_file: str, settings: list[str], varied: list[str], out: Path, 
     recipe = read_recipe(recipe_file, settings)
     fingerprint = load_dataset_dir(recipe.data.dir).fingerprint if recipe.data.dir else None
     base = {"recipe": Path(recipe_file).name, "base_settings": settings, "fingerprint": fingerprint}
+    base["settings_of_recipe"] = json.loads(json.dumps(lasting_part(recipe_to_dict(recipe))))
     found = read_search(out, {**base, "selected_by": "validation ndcg@10"})
     done = [entry["settings"] for entry in found["runs"]]
     for choice in combinations(varied):

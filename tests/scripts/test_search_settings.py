@@ -1,6 +1,7 @@
 """A search tries every combination once, records validation only, and goes on where it was."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -29,6 +30,8 @@ def test_every_combination():
     assert combinations(["a.b=[1, 2]", "c=[x]"]) == [{"a.b": 1, "c": "x"}, {"a.b": 2, "c": "x"}]
     with pytest.raises(ValueError, match=r"--vary a=1: write section.key=\[value, value\]"):
         combinations(["a=1"])
+    with pytest.raises(ValueError, match=r"--vary a=\[1: no valid YAML: "):
+        combinations(["a=[1"])
 
 
 def test_a_search_records_validation_and_goes_on(recipe, tmp_path, monkeypatch):
@@ -48,5 +51,14 @@ def test_a_search_records_validation_and_goes_on(recipe, tmp_path, monkeypatch):
 def test_another_search_is_not_overwritten(recipe, tmp_path):
     out = tmp_path / "search.json"
     search(recipe, [], ["phases.0.lr=[0.01]"], out, tmp_path / "runs")
-    with pytest.raises(ValueError, match="holds another search .base_settings differ.: choose another --out"):
+    with pytest.raises(ValueError, match="holds another search .base_settings.* differ.: choose another --out"):
         search(recipe, ["run.seed=2"], ["phases.0.lr=[0.01]"], out, tmp_path / "runs")
+
+
+def test_an_edited_recipe_is_another_search(recipe, tmp_path):
+    out, tree = tmp_path / "search.json", yaml.safe_load(Path(recipe).read_text())
+    search(recipe, [], ["phases.0.lr=[0.01]"], out, tmp_path / "runs")
+    tree["phases"][0]["steps"] = 3
+    Path(recipe).write_text(yaml.safe_dump(tree))
+    with pytest.raises(ValueError, match=r"search \(settings_of_recipe.phases.0.steps differ\): choose another"):
+        search(recipe, [], ["phases.0.lr=[0.01]"], out, tmp_path / "runs")
