@@ -47,6 +47,7 @@ if __name__ == "__main__":
 
 import hashlib
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -108,10 +109,14 @@ def parts(path: Path, size: int) -> Iterator[pa.Table]:
 
 
 def id_type(history: pa.DataType, ids: list[str]) -> pa.DataType:
-    """The type of the histories' ids where these are whole numbers, and so are those of the catalogue; else text."""
-    own = history.value_type
-    numbers = pa.types.is_integer(own) and all(item_id.lstrip("-").isdecimal() for item_id in ids)
-    return own if numbers else pa.string()
+    """Whole numbers where the histories' ids are, and every id of the catalogue is written as one; else text."""
+    numbers = pa.types.is_integer(history.value_type) and all(map(is_number, ids))
+    return pa.int64() if numbers else pa.string()
+
+
+def is_number(item_id: str) -> bool:
+    """Whether an int64 is written so: 7, but neither 007 nor +7."""
+    return re.fullmatch("0|-?[1-9][0-9]{0,18}", item_id) is not None and -(2**63) <= int(item_id) < 2**63
 
 
 def answer(pipe: CataloguePipeline, table: pa.Table, ids: pa.DataType, wishes: dict) -> pa.Table:

@@ -106,6 +106,20 @@ def test_ids_keep_their_type_and_bad_rows_lose_nobody(pipe, tmp_path, capsys):
     assert rows[2]["error"].startswith("Item '999' is not in the catalogue") and rows[4]["error"] is None
 
 
+@pytest.mark.parametrize(
+    ("other", "kind"),
+    [("70000", pa.int64()), ("007", pa.string()), ("-0", pa.string()), ("9223372036854775808", pa.string())],
+)
+def test_an_id_never_turns_into_another(pipe, tmp_path, other, kind):
+    pipe.add_items([{"item_id": other, "title": "torch"}], popularity=[99])
+    pipe.save_catalogue(tmp_path / "catalogue")
+    write(tmp_path / "histories.parquet", [[], [100]], pa.list_(pa.int16()))
+    rows = run(tmp_path, "--top_k", "13")
+    assert pq.read_schema(tmp_path / "out" / "part-000000.parquet").field("item_ids").type.value_type == kind
+    assert str(rows[0]["item_ids"][0]) == other
+    assert {str(item_id) for item_id in rows[1]["item_ids"]} == {*IDS, other}
+
+
 def test_what_cannot_be_is_one_sentence(pipe, histories, tmp_path):
     write(tmp_path / "histories.parquet", histories)
     for options, told in (
