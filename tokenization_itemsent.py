@@ -172,7 +172,7 @@ class ItemSentTokenizer(TokenizersBackend):
     def encode_items(self, items: Iterable[Mapping[str, Any]], item_ids: Sequence | None = None) -> ItemTokens:
         """Tokens of every item, each distinct word or string encoded once.
 
-        None, NaN and empty values are left out, numbers are written out, lists are joined by spaces. Raises
+        None, NaN, NaT, NA and empty values are left out, numbers are written out, lists are joined by spaces. Raises
         ValueError for an empty catalogue and for an item without text, named by its index (and its `item_ids` entry).
         """
 
@@ -560,13 +560,12 @@ def _text_of(value: Any, label) -> str:
     """Text of an attribute value that is no string; "" for a missing one."""
     if isinstance(value, str):
         return value
-    if value is None or (isinstance(value, (float, np.floating)) and np.isnan(value)):
-        return ""
     if isinstance(value, (Mapping, bytes)):
         raise ValueError(f"{label()} is a {type(value).__name__}: give text, a number or a list of them")
     if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
         return " ".join(filter(None, (_text_of(part, label) for part in value)))
-    return str(value)
+    # A data frame's marks for nothing: NaN and NaT differ from themselves, and NA answers <NA> to that.
+    return "" if value is None or str(value != value) in ("True", "<NA>") else str(value)
 
 
 def _check_every_item_has_text(value_tokens: np.ndarray, label) -> None:

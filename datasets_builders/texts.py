@@ -91,7 +91,9 @@ def open_nested(texts: pa.Array) -> pa.Array:
 
 def _opened(text: str) -> str:
     value = nested_value(text)
-    return text if value is None or not _holds_text(value) else words(value)  # a title "[1984]" is a title
+    if value is None or (words(value) and not _holds_text(value)):  # a title "[1984]" is a title
+        return text
+    return words(value)
 
 
 def is_too_deep(text: bytes) -> bool:

@@ -531,17 +531,18 @@ def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str
 
 
 def attributes_of(item: Mapping) -> dict:
-    """An item's texts; NaN, a data frame's mark for a missing one, is left out, as JSON has none.
+    """An item's texts; NaN, NaT and NA, a data frame's marks for a missing one, are left out, as JSON has none.
 
     Raises ValueError for what is no attribute dict.
     """
     if not isinstance(item, Mapping):
         raise ValueError(f"An item is {{attribute: text}}, not {_short(item)}.")
-    return {name: text for name, text in item.items() if name != ITEM_ID and not _is_nan(text)}
+    return {name: text for name, text in item.items() if name != ITEM_ID and not _is_missing(text)}
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float | np.floating) and bool(np.isnan(value))
+def _is_missing(value: Any) -> bool:
+    """NaN and NaT differ from themselves, and pandas' NA answers <NA> to that."""
+    return not isinstance(value, str | np.ndarray) and str(value != value) in ("True", "<NA>")
 
 
 def item_id_of(value: Any) -> str:

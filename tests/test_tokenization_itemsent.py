@@ -128,6 +128,11 @@ class TestItemSentence:
         item = {"title": ["red", None, ["tea"]], "brand": None, "kind": float("nan"), "5": "  ", "leaf": 5}
         assert tokenizer(item)["input_ids"] == [CLS, TITLE, RED, TEA, LEAF, FIVE]
 
+    def test_a_data_frames_marks_for_nothing_are_nothing(self):
+        pandas, tokenizer = pytest.importorskip("pandas"), hand_made_tokenizer()
+        for nothing in (pandas.NaT, pandas.NA, np.datetime64("NaT"), np.float32("nan"), [pandas.NaT, pandas.NA]):
+            assert tokenizer({"title": "red", "kind": nothing})["input_ids"] == [CLS, TITLE, RED], nothing
+
 
 class TestSettings:
     def test_attribute_limit_counts_name_and_value_together(self):

@@ -880,6 +880,15 @@ def test_lists_and_objects_inside_a_text_are_opened(table):
     }
 
 
+def test_an_empty_list_or_object_inside_a_text_is_empty(table):
+    empty = ["[]", "{}", "['']", " [ ] ", "[None]", "[[], {}]"]
+    sales = "user_id,item_id\n" + "".join(f"u,{row}\n" for row in range(len(empty)))
+    rows = "".join(f'{row},Pot {row},"{text}"\n' for row, text in enumerate(empty))
+    dataset = table(sales, f"item_id,title,tags\n{rows}9,Tea,\"['red']\"\n", all_items=True)
+    told = [item.get("tags") for item in texts(dataset).values()]
+    assert told == [None] * len(empty) + ["red"]
+
+
 def test_words_for_nothing_are_no_texts(table):
     dataset = table(SALES, "item_id,title,brand\na,Tea,NULL\nb,nan,Acme\n")
     assert texts(dataset) == {"a": {"title": "Tea"}, "b": {"brand": "Acme"}}

@@ -191,6 +191,14 @@ def test_broken_emoji_and_missing_values_are_read(pipe):
     assert torch.equal(pipe.item_vectors([{"title": "Grüner Tee \ud83c"}])[0], whole[1])
 
 
+def test_a_data_frames_rows_are_items(pipe):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"item_id": ["a", "b"], "title": ["tea", "pot"]})
+    frame["since"] = pandas.to_datetime([None, None])
+    pipe.add_items(frame.to_dict("records") + [{"item_id": "c", "title": "cup", "since": pandas.NA}])
+    assert pipe.catalogue.items[-3:] == [{"title": "tea"}, {"title": "pot"}, {"title": "cup"}]
+
+
 def test_unknown_ids_can_be_ignored(pipe):
     pipe.remove_items(["p11"])
     assert ids(pipe({"history": ["p11", "p0", "p4"]}, unknown="ignore")) == ids(pipe({"history": ["p0", "p4"]}))
