@@ -177,6 +177,17 @@ def test_a_name_that_differs_within_an_item_is_not_the_items(table):
     assert "not used: 'Name'" in report(dataset)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_hexadecimal_ids_are_no_numbers_that_lost_digits(table, kind):
+    pairs = [("3e11", "1e10"), ("3e11", "9e86"), ("4d00", "1e10")]
+    if kind == "csv":
+        sales = "user_id,item_id\n" + "".join(f"{user},{item}\n" for user, item in pairs)
+    else:
+        sales = "".join(json.dumps({"user_id": user, "item_id": item}) + "\n" for user, item in pairs)
+    dataset = table(sales, "item_id,title\n1e10,Tea\n9e86,Pot\n", names=(f"sales.{kind}", "products.csv"))
+    assert histories(dataset) == {"3e11": ["1e10", "9e86"], "4d00": ["1e10"]}
+
+
 def test_an_id_that_lost_its_zeros_is_pointed_at(table):
     with pytest.raises(ValueError, match=r"item '007' has no text.*but '7' is: if they are one, write them alike"):
         table("user_id,item_id\nu,007\n", "item_id,title\n7,Tea\n")
@@ -646,6 +657,8 @@ def test_json_may_be_an_array_and_change_its_mind_about_types(table, content):
             "holds lists or objects where an id is needed",
         ),
         (None, "user_id,item_id\nu,1.70928E+12\n", PRODUCTS, "row 1: '1.70928E.12' is an id that lost its digits"),
+        (None, "user_id,item_id\n2e+20,a\n", PRODUCTS, "row 1: '2e.20' is an id that lost its digits"),
+        (None, "user_id,item_id\nu,1.70928E12\n", PRODUCTS, "row 1: '1.70928E12' is an id that lost its digits"),
     ],
 )
 def test_broken_files_are_refused_in_one_sentence(table, names, sales, products, message):
