@@ -68,7 +68,7 @@ _MISSING = r"^(NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"  # what programs write wh
 _MISSING_ID = r"^(nan|NaN|NaT|NULL|null|None|<NA>|N/A|#N/A|\\N)$"
 _MIDNIGHT = r"[T ]0?0:00(:00(\.0+)?)?$"  # what a column of days gets where only moments can be written
 _WHOLE_TIME = r"(\d{1,7}|\d{9,})([.,]\d*)?"  # a number that is no day as 20240301 is
-# What spreadsheets and floats make of long numbers: 1.7E+12, Java's 1.7E12. Hexadecimal ids have no point or sign: 1e10.
+# What spreadsheets and floats make of long numbers, Java's 1.7E12 too; a hexadecimal id has no point or sign: 1e10
 _LOST_DIGITS = r"^\d(\.\d+[eE]\+?|[eE]\+)\d\d+$"
 
 
