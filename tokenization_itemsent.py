@@ -177,7 +177,8 @@ class ItemSentTokenizer(TokenizersBackend):
         """
 
         def label(i):
-            return f"item {i}" if item_ids is None else f"item {i} (id {item_ids[i]!r})"
+            known = item_ids is not None and item_ids[i] is not None
+            return f"item {i} (id {item_ids[i]!r})" if known else f"item {i}"
 
         if isinstance(items, (str, bytes, Mapping)) or not isinstance(items, Iterable):
             raise ValueError(f"the items are one {type(items).__name__}: give a list of {{attribute: text}}")

@@ -28,6 +28,7 @@ from .engines import connect, json_lines, keep
 from .reading import read_json_fields
 
 ITEMS_WITHOUT_TEXT = ("error", "drop", "use_id")
+INVISIBLE = "\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff"  # spaces and signs of no width, which tokenizers drop
 
 
 class Workspace:
@@ -216,7 +217,7 @@ def with_text(items: ir.Table, policy: str, name: str, labels: Mapping[str, str]
     """
     attributes = [column for column in items.columns if column not in ("row", "item_id", "domain")]
     items = items.mutate(**{column: items[column].cast("string").fill_null("") for column in attributes})
-    has_text = ibis.or_(*[items[column].strip() != "" for column in attributes])
+    has_text = ibis.or_(*[items[column].translate(INVISIBLE, "").strip() != "" for column in attributes])
     if policy == "drop":
         return items.filter(has_text)
     if policy == "use_id":

@@ -74,8 +74,18 @@ class SequentialRecommendationPipeline(CataloguePipeline):
     def _whitening_power(self) -> float | None:
         return self.model.config.catalogue_whitening if self._reads_items else None
 
-    @torch.no_grad()
     def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot) -> Tensor:
+        try:
+            return self._read_histories(histories, catalogue)
+        except ValueError:
+            if len(histories) == 1:  # what failed may be cut and newest first: the sentence counts as the user does
+                self.tokenizer.encode_items([item for _, item in histories[0]], [name for name, _ in histories[0]])
+            raise
+
+    @torch.no_grad()
+    def _read_histories(
+        self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot
+    ) -> Tensor:
         if self._reads_items:
             return self._means_of_items(histories, catalogue)
         # What is too old to be read is not encoded either, which would take seconds for the longest histories.

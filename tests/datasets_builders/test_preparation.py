@@ -113,7 +113,7 @@ def build(workspace, items, **settings):
 
 
 def test_items_without_text_are_an_error_that_names_item_and_row(workspace):
-    items = {"item_id": ["a", "b"], "title": ["x", " "], "brand": ["", None]}
+    items = {"item_id": ["a", "b"], "title": ["x", " \u200b\u00a0 "], "brand": ["", None]}
     with pytest.raises(ValueError, match=r"items.csv: item 'b' \(row 2\) has no text in title or brand"):
         build(workspace, items)
     kept, sequences = build(workspace, items, items_without_text="drop")

@@ -182,6 +182,14 @@ def test_a_bad_row_is_named_in_its_place_and_loses_no_other(pipe):
         pipe(rows, top_k=3, strict=True)
 
 
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_an_item_without_text_is_counted_as_the_history_was_written(pipe, decay):
+    pipe.model.config.history_decay = decay
+    for item, told in (({"title": " "}, "item 3 has"), ({"item_id": "x", "title": " "}, r"item 3 \(id 'x'\) has")):
+        with pytest.raises(ValueError, match=f"^{told} no text"):
+            pipe({"history": ["p1", {"title": "tea"}, {"title": "pot"}, item, {"title": "cup"}, "p2"]})
+
+
 def test_broken_emoji_and_missing_values_are_read(pipe):
     """Half a surrogate pair has no UTF-8, and NaN is what a data frame has for nothing."""
     pipe.add_items([{"item_id": "b", "title": "Green tea \ud83c", "brand": np.nan, "\udc00": "x"}])
