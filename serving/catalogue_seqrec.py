@@ -422,7 +422,7 @@ def _write(snapshot: Snapshot, weights_hash: str, power: float | None, folder: P
 
 def _json_line(row: dict) -> str:
     try:
-        line = json.dumps(row, ensure_ascii=False)
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"Item {row[ITEM_ID]!r} cannot be saved as JSON: {error}.") from error
     # Half a surrogate pair, as broken emoji leave behind, has no UTF-8; escaped it is kept.
@@ -469,7 +469,7 @@ def _read(folder: Path) -> tuple[dict, list[dict], Tensor, Whitening | None]:
             if about["sha256"] != {ITEMS_FILE: digest(items), VECTORS_FILE: digest(vectors_path)}:
                 raise ValueError("its files are not those that were saved together")
             with open(items, encoding="utf-8") as lines:
-                rows = [json.loads(line) for line in lines]
+                rows = [_row_of(line) for line in lines]
             tensors = load_file(vectors_path)
         vectors = tensors["vectors"]
         whitening = None
@@ -481,6 +481,14 @@ def _read(folder: Path) -> tuple[dict, list[dict], Tensor, Whitening | None]:
         ValueError, KeyError, TypeError, AttributeError, OverflowError, OSError, RecursionError, SafetensorError,
     ) as error:  # fmt: skip
         raise ValueError(f"{folder} is damaged ({' '.join(str(error).split())}); save the catalogue again.") from error
+
+
+def _row_of(line: str) -> dict:
+    row = json.loads(line)
+    # As catalogues were saved before. To look at every item would take as long as reading them.
+    if any(mark in line for mark in ("NaN", "Infinity", "\\ud")):
+        row["item"] = attributes_of(row["item"])
+    return row
 
 
 def _check_read(about: dict, rows: list, vectors: Tensor, whitening: Whitening | None) -> None:
@@ -527,21 +535,35 @@ def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str
         if item_id is None or (isinstance(item_id, str) and not item_id):
             raise ValueError(f'Item {row} has no {ITEM_ID}: give {{"{ITEM_ID}": "...", "title": "...", ...}}.')
         ids.append(item_id_of(item_id))
+        if _sound(ids[-1]) != ids[-1]:
+            raise ValueError(f"Item {row} has the {ITEM_ID} {_short(item_id)}, half a surrogate pair: give another.")
     return ids, [attributes_of(item) for item in items]
 
 
 def attributes_of(item: Mapping) -> dict:
-    """An item's texts; NaN, NaT and NA, a data frame's marks for a missing one, are left out, as JSON has none.
+    """An item's texts, as JSON has them: NaN, NaT and NA, a data frame's marks for a missing one, and infinity are left out,
+    also of lists, and half a surrogate pair, as broken emoji leave behind, becomes a question mark.
 
     Raises ValueError for what is no attribute dict.
     """
     if not isinstance(item, Mapping):
         raise ValueError(f"An item is {{attribute: text}}, not {_short(item)}.")
-    return {name: text for name, text in item.items() if name != ITEM_ID and not _is_missing(text)}
+    try:
+        return {_sound(name): _sound(text) for name, text in item.items() if name != ITEM_ID and not _is_missing(text)}
+    except RecursionError:
+        raise ValueError("An item holds lists in lists without end: give text, a number or a list of them.") from None
+
+
+def _sound(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_sound(part) for part in value if not _is_missing(part)]
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value
 
 
 def _is_missing(value: Any) -> bool:
-    """NaN and NaT differ from themselves, and pandas' NA answers <NA> to that."""
+    """NaN and NaT differ from themselves, and pandas' NA answers <NA> to that; JSON has no infinity either."""
+    if isinstance(value, float | np.floating):
+        return not np.isfinite(value)
     return not isinstance(value, str | np.ndarray) and str(value != value) in ("True", "<NA>")
 
 
@@ -572,7 +594,7 @@ def _short(value: Any) -> str:
 
 
 def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) -> np.ndarray:
-    """Popularity as float64 (n,), NaN where unknown. Raises ValueError for what is no number."""
+    """Popularity as float64 (n,), NaN where unknown or infinite. Raises ValueError for what is no number."""
     if popularity is None:
         return np.full(len(ids), np.nan)
     try:
@@ -581,6 +603,7 @@ def popularity_counts(ids: Sequence[str], popularity: Sequence[float] | None) ->
         raise ValueError(f"popularity holds something that is no number ({error}).") from error
     if counts.shape != (len(ids),):
         raise ValueError(f"{len(ids)} items were given with {counts.size} values of popularity.")
+    counts[np.isinf(counts)] = np.nan
     return counts
 
 

@@ -7,7 +7,6 @@ knows items by their ids.
 import difflib
 import hashlib
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,6 +23,7 @@ from .catalogue_seqrec import ITEM_ID, Catalogue, Snapshot, attributes_of, item_
 
 TASK = "sequential-recommendation"
 IDS_FILE = "item_ids.json"
+MOST_BOOST = torch.finfo(torch.float32).max
 POOL = 10  # candidates for each wanted item where the best alone are not asked for
 Item = str | int | Mapping[str, Any]
 Filter = Callable[[dict], bool] | Sequence[str | int]
@@ -533,8 +533,8 @@ def _is_count(value: Any) -> bool:
 
 def _boost(item_id: str | int, value: Any) -> float:
     numeric = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not numeric or not abs(value) < sys.float_info.max:
-        raise ValueError(f"The boost of item {item_id!r} is {value!r}; it is a number.")
+    if not numeric or not abs(value) < MOST_BOOST:
+        raise ValueError(f"The boost of item {item_id!r} is {value!r}; it is a number, {MOST_BOOST:.1g} at most.")
     return float(value)
 
 

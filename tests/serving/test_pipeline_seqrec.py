@@ -193,7 +193,7 @@ def test_an_item_without_text_is_counted_as_the_history_was_written(pipe, decay)
 def test_broken_emoji_and_missing_values_are_read(pipe):
     """Half a surrogate pair has no UTF-8, and NaN is what a data frame has for nothing."""
     pipe.add_items([{"item_id": "b", "title": "Green tea \ud83c", "brand": np.nan, "\udc00": "x"}])
-    assert pipe.catalogue.items[-1] == {"title": "Green tea \ud83c", "\udc00": "x"}
+    assert pipe.catalogue.items[-1] == {"title": "Green tea ?", "?": "x"}
     assert len(pipe({"history": ["b", {"title": "\ud83c tea"}]}, top_k=3)) == 3
     whole = pipe.item_vectors([{"title": "Grüner Tee 🍵"}, {"title": "Grüner Tee ?"}])
     assert torch.equal(pipe.item_vectors([{"title": "Grüner Tee \ud83c"}])[0], whole[1])
@@ -205,6 +205,27 @@ def test_a_data_frames_rows_are_items(pipe):
     frame["since"] = pandas.to_datetime([None, None])
     pipe.add_items(frame.to_dict("records") + [{"item_id": "c", "title": "cup", "since": pandas.NA}])
     assert pipe.catalogue.items[-3:] == [{"title": "tea"}, {"title": "pot"}, {"title": "cup"}]
+
+
+def test_what_json_does_not_know_is_kept_out_of_every_answer(pipe, tmp_path):
+    inf, nan = float("inf"), float("nan")
+    odd = {"title": "Cup", "price": inf, "ratings": [nan, 3.5, -inf], "tags": ("\ud83d", ["x", nan]), "none": None}
+    pipe.add_items([{"item_id": "odd", **odd}], popularity=[inf])
+    told = {"title": "Cup", "ratings": [3.5], "tags": ["?", ["x"]], "none": None}
+    assert pipe.catalogue.items[-1] == told and np.isnan(pipe.catalogue.popularity[-1])
+    pipe.catalogue.add(["older"], [{"title": "Cup \ud83d"}], torch.ones(1, 32), None)  # as it was saved before
+    pipe.save_catalogue(tmp_path / "shop")
+    lines = (tmp_path / "shop" / "items.jsonl").read_text(encoding="utf-8")
+    pipe.load_catalogue(tmp_path / "shop")
+    answer = pipe({"history": ["p0"]}, top_k=20)
+    assert "\\ud83d" in lines and {"title": "Cup ?"} in [own["item"] for own in answer]
+    json.dumps(answer, allow_nan=False, ensure_ascii=False).encode()
+    with pytest.raises(ValueError, match="Item 1 has the item_id .* half a surrogate pair: give another"):
+        pipe.add_items([{"item_id": "x", "title": "Cup"}, {"item_id": "\ud83d", "title": "Cup"}])
+    endless = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match="lists in lists without end"):
+        pipe.add_items([{"item_id": "x", "title": endless}])
 
 
 def test_unknown_ids_can_be_ignored(pipe):
@@ -242,9 +263,9 @@ def test_ids_may_be_whole_numbers(tiny_backend, tiny_tokenizer):
     assert "100" not in made.catalogue.ids
 
 
-@pytest.mark.parametrize("boost", [10**400, float("inf"), float("nan"), True, "1"])
+@pytest.mark.parametrize("boost", [10**400, 1e308, -1e308, float("inf"), float("nan"), True, "1"])
 def test_a_boost_that_is_no_number_is_refused(pipe, boost):
-    with pytest.raises(ValueError, match="The boost of item 'p1' is .*; it is a number."):
+    with pytest.raises(ValueError, match="The boost of item 'p1' is .*; it is a number, 3e\\+38 at most."):
         pipe({"history": ["p0"]}, boosts={"p1": boost})
 
 
