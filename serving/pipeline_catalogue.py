@@ -503,6 +503,8 @@ def _told(
     for item in history:
         if isinstance(item, Mapping):
             own = _id_in(item), attributes_of(item)
+            if not own[1] and own[0] in catalogue.places:
+                own = own[0], catalogue.items[catalogue.places[own[0]]]
         else:
             name = _history_id(item)
             place = catalogue.places.get(name)

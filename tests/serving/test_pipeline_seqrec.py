@@ -84,6 +84,14 @@ def test_an_encoder_that_learned_means_of_items_reads_histories_as_such(pipe, ti
         assert [answer["score"] for answer in answers] == pytest.approx(cosines.tolist(), abs=1e-4)
 
 
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_an_id_alone_in_a_dict_is_that_item_of_the_catalogue(pipe, decay):
+    pipe.model.config.history_decay = decay
+    assert pipe({"history": [{"item_id": "p0"}, "p4"]}) == pipe({"history": ["p0", "p4"]})
+    with pytest.raises(ValueError, match="item 0 has no text"):
+        pipe({"history": [{"item_id": "gone"}]})
+
+
 def test_a_catalogue_is_whitened_by_its_own_items_and_stays_so(tiny_backend, tiny_tokenizer, tiny_items, tmp_path):
     """As evaluation ranks it; by ids, by texts and from a saved folder, and later items move no others."""
     model = make_model(tiny_backend)
