@@ -52,6 +52,9 @@ class Index:
     def __init__(self, kind: str, built: "tuple[Any, np.ndarray] | None" = None):
         self._kind, self._built, self._lock = kind, built, threading.Lock()
 
+    def __reduce__(self):  # copies and pickles have a lock of their own
+        return Index, (self._kind, self._built)
+
     def of(self, vectors: Tensor) -> "tuple[Any, np.ndarray]":
         """What finds neighbours, and the row (M,) in the snapshot of each of its vectors, -1 for one that is gone."""
         with self._lock:
@@ -311,6 +314,12 @@ class Catalogue:
         self.weights_hash, self._writing, self._power = weights_hash, threading.RLock(), whitening
         kept = None if index == "exact" else Index(index)
         self._now = Snapshot([], [], np.empty(0), torch.empty(width, 0), {}, index, rescore, _index=kept)
+
+    def __getstate__(self) -> dict:  # copies and pickles have a lock of their own
+        return {name: value for name, value in vars(self).items() if name != "_writing"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state, _writing=threading.RLock())
 
     def snapshot(self) -> Snapshot:
         """All there is now, as one; ask it and nothing else until an answer is whole."""

@@ -1,7 +1,9 @@
 """The catalogue: exact search equals the slow way, the others re-rank, foreign and broken files are refused."""
 
+import copy
 import json
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -267,6 +269,20 @@ def test_items_come_and_go(index):
     catalogue.remove(["new", "i0"])
     assert len(catalogue) == 49 and catalogue.rows(["i1"]) == [0]
     assert "new" not in [catalogue.ids[row] for row in catalogue.search(target, 3)[1][0]]
+
+
+@pytest.mark.parametrize("index", INDEXES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda own: pickle.loads(pickle.dumps(own))])
+def test_a_copy_is_a_catalogue_of_its_own(index, copied):
+    if index == "faiss":
+        pytest.importorskip("faiss")
+    catalogue = filled(index=index)
+    expected = catalogue.search(catalogue.vectors[:3], 5)
+    twin = copied(catalogue)
+    assert all(map(np.array_equal, twin.search(catalogue.vectors[:3], 5), expected))
+    twin.remove(["i0"])
+    twin.add(["new"], [{}], torch.randn(1, 32), None)
+    assert "new" not in catalogue.ids and "i0" in catalogue.ids
 
 
 def test_a_saved_catalogue_comes_back_the_same(tmp_path):
