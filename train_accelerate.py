@@ -362,7 +362,8 @@ def choose_precision(wanted: str | None) -> str:
     """The precision to train in: "no", "bf16" or "fp16".
 
     Raises:
-        ValueError: bf16 was asked for where the device has no instructions for it and would only be slower.
+        ValueError: bf16 was asked for where the device has no instructions for it and would only be slower, or fp16 on
+            a CPU, where accelerate leaves it out without a word.
     """
     has_bf16, said_by = computes_in_bf16(), "run.mixed_precision"
     if wanted in ("auto", None):  # null in recipes of earlier versions
@@ -372,6 +373,8 @@ def choose_precision(wanted: str | None) -> str:
     if wanted == "bf16" and not has_bf16:
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "processor"
         raise ValueError(f"{said_by} is bf16, which this {device} does not compute in: use auto or no")
+    if wanted == "fp16" and not torch.accelerator.is_available():
+        raise ValueError(f"{said_by} is fp16, which only a GPU trains in: use auto or no")
     return wanted
 
 

@@ -210,6 +210,17 @@ def test_training_stops_after_patience_evaluations_without_improvement(write_rec
     assert evaluated == [2, 4, 6]
 
 
+def test_a_precision_that_the_device_does_not_train_in_is_refused(write_recipe, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(train_accelerate, "computes_in_bf16", lambda: False)
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(ValueError, match=f"run.mixed_precision is {precision}, which .*: use auto or no"):
+            train(write_recipe([FINETUNE], mixed_precision=precision))
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        with pytest.raises(ValueError, match=f"accelerate's mixed_precision is {precision}, which"):
+            train_accelerate.choose_precision("auto")
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_texts_are_encoded_in_the_precision_of_the_run(write_recipe, monkeypatch, precision):
     """Estimate, item matrices, validations, test split and zero-shot; steps have always been in it."""
