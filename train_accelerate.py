@@ -401,7 +401,27 @@ def begin(recipe: Recipe, data: RunData, folder: RunFolder) -> None:
         return
     set_seed(recipe.run.seed)
     model, tokenizer = make_starting_checkpoint(recipe, data)
+    if tokenizer is not None:
+        check_item_positions(recipe, model, tokenizer.max_items)
     write_checkpoint(model, tokenizer, folder.start)
+
+
+def check_item_positions(recipe: Recipe, model: nn.Module, max_items: int) -> None:
+    """Raise ValueError when a text would hold more items than the model has positions for. `max_items`: of the
+    tokenizer, for phases without their own."""
+    most = model.base_model.table_sizes().get("item_position_ids", math.inf) - 1
+    whole = ("tokenizer", max_items)
+    read = [whole] if not recipe.phases else []
+    for index, phase in enumerate(recipe.phases):
+        if phase.history_decay is None:  # else items are read one by one
+            read.append((f"phases.{index}", phase.max_items) if phase.max_items else whole)
+    for where, items in read:
+        if items > most:
+            raised = ", or raise model.config.max_item_embeddings" if recipe.model.init == "scratch" else ""
+            raise ValueError(
+                f"{where}.max_items is {items}, but the model has positions for {most} items of a history: lower it "
+                f"to at most {most}{raised}"
+            )
 
 
 def run_phase(

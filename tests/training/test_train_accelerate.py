@@ -536,6 +536,25 @@ def test_a_batch_larger_than_the_data_is_known_before_training(write_recipe):
         train(write_recipe([PRETRAIN, {**FINETUNE, "batch_size": 4096}]))
 
 
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            [],
+            "phases.1.max_items is 6, but the model has positions for 4 items of a history: lower it to at most 4, or",
+        ),
+        (["model.config.max_item_embeddings=4", "phases.0.max_items=null"], "tokenizer.max_items is 4, .* at most 3"),
+        (["model.config.max_item_embeddings=4", "phases=[]"], "tokenizer.max_items is 4, .* at most 3"),
+    ],
+)
+def test_more_items_than_the_model_has_positions_for_are_known_before_training(write_recipe, tmp_path, settings, told):
+    with pytest.raises(ValueError, match=told):
+        train(write_recipe([{**PRETRAIN, "steps": 1}, {**FINETUNE, "max_items": 6}]), *settings)
+    assert not (tmp_path / "run" / "log.jsonl").read_text()
+    fits = ["tokenizer.max_items=9", "model.config.max_item_embeddings=7"]  # which is more than any phase reads
+    train(write_recipe([{**FINETUNE, "steps": 1, "max_items": 6}]), *fits, "run.overwrite=true")
+
+
 def test_an_unknown_model_field_is_an_error(write_recipe):
     with pytest.raises(ValueError, match=r"model.config.hiden_size.*did you mean hidden_size\?"):
         train(write_recipe([FINETUNE]), "model.config.hiden_size=8")
