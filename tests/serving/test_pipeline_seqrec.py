@@ -88,7 +88,7 @@ def test_an_encoder_that_learned_means_of_items_reads_histories_as_such(pipe, ti
 def test_an_id_alone_in_a_dict_is_that_item_of_the_catalogue(pipe, decay):
     pipe.model.config.history_decay = decay
     assert pipe({"history": [{"item_id": "p0"}, "p4"]}) == pipe({"history": ["p0", "p4"]})
-    with pytest.raises(ValueError, match="item 0 has no text"):
+    with pytest.raises(ValueError, match=r"item 0 \(id 'gone'\) has no text"):
         pipe({"history": [{"item_id": "gone"}]})
 
 
