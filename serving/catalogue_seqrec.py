@@ -558,7 +558,8 @@ def attributes_of(item: Mapping) -> dict:
     if not isinstance(item, Mapping):
         raise ValueError(f"An item is {{attribute: text}}, not {_short(item)}.")
     try:
-        return {_sound(name): _sound(text) for name, text in item.items() if name != ITEM_ID and not _is_missing(text)}
+        known = [(name, text) for name, text in item.items() if name != ITEM_ID and not _is_missing(text)]
+        return {_sound(name): _sound(text) for name, text in known}
     except RecursionError:
         raise ValueError("An item holds lists in lists without end: give text, a number or a list of them.") from None
 
