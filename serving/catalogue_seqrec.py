@@ -550,8 +550,8 @@ def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str
 
 
 def attributes_of(item: Mapping) -> dict:
-    """An item's texts, as JSON has them: NaN, NaT and NA, a data frame's marks for a missing one, and infinity are left
-    out, also of lists, and half a surrogate pair, as broken emoji leave behind, becomes a question mark.
+    """An item's texts, as JSON has them: NaN, NaT and NA, a data frame's marks for a missing one, and infinity are
+    left out, also of lists, and half a surrogate pair, as broken emoji leave behind, becomes a question mark.
 
     Raises ValueError for what is no attribute dict.
     """
