@@ -238,6 +238,7 @@ class ItemSequenceModel(PreTrainedModel):
             own[name].copy_(others[name])
 
 
+# Also in modeling_seqrec.py, whose code a saved baseline does not carry along.
 def on_device(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor that was worked out on the host, beside `like`; nothing waits for the copy."""
     if tensor.device == like.device:
