@@ -93,7 +93,7 @@ def measure(study: Study) -> tuple[list[Point], dict]:
         trained = held_out.train_seeds(settings)
         series[f"fine-tuned, cold items {NAMES[way]}"] = stack(trained)
     if series:
-        texts = [rank_as_texts(held_out, open_trained(one)) for one in trained]
+        texts = [rank_as_texts(held_out, open_trained(one.checkpoint)) for one in trained]
         series["its text encoder alone"] = np.stack(texts)
     series |= held_out.train_systems(study.recipe.systems) | baseline_ranks(held_out)
     facts = {"trained_on": held_out.data.dataset.fingerprint, "held_out_items": int(cold.sum())}

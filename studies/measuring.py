@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 from accelerate.utils import set_seed
@@ -12,7 +13,7 @@ from jepa4rec.evaluation.metrics.significance import paired_bootstrap
 from jepa4rec.evaluation.ranking import Scorer, rank_split
 from jepa4rec.evaluation.scorers import make_scorer
 from jepa4rec.hub.opening import open_encoder
-from jepa4rec.studies.studying import METRICS, Point, Study, Trained
+from jepa4rec.studies.studying import METRICS, Point, Study
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.start import make_starting_checkpoint
 
@@ -39,10 +40,9 @@ def start_checkpoint(study: Study, settings: Sequence[str] = ()) -> tuple:
     return make_starting_checkpoint(recipe, study.data)
 
 
-def open_trained(trained: Trained) -> tuple:
-    """A run's text encoder and tokenizer."""
-    model = open_encoder(trained.checkpoint).eval()
-    return model, ItemSentTokenizer.from_pretrained(trained.checkpoint)
+def open_trained(checkpoint: str | Path) -> tuple:
+    """A checkpoint's text encoder and tokenizer."""
+    return open_encoder(checkpoint).eval(), ItemSentTokenizer.from_pretrained(checkpoint)
 
 
 def rank_as_texts(study: Study, checkpoint: tuple, texts: list[dict[str, str]] | None = None) -> np.ndarray:

@@ -64,7 +64,7 @@ def system_ranks(study: Study, settings: Sequence[str], steps: int) -> np.ndarra
     if not steps:
         return rank(study, start_checkpoint(study, settings))[None]
     trained = study.pretrain_seeds([*settings, *lengths])
-    return np.stack([rank(study, open_trained(one)) for one in trained])
+    return np.stack([rank(study, open_trained(one.checkpoint)) for one in trained])
 
 
 def rank(study: Study, checkpoint: tuple) -> np.ndarray:

@@ -2,10 +2,11 @@
 
     python studies/revealed_words.py --data data/scientific
 
-The base recipe's pre-training is run once a seed. For a growing share of the target's words, zero-shot, in two ways:
-the predictor is given the target with its other words masked and its prediction is compared with the target encoder's
-item vectors (equation of section 3.3: FFN2(h_CLS ⊕ h_{n+1,M})), or the words are read as one more, newest item of the
-history, which any text model can do. JEPA4Rec, Appendix D, Figure 7b.
+The base recipe's pre-training is run once a seed (or `pretrained` names checkpoints). For a growing share of the
+target's words, zero-shot, in two ways: the predictor, where it has learned, is given the target with its other words
+masked and its prediction is compared with the target encoder's item vectors (equation of section 3.3:
+FFN2(h_CLS ⊕ h_{n+1,M})), or the words are read as one more, newest item of the history, which any text model can do.
+JEPA4Rec, Appendix D, Figure 7b.
 """
 
 import sys
@@ -22,15 +23,15 @@ import numpy as np
 import torch
 
 from jepa4rec.evaluation.ranking import rank_targets
-from jepa4rec.modeling_jepa4rec import Jepa4RecForPreTraining
+from jepa4rec.hub.opening import pretraining_class
 from jepa4rec.serving.encoding_seqrec import encode_histories, encode_items
-from jepa4rec.studies.studying import Point, PretrainedRecipe, Study, study_command
+from jepa4rec.studies.studying import CheckpointsRecipe, Point, Study, study_command
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from jepa4rec.training.masking import word_starts
 
 
 @dataclass(kw_only=True)
-class RevealedWordsRecipe(PretrainedRecipe):
+class RevealedWordsRecipe(CheckpointsRecipe):
     """`percents` of the target's words that are revealed; `max_items`: newest items of a history that are read, the
     words of the target as one of them (default: the tokenizer's)."""
 
@@ -114,17 +115,21 @@ WAYS = {"JEPA predictor": ByPredictor, "words as the newest item": AsNewestItem}
 
 def measure(study: Study) -> tuple[list[Point], dict]:
     limits = {} if study.recipe.max_items is None else {"max_items": study.recipe.max_items}
-    ranks = {(way, percent): [] for way in WAYS for percent in study.recipe.percents}
-    for one, seed in zip(study.pretrain_seeds(), study.recipe.seeds, strict=True):
-        model = Jepa4RecForPreTraining.from_pretrained(one.checkpoint).eval()
-        tokenizer = ItemSentTokenizer.from_pretrained(one.checkpoint, **limits)
-        item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True))
-        for way, kind in WAYS.items():
-            reader = kind(model, tokenizer, item_tokens, study.data.splits.test, study.rules.exclude_history)
-            for percent in study.recipe.percents:
-                revealed = revealed_tokens(tokenizer, item_tokens, percent / 100, seed)
-                ranks[way, percent].append(reader.ranks(revealed))
-    return [Point(way, percent, np.stack(rows)) for (way, percent), rows in ranks.items()], {}
+    ranks: dict[tuple[str, float], list[np.ndarray]] = {}
+    for name, checkpoints in study.pretrained().items():
+        for checkpoint, seed in zip(checkpoints, study.recipe.seeds, strict=True):
+            model = pretraining_class(checkpoint).from_pretrained(checkpoint).eval()
+            tokenizer = ItemSentTokenizer.from_pretrained(checkpoint, **limits)
+            item_tokens = tokenizer.encode_items(study.data.dataset.item_texts(empty=True))
+            for way, kind in WAYS.items():
+                if kind is ByPredictor and not model.predictor.next[0].bias.any():
+                    continue  # RecFormer's pre-training leaves it as it was drawn, with biases of zero
+                reader = kind(model, tokenizer, item_tokens, study.data.splits.test, study.rules.exclude_history)
+                for percent in study.recipe.percents:
+                    revealed = revealed_tokens(tokenizer, item_tokens, percent / 100, seed)
+                    series = f"{name}, {way}" if name else way
+                    ranks.setdefault((series, percent), []).append(reader.ranks(revealed))
+    return [Point(series, percent, np.stack(rows)) for (series, percent), rows in ranks.items()], {}
 
 
 main = study_command(

@@ -2,8 +2,8 @@
 
     python studies/robustness.py --data data/scientific
 
-The base recipe's pre-training is run once a seed (or its start taken as it is, `pretrain: false`); then catalogue and
-histories are read as texts that were changed: attributes in another order, each attribute but one missing with a
+The base recipe's pre-training is run once a seed (or `pretrained` names checkpoints); then catalogue and histories are
+read as texts that were changed: attributes in another order, each attribute but one missing with a
 probability, each letter replaced with a probability. Reviewers of JEPA4Rec asked how much attribute order matters.
 """
 
@@ -21,24 +21,18 @@ PARSER = study_parser(__name__, __file__, __doc__)
 
 import numpy as np
 
-from jepa4rec.studies.measuring import change_texts, open_trained, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, PretrainedRecipe, Study, study_command
+from jepa4rec.studies.measuring import change_texts, open_trained, rank_as_texts
+from jepa4rec.studies.studying import CheckpointsRecipe, Point, Study, study_command
 
 Change = Callable[[dict[str, str], np.random.Generator], dict[str, str]]
 
 
 @dataclass(kw_only=True)
-class RobustnessRecipe(PretrainedRecipe):
+class RobustnessRecipe(CheckpointsRecipe):
     """`missing` and `noise`: percents of attributes that are dropped, of letters that are replaced."""
 
     missing: list[float] = field(default_factory=lambda: [20.0, 50.0])
     noise: list[float] = field(default_factory=lambda: [2.0, 5.0, 10.0])
-    pretrain: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.judged_on and not self.pretrain:
-            raise ValueError("judged_on is for pre-training, and pretrain is false: leave it out")
 
 
 def shuffled(item: dict[str, str], rng: np.random.Generator) -> dict[str, str]:
@@ -80,17 +74,13 @@ def changes(recipe: RobustnessRecipe) -> dict[str, Change]:
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
-    if study.recipe.pretrain:
-        checkpoints = [open_trained(one) for one in study.pretrain_seeds()]
-    else:
-        checkpoints = [start_checkpoint(study)]
-    texts, seeds = study.data.dataset.item_texts(), study.recipe.seeds
-    points = []
-    for name, change in {"as it is": None, **changes(study.recipe)}.items():
-        versions = [change_texts(texts, change, seed) if change else texts for seed in seeds[: len(checkpoints)]]
-        pairs = zip(checkpoints, versions, strict=True)
-        ranks = np.stack([rank_as_texts(study, checkpoint, version) for checkpoint, version in pairs])
-        points.append(Point("zero-shot", name, ranks))
+    texts, seeds, points = study.data.dataset.item_texts(), study.recipe.seeds, []
+    for name, checkpoints in study.pretrained().items():
+        opened = [open_trained(checkpoint) for checkpoint in checkpoints]
+        for what, change in {"as it is": None, **changes(study.recipe)}.items():
+            versions = [change_texts(texts, change, seed) if change else texts for seed in seeds]
+            ranks = np.stack([rank_as_texts(study, *pair) for pair in zip(opened, versions, strict=True)])
+            points.append(Point(name or "zero-shot", what, ranks))
     return points, {}
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from jepa4rec.evaluation.metrics.significance import mean_with_interval
 from jepa4rec.evaluation.plots import require_plots
 from jepa4rec.evaluation.records import describe_run
+from jepa4rec.hub.opening import find_checkpoint, read_config
 from jepa4rec.model_cards.finished_runs import check_same_question, read_runs
 from jepa4rec.serving.whole_files_seqrec import written_files
 from jepa4rec.train_accelerate import run
@@ -55,6 +56,22 @@ class PretrainedRecipe(StudyRecipe):
     shops then share their runs."""
 
     judged_on: str | None = None
+
+
+@dataclass(kw_only=True)
+class CheckpointsRecipe(PretrainedRecipe):
+    """`pretrained`: checkpoints that take the place of pre-training, one a seed, by the name of their system."""
+
+    pretrained: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, checkpoints in self.pretrained.items():
+            if len(checkpoints) != len(self.seeds):
+                seeds = f"{len(checkpoints)} checkpoints for {len(self.seeds)} seeds"
+                raise ValueError(f"pretrained: {name} has {seeds}: name one a seed")
+        if self.pretrained and self.judged_on:
+            raise ValueError("judged_on is for pre-training, which pretrained takes the place of: leave one out")
 
 
 @dataclass(kw_only=True)
@@ -162,6 +179,18 @@ class Study:
                 raise ValueError("judged_on is for a base recipe with data.pretrain: pre-training would learn from it")
             settings += another_dataset(self.recipe.judged_on)
         return self.train_seeds(settings, ("pretrain",))
+
+    def pretrained(self) -> dict[str, list[str | Path]]:
+        """Checkpoints, one a seed, by the name of their system: those that a `CheckpointsRecipe` names, or without a
+        name those of the base recipe's pre-training.
+
+        Raises:
+            OSError: one that is named cannot be found.
+        """
+        named = {name: [find_checkpoint(one) for one in given] for name, given in self.recipe.pretrained.items()}
+        for checkpoint in sum(named.values(), []):
+            read_config(checkpoint)
+        return named or {"": [one.checkpoint for one in self.pretrain_seeds()]}
 
     def train_systems(self, systems: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         """Ranks (seeds, U) of each system, trained or found finished as `SystemsRecipe` says."""

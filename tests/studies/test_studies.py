@@ -153,6 +153,20 @@ def test_finished_runs_are_found_again(studio, capsys):
     assert "pretrain" not in capsys.readouterr().err  # no progress line: nothing was trained
 
 
+def test_checkpoints_take_the_place_of_pretraining(studio, tmp_path, tiny_tokenizer, tiny_config):
+    tokenizer = ItemSentTokenizer.wrap(tiny_tokenizer, max_items=3)
+    for name in ("learned", "drawn"):
+        model = Jepa4RecForPreTraining(tiny_config)
+        model.predictor.next[0].bias.data.fill_(name == "learned")
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    pretrained = {name: [str(tmp_path / name)] for name in ("learned", "drawn")}
+    told = {row["series"] for row in studio("revealed_words", pretrained=pretrained)["figures"]}
+    ways = ("learned, JEPA predictor", "learned, words as the newest item", "drawn, words as the newest item")
+    assert told == set(ways)  # the predictor that was only drawn says nothing
+    assert {row["series"] for row in studio("robustness", pretrained=pretrained)["figures"]} == set(pretrained)
+
+
 def test_steps_of_two_pretrainings_are_judged_elsewhere_and_read_alike(studio, tmp_path, shop):
     other = tmp_path / "other"
     shutil.copytree(shop, other)
@@ -376,6 +390,9 @@ def test_interval_of_one_value_is_that_value_and_seeds_widen_it():
         ("pretraining_steps", {"history_decay": 5.0}, "history_decay must be above 0 and at most 1, got 5.0"),
         ("pretraining_steps", {"catalogue_whitening": 0.5}, "add history_decay"),
         ("pretraining_steps", {"judged_on": "elsewhere"}, "judged_on is for a base recipe with data.pretrain"),
+        ("robustness", {"pretrained": {"a": []}}, "pretrained: a has 0 checkpoints for 1 seeds: name one a seed"),
+        ("revealed_words", {"pretrained": {"a": ["b"]}, "judged_on": "c"}, "pretrained takes the place of: leave one"),
+        ("revealed_words", {"pretrained": {"a": ["nowhere"]}}, "nowhere"),
         ("ablations", {"variants": ["one stage"], "finetune": False}, "one stage needs finetune: true"),
         ("ablations", {"variants": ["without luck"]}, "without luck is unknown"),
         ("zero_shot", {"seeds": []}, "seeds is empty"),
