@@ -283,7 +283,7 @@ def run(recipe: Recipe) -> dict:
     accelerator = make_accelerator(recipe)
     folder = RunFolder(recipe.run.output_dir)
     if recipe.run.resume and folder.is_finished():
-        return show_finished(accelerator, folder)
+        return show_finished(accelerator, recipe, folder)
     try:
         return carry_out(accelerator, recipe, folder, origin)
     finally:
@@ -385,8 +385,9 @@ def computes_in_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def show_finished(accelerator: Accelerator, folder: RunFolder) -> dict:
-    """There is nothing left to resume: tell the result again."""
+def show_finished(accelerator: Accelerator, recipe: Recipe, folder: RunFolder) -> dict:
+    """There is nothing left to resume: tell the result again. Raises ValueError for that of another recipe."""
+    folder.check_result_of(recipe)
     if accelerator.is_main_process:
         folder.close()  # a kill may have left the rest of state/
     record = json.loads(folder.metrics.read_text(encoding="utf-8"))

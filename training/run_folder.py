@@ -39,7 +39,7 @@ from ..serving.whole_files_seqrec import (
     write_json,
     written_folder,
 )
-from .recipe import Recipe, recipe_to_dict
+from .recipe import Recipe, read_recipe, recipe_to_dict
 
 # Settings that may differ between the interrupted run and the one that resumes it: they do not change what is learned.
 FREE_TO_CHANGE = (
@@ -243,6 +243,18 @@ class RunFolder:
                     f"{sealed.parent / changed[0]} is not what was saved there: start the run again with --set "
                     "run.overwrite=true, or, if it is a saved step, remove its folder to go on from before"
                 )
+
+    def check_result_of(self, recipe: Recipe) -> None:
+        """Raises ValueError where the result here was made by another recipe; an earlier version's, which lacks
+        settings of today, is read with what they begin with."""
+        if not self.recipe.is_file():
+            return
+        made, wanted = (lasting_part(recipe_to_dict(one)) for one in (read_recipe(self.recipe), recipe))
+        if changed := differences(made, wanted):
+            raise ValueError(
+                f"{self.root} holds the result of another recipe ({', '.join(changed)} differ): choose another "
+                "run.output_dir, or replace it with --set run.overwrite=true"
+            )
 
     def close(self) -> None:
         """The result stands; what was needed to resume goes, first what says that there is something to resume."""

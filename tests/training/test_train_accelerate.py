@@ -404,6 +404,8 @@ def test_a_finished_run_is_not_overwritten_unless_asked(write_recipe, capsys):
     with pytest.raises(FileExistsError, match="holds a finished run"):
         train(path)
     assert train(path, "run.resume=true") == first
+    with pytest.raises(ValueError, match=r"holds the result of another recipe \(phases\.0\.lr differ\)"):
+        train(path, "run.resume=true", "phases.0.lr=0.5")
     assert train(path, "run.overwrite=true")["metrics"] == first["metrics"]
 
 
