@@ -360,7 +360,11 @@ def ends_in_a_line(file: TableFile) -> bool:
 
 
 def text_encoding(path: Path) -> str:
-    """ "utf8" where the whole file decodes as such, else "cp1252" (Windows), else "latin-1", that decodes any."""
+    """ "utf8" where the whole file decodes as such, else "cp1252" (Windows), else "latin-1", that decodes any.
+
+    Raises:
+        ValueError: the file is UTF-8 but for some damaged bytes; another encoding would spoil all its other letters.
+    """
     decoder, encoding, line, undefined = codecs.getincrementaldecoder("utf-8")(), "utf8", 0, False
     with damage_named(path), open_bytes(path) as data:
         for block in itertools.chain(iter(lambda: data.read(BLOCK_BYTES), b""), [b""]):
@@ -370,7 +374,27 @@ def text_encoding(path: Path) -> str:
             except UnicodeDecodeError:
                 encoding = "cp1252"
             undefined = undefined or any(byte in block for byte in b"\x81\x8d\x8f\x90\x9d")
+    if encoding == "cp1252":
+        _check_damaged_utf8(path)
     return "latin-1" if encoding == "cp1252" and undefined else encoding
+
+
+def _check_damaged_utf8(path: Path) -> None:
+    """Raises ValueError where more letters are whole ones of UTF-8 than bytes are none; in text of Windows few are."""
+    decoder, whole, damaged, lines, first = codecs.getincrementaldecoder("utf-8")("replace"), 0, 0, 1, 0
+    with open_bytes(path) as data:
+        for block in itertools.chain(iter(lambda: data.read(BLOCK_BYTES), b""), [b""]):
+            text = decoder.decode(block, final=not block)
+            here = text.count("\N{REPLACEMENT CHARACTER}")
+            if here and not damaged:
+                first = lines + text[: text.index("\N{REPLACEMENT CHARACTER}")].count("\n")
+            lines, damaged = lines + text.count("\n"), damaged + here
+            whole += 0 if text.isascii() else sum(letter > "\x7f" for letter in text) - here
+    if whole > damaged:
+        raise ValueError(
+            f"{path} is UTF-8 but for {damaged} damaged letter{'s' * (damaged > 1)}, the first in line {first}: mend the "
+            "line, or save the file anew"
+        )
 
 
 def _check_line(path: Path, before: int, block: bytes) -> int:

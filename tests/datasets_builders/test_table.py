@@ -464,6 +464,9 @@ def test_other_encodings_are_read_as_windows_and_said_or_named(table):
     assert texts(dataset)["a"] == {"title": "お茶"} and "not UTF-8" not in report(dataset)
     with pytest.raises(ValueError, match="unknown encoding: klingon; encoding is one that Python knows"):
         table(SALES, encoding="klingon")
+    damaged = "item_id,title\na,Täßchen\nb,Süß?\n".encode().replace(b"?", b"\xc3")
+    with pytest.raises(ValueError, match="is UTF-8 but for 1 damaged letter, the first in line 3: mend the line"):
+        table(SALES, damaged)
 
 
 @pytest.mark.parametrize(
