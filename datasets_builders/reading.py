@@ -391,10 +391,8 @@ def _check_damaged_utf8(path: Path) -> None:
             lines, damaged = lines + text.count("\n"), damaged + here
             whole += 0 if text.isascii() else sum(letter > "\x7f" for letter in text) - here
     if whole > damaged:
-        raise ValueError(
-            f"{path} is UTF-8 but for {damaged} damaged letter{'s' * (damaged > 1)}, the first in line {first}: mend the "
-            "line, or save the file anew"
-        )
+        letters = f"{damaged} damaged letter{'s' * (damaged > 1)}, the first in line {first}"
+        raise ValueError(f"{path} is UTF-8 but for {letters}: mend the line, or save the file anew")
 
 
 def _check_line(path: Path, before: int, block: bytes) -> int:
