@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -82,6 +83,27 @@ def _few_threads():
     gc.unfreeze()  # or extensions find leaks where the process ends
 
 
+TRAINERS = ("train_accelerate", "jepa4rec.train_accelerate")  # one file, which tests import by both names
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_estimates():
+    """A run begins by measuring how long it will take, which is a quarter of a tiny run: tests ask for `estimates`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in sys.modules.keys() & TRAINERS:
+            patch.setattr(sys.modules[name], "estimate", lambda *_: {})
+        yield
+
+
+@pytest.fixture
+def estimates(monkeypatch):
+    """Runs say how long they will take, as they do for everybody else."""
+    from jepa4rec.training.estimate import estimate
+
+    for name in sys.modules.keys() & TRAINERS:
+        monkeypatch.setattr(sys.modules[name], "estimate", estimate)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of real files: $SEQREC_DATA, else ``shared/data`` beside the checkout; skips where there is none."""
@@ -91,7 +113,7 @@ def real_data() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_file(real_data):
     """``real_file("online_retail/online_retail.csv")`` -> its path; skips naming the file that is missing."""
 

@@ -78,6 +78,7 @@ def foreign_table(real_file, tmp_path):
 
 @pytest.mark.slow("trains a model of each table")
 @pytest.mark.parametrize("name", ["MovieLens", "RecBole", "Gift Cards", "Online Retail", "book", "export"])
+@pytest.mark.usefixtures("estimates")
 def test_from_somebodys_files_to_recommendations_in_words(foreign_table, tmp_path, capsys, name):
     """The three commands of docs/your-own-data.md without an option, the model made small."""
     shop, run = str(tmp_path / "built"), str(tmp_path / "run")
@@ -85,7 +86,8 @@ def test_from_somebodys_files_to_recommendations_in_words(foreign_table, tmp_pat
     assert "interactions: " in capsys.readouterr().err
     settings = [f"data.dir={shop}", f"run.output_dir={run}", "model.init=scratch", "tokenizer.vocab_size=300"]
     settings += [f"model.config.{name}={value}" for name, value in TINY.items()]
-    settings += ["phases.0.steps=40", "phases.1.steps=2", "phases.1.freeze_layers=0", "evaluation.validation_users=50"]
+    settings += ["phases.0.steps=4", "phases.0.batch_size=16", "phases.1.steps=2", "phases.1.batch_size=8"]
+    settings += ["phases.1.freeze_layers=0", "evaluation.validation_users=50"]
     AcceleratorState._reset_state(reset_partial_state=True)
     train_accelerate.main(
         ["--recipe", str(ROOT / "recipes" / "own_data.yaml"), *(part for s in settings for part in ("--set", s))]
@@ -140,6 +142,7 @@ def test_folders_and_models_in_the_cache_need_no_hub(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow("trains twice")
+@pytest.mark.usefixtures("estimates")
 def test_the_estimate_is_told_and_changes_nothing(shop, tmp_path, capsys, monkeypatch):
     settings = ["data.name=null", f"data.dir={shop}", "tokenizer.vocab_size=200", "model.config.hidden_size=16"]
     settings += [f"phases.{phase}.{size}" for phase in (0, 1) for size in ("steps=3", "batch_size=4")]

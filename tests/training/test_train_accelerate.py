@@ -176,7 +176,8 @@ def test_item_sequences_learn_from_datasets_whitened_each_by_its_own(write_recip
 
 
 def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_recipe, tmp_path):
-    record = train(write_recipe([PRETRAIN, {**FINETUNE, "steps": 60}], name="walks", save_every=4, telemetry_every=4))
+    phases = [PRETRAIN, {**FINETUNE, "steps": 60, "evaluate_every_steps": 20}]
+    record = train(write_recipe(phases, name="walks", save_every=10, telemetry_every=4))
     run = tmp_path / "run"
     assert record["metrics"]["ndcg@10"] > record["baselines"]["popularity"]["ndcg@10"] + 0.2
     assert record == json.loads((run / "metrics.json").read_text())
@@ -194,6 +195,7 @@ def test_a_run_learns_and_leaves_checkpoint_metrics_ranks_recipe_and_log(write_r
     assert read_recipe(run / "recipe.yaml").phases[1].steps == 60
     telemetry = [line for line in log_lines(run) if "effective_rank" in line]
     assert [line["step"] for line in telemetry] == [4, 8, 12]
+    assert all(("mlm" in line) == (line["kind"] == "pretrain") for line in log_lines(run) if "loss" in line)
 
 
 def test_the_best_weights_on_validation_are_the_ones_kept(write_recipe, tmp_path):
@@ -221,6 +223,7 @@ def test_a_precision_that_the_device_does_not_train_in_is_refused(write_recipe, 
             train_accelerate.choose_precision("auto")
 
 
+@pytest.mark.usefixtures("estimates")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_texts_are_encoded_in_the_precision_of_the_run(write_recipe, monkeypatch, precision):
     """Estimate, item matrices, validations, test split and zero-shot; steps have always been in it."""
@@ -301,6 +304,7 @@ def test_recformer_runs_through_the_same_loop(write_recipe, tmp_path):
     stages = [pretrain, {**ENCODED, "prefixes": "random", "min_history": 0}, {**ENCODED, "item_vectors": "keep"}]
     record = train(write_recipe(stages, system="RecFormer"), "evaluation.ties=official")
     assert (record["system"], record["ties"]) == ("RecFormer", "official")
+    assert {name: record[name] for name in ("metrics", "baselines")} == record["official"]
     steps = [line for line in log_lines(tmp_path / "run") if line["kind"] == "pretrain" and "loss" in line]
     assert steps and all({"contrastive", "mlm"} <= line.keys() and "map" not in line for line in steps)
 
@@ -355,12 +359,6 @@ def test_a_baselines_texts_may_be_whitened_by_themselves(write_recipe):
         phases = "phases=[]" if name == "popularity" else "phases=[{kind: sequence, steps: 1}]"
         with pytest.raises(ValueError, match=f"whitening is of text vectors, and {name} has none: leave it out"):
             read_recipe(path, ["tokenizer={}", f"model={{baseline: {name}, whitening: 0.5}}", phases])
-
-
-def test_official_ties_are_optimistic(write_recipe):
-    path = write_recipe([{**FINETUNE, "steps": 1}])
-    strict = train(path)["baselines"]["popularity"]["mrr"]
-    assert train(path, "evaluation.ties=official", "run.overwrite=true")["baselines"]["popularity"]["mrr"] > strict
 
 
 def test_what_the_best_evaluation_found_is_not_measured_again(write_recipe, monkeypatch):
@@ -493,8 +491,7 @@ def test_a_run_resumes_only_with_the_recipe_it_was_started_with(write_recipe):
         train(path, "run.resume=true", "phases.0.lr=1.0")
 
 
-@pytest.mark.parametrize("rebuilt", ["own", "pretrain"])
-def test_a_run_resumes_only_on_the_data_it_was_started_on(shop, tmp_path, monkeypatch, rebuilt):
+def test_a_run_resumes_only_on_the_data_it_was_started_on(shop, tmp_path, monkeypatch):
     folders = {name: shutil.copytree(shop, tmp_path / name) for name in ("own", "pretrain")}
     path = write(tmp_path, folders["own"], [{**PRETRAIN, "steps": 2}])
     settings = [f"data.pretrain=[{{dir: {folders['pretrain']}}}]", "run.resume=true"]
@@ -503,17 +500,19 @@ def test_a_run_resumes_only_on_the_data_it_was_started_on(shop, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             train(path, *settings)
     before = load_dataset_dir(shop)
-    half = before.sequences.slice(20)
-    save_dataset(make_dataset(before.items, half, {"name": "walks", "config": "tiny"}), folders[rebuilt], True)
-    with pytest.raises(ValueError, match=f"run was started on other data than {folders[rebuilt]} holds now: resume"):
-        train(path, *settings)
+    half = make_dataset(before.items, before.sequences.slice(20), {"name": "walks", "config": "tiny"})
+    for folder in folders.values():
+        save_dataset(half, folder, overwrite=True)
+        with pytest.raises(ValueError, match=f"run was started on other data than {folder} holds now: resume"):
+            train(path, *settings)
+        save_dataset(before, folder, overwrite=True)
+    save_dataset(half, folders["own"], overwrite=True)
     state = tmp_path / "run" / "state" / "recipe.json"  # an earlier version did not know its data
     state.write_text(json.dumps({k: v for k, v in json.loads(state.read_text()).items() if k != "fingerprints"}))
-    assert train(path, *settings)["fingerprint"] == load_dataset_dir(folders["own"]).fingerprint
+    assert train(path, *settings)["fingerprint"] == half.fingerprint
 
 
-@pytest.mark.parametrize("how", ["run.resume=true", "run.overwrite=true"])
-def test_two_trainings_do_not_share_a_folder(write_recipe, monkeypatch, how):
+def test_two_trainings_do_not_share_a_folder(write_recipe, monkeypatch):
     """As when a night's job begins before the last one has ended; whoever was killed holds nothing."""
     path = write_recipe([{**FINETUNE, "steps": 2}])
     recipe = read_recipe(path)
@@ -527,10 +526,11 @@ print(flush=True), input()"""
     with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         first.stdout.readline()
         monkeypatch.setattr(run_folder, "HELD_SECONDS", 0.2)
-        with pytest.raises(BlockingIOError, match="another training is at work in .*run: wait for it, or choose"):
-            train(path, how)
+        for how in ("run.resume=true", "run.overwrite=true"):
+            with pytest.raises(BlockingIOError, match="another training is at work in .*run: wait for it, or choose"):
+                train(path, how)
         first.kill()
-    assert train(path, how)["metrics"]
+    assert train(path, "run.resume=true")["metrics"]
 
 
 def test_a_batch_larger_than_the_data_is_known_before_training(write_recipe):
@@ -553,8 +553,11 @@ def test_more_items_than_the_model_has_positions_for_are_known_before_training(w
     with pytest.raises(ValueError, match=told):
         train(write_recipe([{**PRETRAIN, "steps": 1}, {**FINETUNE, "max_items": 6}]), *settings)
     assert not (tmp_path / "run" / "log.jsonl").read_text()
-    fits = ["tokenizer.max_items=9", "model.config.max_item_embeddings=7"]  # which is more than any phase reads
-    train(write_recipe([{**FINETUNE, "steps": 1, "max_items": 6}]), *fits, "run.overwrite=true")
+
+
+def test_a_tokenizer_may_hold_more_items_than_any_phase_reads(write_recipe):
+    path = write_recipe([{**FINETUNE, "steps": 1, "max_items": 6}])
+    train(path, "tokenizer.max_items=9", "model.config.max_item_embeddings=7")
 
 
 def test_an_unknown_model_field_is_an_error(write_recipe):
@@ -563,7 +566,7 @@ def test_an_unknown_model_field_is_an_error(write_recipe):
 
 
 def test_a_loss_that_is_no_number_names_step_and_batch_and_keeps_what_was_good(write_recipe, tmp_path, monkeypatch):
-    calls = iter(range(-1, 100))  # the estimate of how long it will take calls twice
+    calls = iter(range(1, 100))
     forward = Jepa4RecForSequentialRecommendation.forward
 
     def broken_at_the_13th(self, *args, **kwargs):
@@ -601,18 +604,18 @@ def kill_when(process: subprocess.Popen, path: Path, pattern: str) -> None:
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(write_recipe, tmp_path, monkeypatch):
     phases = [
-        {**PRETRAIN, "steps": 16},
-        {**FINETUNE, "steps": 30, "gradient_accumulation": 2, "evaluate_every_steps": 9},
+        {**PRETRAIN, "steps": 7},
+        {**FINETUNE, "steps": 16, "gradient_accumulation": 2, "evaluate_every_steps": 6},
     ]
-    path = write_recipe(phases, save_every=5)
+    path = write_recipe(phases, save_every=4)
     train(path, f"run.output_dir={tmp_path / 'whole'}")
     with monkeypatch.context() as patch:
-        patch.setattr("train_accelerate.after_step", interrupt_at(13, train_accelerate.after_step))
+        patch.setattr("train_accelerate.after_step", interrupt_at(6, train_accelerate.after_step))
         with pytest.raises(KeyboardInterrupt):
             train(path)
-    saved = tmp_path / "run" / "state" / "phase-0-step-10" / "progress.json"
+    saved = tmp_path / "run" / "state" / "phase-0-step-4" / "progress.json"
     seconds_before = json.loads(saved.read_text(encoding="utf-8"))["seconds"]
-    kill_when(launch(path, "run.resume=true"), tmp_path / "run" / "state", "phase-1-step-1?")
+    kill_when(launch(path, "run.resume=true"), tmp_path / "run" / "state", "phase-1-step-[48]")
     assert train(path, "run.resume=true")["seconds"] > seconds_before > 0
     assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "whole"), rtol=0, atol=0)
     assert logged_losses(tmp_path / "run") == logged_losses(tmp_path / "whole")
@@ -696,7 +699,7 @@ def assert_same_training(a: Path, b: Path) -> None:
 
 
 def test_two_processes_train_as_one(write_recipe, tmp_path):
-    path = write_recipe([{**PRETRAIN, "steps": 6}, {**FINETUNE, "steps": 6, "batch_size": 32}])
+    path = write_recipe([{**PRETRAIN, "steps": 3}, {**FINETUNE, "steps": 3, "batch_size": 32}])
     config = ROOT / "recipes" / "accelerate" / "two_processes_cpu.yaml"
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(config))
     process = launch(path, *STILL, f"run.output_dir={tmp_path / 'two'}", launcher=launcher)
@@ -709,11 +712,10 @@ def test_two_processes_train_as_one(write_recipe, tmp_path):
 
 
 def test_saving_memory_does_not_change_what_is_learned(write_recipe, tmp_path):
-    path = write_recipe([{**FINETUNE, "steps": 6, "evaluate_every_steps": 6}])
+    path = write_recipe([{**FINETUNE, "steps": 5, "evaluate_every_steps": 5}])
     train(path, *STILL, f"run.output_dir={tmp_path / 'plain'}")
-    for setting in ("phases.0.gradient_accumulation=4", "run.activation_checkpointing=true"):
-        train(path, *STILL, setting, "run.overwrite=true")
-        assert_same_training(tmp_path / "run", tmp_path / "plain")
+    train(path, *STILL, "phases.0.gradient_accumulation=4", "run.activation_checkpointing=true")
+    assert_same_training(tmp_path / "run", tmp_path / "plain")
 
 
 def test_slices_keep_the_negatives_of_the_whole_batch_unless_told_otherwise(write_recipe, tmp_path):
@@ -786,8 +788,6 @@ def test_masked_tokens_may_be_learned_in_fine_tuning_and_the_head_comes_from_pre
     assert np.mean(after) < 0.8 * before[0] and np.mean(after) < np.mean(before[-5:]) + 1
     again = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
     assert again.config.token_head and "lm_head.bias" in again.state_dict()
-    train(path, *STILL, "phases.0.steps=1", f"run.output_dir={tmp_path / 'off'}")
-    assert not any("mlm" in line for line in log_lines(tmp_path / "off") if line.get("kind") == "finetune")
 
 
 KINDS = ("pretrain", "finetune")
@@ -802,21 +802,21 @@ PAIRS = {"batch_size": 16, "lr": 1e-2, "evaluate_every_epochs": 0.0, "max_items"
 ST5_PHASES = [
     {"kind": "item_description", "description": ["brand", "category"], "steps": 4, **PAIRS, "batch_size": 12},
     {"kind": "sequence_sequence", "steps": 4, **PAIRS, "gradient_accumulation": 4},
-    {"kind": "sequence_item", "steps": 40, **PAIRS, "gradient_accumulation": 2},
+    {"kind": "sequence_item", "steps": 24, **PAIRS, "gradient_accumulation": 2},
 ]
 
 
 def test_the_phases_of_st5_learn_and_an_interrupted_one_goes_on(write_recipe, tmp_path, monkeypatch):
-    path = write_recipe(ST5_PHASES, save_every=4)
+    path = write_recipe(ST5_PHASES, save_every=6)
     record = train(path, *ST5, "run.telemetry_every=4")
     assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"] + 0.05
     kinds = [line["kind"] for line in log_lines(tmp_path / "run") if "effective_rank" in line]
-    assert kinds == ["item_description", "sequence_sequence", *["sequence_item"] * 10]
+    assert kinds == ["item_description", "sequence_sequence", *["sequence_item"] * 6]
     assert "**sequence_sequence**" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
     whole = weights(tmp_path / "run")
 
     def stop(training, *arguments):
-        if training.index == 2 and training.progress.step == 6:
+        if training.index == 2 and training.progress.step == 8:
             raise KeyboardInterrupt
         return optimiser_step(training, *arguments)
 
