@@ -1,11 +1,14 @@
 """Two processes with half of a batch each have the loss and the gradients of one process with the whole batch."""
 
-import multiprocessing
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from conftest import ROOT
+from processes import python
 from tiny_batches import finetuning_batch, pretraining_batch, tiny_config
 from torch.nn.parallel import DistributedDataParallel
 
@@ -132,10 +135,14 @@ def _process(rank, folder):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """Results of both processes. The fork server imports torch and transformers once for the two."""
+    """Results of both processes, each of which runs this file."""
     folder = tmp_path_factory.mktemp("two_processes")
-    multiprocessing.set_forkserver_preload(["transformers.modeling_layers"])
-    torch.multiprocessing.start_processes(_process, (str(folder),), nprocs=2, start_method="forkserver")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    words = [python(), __file__, str(folder)]
+    both = [subprocess.Popen([*words, str(rank)], env=environment, stderr=subprocess.PIPE) for rank in range(2)]
+    for process in both:
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said.decode()
     return [torch.load(folder / f"results_{rank}.pt") for rank in range(2)]
 
 
@@ -158,3 +165,7 @@ def test_negatives_of_the_other_process_count(two_processes):
 def test_processes_know_each_others_rows(two_processes):
     assert [results["rows"] for results in two_processes] == [[3, 4], [3, 4]]
     assert [results["nothing predicted anywhere"] for results in two_processes] == [0.0, 0.0]
+
+
+if __name__ == "__main__":
+    _process(int(sys.argv[2]), sys.argv[1])
