@@ -125,6 +125,7 @@ def test_a_time_is_found_by_its_values(table, time, later, earlier):
     assert f"timestamp from '{time}'" in report(dataset) and "times run from 2024-03-01 to 2024" in report(dataset)
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     ("header", "later", "earlier"),
     [
@@ -350,6 +351,7 @@ def test_every_file_has_its_own_delimiter_and_encoding(table, sales, products):
     assert texts(dataset) == {"a": {"title": "Tea"}, "b": {"title": "Pot"}}
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize("delimiter", [r"\t", "\t", "::", "~~"])
 def test_a_delimiter_may_be_said(table, delimiter):
     sign = delimiter.replace(r"\t", "\t")
@@ -410,6 +412,7 @@ def test_one_table_in_many_forms(tmp_path, name, content, form):
     assert {key: getattr(TableFile(path).form, key) for key in form} == form
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     ("products", "name", "expected", "form"),
     [
@@ -426,6 +429,7 @@ def test_quotation_marks_as_files_have_them(table, products, name, expected, for
     assert form in report(dataset)
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     "content",
     [
@@ -616,6 +620,7 @@ def test_json_without_end_within_itself_is_refused(tmp_path, name, opening, clos
         TableFile(path).names  # noqa: B018
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize("text", ["[" * 900 + "1" + "]" * 900, '{"a":' * 500 + '"b"' + "}" * 500, "[" * 9000])
 def test_what_is_nested_without_end_in_a_cell_stays_as_it_stands(table, text):
     quoted = '"' + text.replace('"', '""') + '"'
@@ -631,6 +636,7 @@ def test_an_archive_that_unpacks_hugely_is_refused_before_it_does(tmp_path, monk
         build("table", None, [tmp_path / "shop.zip"])
 
 
+@pytest.mark.slow("each spelling is a build of its own")
 @pytest.mark.parametrize(
     "content",
     [

@@ -153,6 +153,7 @@ def test_without_the_mapping_loss_the_predictor_waits(family):
     model(**pretraining_batch()).loss.backward()
 
 
+@pytest.mark.slow("trains every family")
 @pytest.mark.parametrize("history_items", [0, 3])
 def test_fine_tuning_learns_the_targets(family, history_items):
     model = new_model(family, "fine-tuned", num_items=9, history_items=history_items).train()
@@ -296,25 +297,27 @@ def test_the_package_registers_its_classes_when_it_is_imported(tmp_path, tiny_to
     tiny_tokenizer.save_pretrained(tmp_path / "encoder")
     save_item_checkpoint(SasRec(SasRecConfig(num_items=3)), tmp_path / "sasrec")
     code = f"""
-import sys
+import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import jepa4rec
 assert "torch" not in sys.modules and "transformers" not in sys.modules
-exec(sys.argv[1])
-from transformers import AutoConfig, AutoModel, AutoTokenizer
-for kind in (AutoTokenizer, AutoConfig, AutoModel):
-    assert type(kind.from_pretrained("encoder")).__module__.startswith("jepa4rec."), kind
-assert type(AutoModel.from_pretrained("sasrec")).__module__ == "jepa4rec.baselines.sasrec"
+import torch  # once for all orders, each of which has a fork
+for first in sys.argv[1:]:
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0, first
+        continue
+    exec(first)
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    for kind in (AutoTokenizer, AutoConfig, AutoModel):
+        assert type(kind.from_pretrained("encoder")).__module__.startswith("jepa4rec."), kind
+    assert type(AutoModel.from_pretrained("sasrec")).__module__ == "jepa4rec.baselines.sasrec"
+    print("registered", flush=True)
+    os._exit(0)
 """
     # What is imported first: transformers' classes, what imports them half-way, ours that import them half-way.
     orders = ["", "from transformers import pipeline", "import jepa4rec.serving.pipeline_seqrec"]
-    begun = [
-        subprocess.Popen([sys.executable, "-c", code, first], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        for first in orders
-    ]
-    for first, process in zip(orders, begun, strict=True):
-        said = process.communicate()[1]
-        assert process.returncode == 0, (first, said)
+    done = subprocess.run([sys.executable, "-c", code, *orders], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("registered") == len(orders), done.stderr
 
 
 TWO_CODES = """
