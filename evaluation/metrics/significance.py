@@ -83,10 +83,16 @@ def mean_with_interval(
     """
     values = np.array([user_values(seed_ranks, metric) for seed_ranks in np.atleast_2d(ranks)])
     generator = np.random.default_rng(seed)
-    seeds, users = values.shape
-    means = np.empty(resamples)
-    for i in range(resamples):
-        of_users = values[:, generator.integers(users, size=users)].mean(axis=1)
-        means[i] = of_users[generator.integers(seeds, size=seeds)].mean()
+    if len(values) == 1:  # nothing is drawn among seeds, so all resamples of users are drawn at once
+        means = _resampled_means(values[0], resamples, generator)
+    else:
+        means = np.array([_mean_of_one_draw(values, generator) for _ in range(resamples)])
     low, high = np.quantile(means, [0.025, 0.975])
     return MeanWithInterval(float(values.mean()), float(low), float(high))
+
+
+def _mean_of_one_draw(values: np.ndarray, generator: np.random.Generator) -> float:
+    """The mean of as many users and seeds as there are, drawn with replacement from values (seeds, users)."""
+    seeds, users = values.shape
+    of_users = values[:, generator.integers(users, size=users)].mean(axis=1)
+    return of_users[generator.integers(seeds, size=seeds)].mean()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jepa4rec.evaluation.metrics.seqrec_ranking.ranking_metrics import ranking_metrics, user_values
-from jepa4rec.evaluation.metrics.significance import paired_bootstrap
+from jepa4rec.evaluation.metrics.significance import mean_with_interval, paired_bootstrap
 from jepa4rec.evaluation.records import write_evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +95,13 @@ def test_bootstrap_equals_the_slow_way(monkeypatch):
     assert test.p_value == pytest.approx(((abs(drawn - gains.mean()) >= abs(gains.mean())).sum() + 1) / 501)
     monkeypatch.setattr(significance, "BLOCK_CELLS", 450)  # two resamples a block: the same numbers
     assert paired_bootstrap(a, b, "ndcg@10", resamples=500, seed=3) == test
+
+
+def test_an_interval_is_of_draws_made_one_by_one():
+    ranks = np.random.default_rng(1).integers(1, 30, 200)
+    low, high = np.quantile(slow_bootstrap(user_values(ranks, "mrr"), 300, 5), [0.025, 0.975])
+    found = mean_with_interval(ranks, "mrr", resamples=300, seed=5)
+    assert found == pytest.approx((user_values(ranks, "mrr").mean(), low, high), abs=1e-12)
 
 
 def test_equal_runs_differ_by_nothing():
