@@ -11,8 +11,11 @@ import os
 import re
 import socket
 import subprocess
+import tempfile
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -279,37 +282,49 @@ ROUTES = [
 
 
 class HubServer(ThreadingHTTPServer):
-    """`with HubServer() as hub:` serves at `hub.url`; `hub.broken`: commits break off "half-way" or "at the end"."""
+    """Serves `repositories` at `url`; `broken`: commits break off "half-way" or "at the end"."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.url, self.lock = f"http://127.0.0.1:{self.server_port}", threading.Lock()
+        self.begin_anew()
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def begin_anew(self) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[tuple[str, str]] = []
-        self.lock, self.broken = threading.Lock(), ""
+        self.broken = ""
 
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-        return self
 
-    def __exit__(self, *_):
-        self.shutdown()
-        self.server_close()
+THE_HUB = cache(HubServer)
+CACHE = tempfile.TemporaryDirectory(prefix="hub-clients-", ignore_cleanup_errors=True)
+
+
+@contextmanager
+def empty_hub():
+    """A Hub without a repository, one at a time: all have one address, so that programs which read it are quick."""
+    hub = THE_HUB()
+    hub.begin_anew()
+    yield hub
+
+
+def client_environment(url: str) -> dict[str, str]:
+    """Of a program whose Hub is at `url`; all of them share a cache, for the reason that `empty_hub` names."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    environment |= {"HF_ENDPOINT": url, "HF_HOME": CACHE.name, "HF_HUB_DISABLE_XET": "1"}
+    return environment | {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def run_client(
     url: str, home: Path, what: str, *arguments, token: bool = True, program: str | None = None
 ) -> subprocess.CompletedProcess:
-    """Run a script (a path) or code in a process of its own whose Hub is at `url`, with `home` as folder and cache.
+    """Run a script (a path) or code in a process of its own in the folder `home`, whose Hub is at `url`.
 
     The client reads its endpoint at import, so it cannot be told to another one in the tests' own process.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
-    environment |= {"HF_ENDPOINT": url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    environment |= {"HF_TOKEN": TOKEN} if token else {}
+    environment = client_environment(url) | ({"HF_TOKEN": TOKEN} if token else {})
     command = [what] if what.endswith(".py") else ["-c", what]
     return subprocess.run(
         [program or python(), *command, *map(str, arguments)],

@@ -3,7 +3,8 @@
 Torch, transformers and datasets take ten seconds of a core to load. A program started as `[python(), ...]` finds them
 loaded; else it has what a new process has: its arguments, environment, folder, `sys.path` and streams, no module of
 jepa4rec, and the exit code or signal that ends it. The Hub's libraries read their environment when they are loaded,
-so each environment of theirs that comes again has a server, itself a fork of the first.
+so each environment of theirs has a server, itself a fork of the first: an HF_HOME or HF_ENDPOINT that no program had
+before costs seconds. A folder of its own for the code of checkpoints costs nothing.
 
 What a test says of starting or of importing is said of `sys.executable`.
 """
@@ -32,6 +33,11 @@ FIRST = """torch._dynamo torch.distributed.fsdp torch.distributed.tensor scipy.o
     pyarrow.compute pyarrow.dataset pyarrow.parquet ibis.backends.duckdb jinja2 yaml""".split()
 THEN = """transformers.modeling_utils transformers.pipelines transformers.models.bert.modeling_bert datasets
     accelerate evaluate""".split()
+OF_HUB = ("HF_", "TRANSFORMERS_")
+KNOW_WHERE_CODE_IS = {
+    "transformers.utils", "transformers.utils.hub", "transformers.dynamic_module_utils", "datasets.config",
+    "evaluate.config",
+}  # fmt: skip
 CLIENT = """#!{python} -ISE
 import json, os, signal, socket, sys
 words = sys.argv[1:]
@@ -61,7 +67,7 @@ def python() -> str:
     path = Path(folder.name) / "python"
     path.write_text(CLIENT.format(python=sys.executable, path=f"{folder.name}/0"), encoding="utf-8")
     path.chmod(0o755)
-    clean = {name: os.environ[name] for name in os.environ.keys() - {*of_hub(os.environ), "PYTHONPATH"}}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith((*OF_HUB, "PYTHONPATH"))}
     words = [sys.executable, __file__, path]
     server = subprocess.Popen(words, env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline(), "the server of quick programs did not start"
@@ -87,12 +93,19 @@ def ask_stranger(*words, home: Path, noise: bool = True) -> str:
 
 
 def of_hub(environment) -> dict[str, str]:
-    """What the Hub's libraries read when they are loaded; a token they read when they need it."""
+    """What the Hub's libraries read when they are loaded; a token they read when they need it, and where the code of
+    checkpoints is kept they are told again."""
     return {
         name: environment[name]
         for name in sorted(environment)
-        if name.startswith(("HF_", "TRANSFORMERS_")) and name != "HF_TOKEN"
+        if name.startswith(OF_HUB) and name not in ("HF_TOKEN", "HF_MODULES_CACHE")
     }
+
+
+def keep_code_in(folder: str) -> None:
+    for name in KNOW_WHERE_CODE_IS & sys.modules.keys():
+        known = sys.modules[name]
+        known.HF_MODULES_CACHE = type(known.HF_MODULES_CACHE)(folder)
 
 
 def listen(path: Path) -> socket.socket:
@@ -135,16 +148,16 @@ def forget(client: socket.socket, streams: list[int]) -> None:
 def serve(listening: socket.socket, folder: Path | None = None) -> list[str]:
     """Begin a program for each client: two forks, one that becomes it and one that tells the client how it ends.
 
-    Returns in the program, with its words. With a `folder` this is the first server: an environment of the Hub's
-    libraries that comes a second time gets a server there.
+    Returns in the program, with its words. With a `folder` this is the first server: each environment of the Hub's
+    libraries gets a server there.
     """
-    servers: dict[str, Path | None] = {}
+    servers: dict[str, Path] = {}
     for client, streams, (words, place, environment) in requests(listening):
-        settings = of_hub(environment)
-        key = json.dumps(settings)
-        if folder and key in servers:
-            if servers[key] is None:
-                servers[key] = folder / str(1 + sum(path is not None for path in servers.values()))
+        if folder:
+            settings = of_hub(environment)
+            key = json.dumps(settings)
+            if key not in servers:
+                servers[key] = folder / str(1 + len(servers))
                 own = listen(servers[key])
                 if not os.fork():
                     forget(client, streams)
@@ -156,7 +169,7 @@ def serve(listening: socket.socket, folder: Path | None = None) -> list[str]:
             with suppress(OSError):  # who asked may be gone
                 client.sendall(json.dumps([str(servers[key]), 0]).encode() + b"\n")
         elif os.fork():
-            servers[key] = None
+            continue
         elif program := os.fork():
             watch(client, program)
         else:
@@ -172,6 +185,8 @@ def become(streams: list[int], place: str, environment: dict[str, str]) -> None:
     os.chdir(place)
     os.environ.clear()
     os.environ.update(environment)
+    if "HF_MODULES_CACHE" in environment:
+        keep_code_in(environment["HF_MODULES_CACHE"])
 
 
 def watch(client: socket.socket, program: int) -> None:

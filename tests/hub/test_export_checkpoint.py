@@ -1,5 +1,7 @@
 """Exports opened by strangers: an ONNX folder without torch, sentence-transformers without this repository."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -90,7 +92,7 @@ def ask(home, blocked: str, code: str):
     """The answers of a process in `home` that has neither the packages `blocked` nor a network."""
     (home / "asked.json").write_text(json.dumps({"items": ASKED, "histories": HISTORIES}))
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_MODULES_CACHE": str(home / "modules"), "HF_HOME": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"HF_MODULES_CACHE": str(home / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable if "torch" in blocked else python(), "-c", STRANGER + code, blocked]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -121,20 +123,41 @@ def test_the_padded_encoder_is_the_packed_one(tiny_backend, pooling, window):
         torch.testing.assert_close(PaddedEncoder(model)(*batch), model.embed(*batch), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["encoder", "means", "fine-tuned"])
-def test_a_stranger_without_torch_gets_the_text_encoders_vectors(checkpoints, tmp_path, name, capsys):
-    """The very lines of docs/serve.md, in a process that has transformers but neither torch nor this package."""
+NAMES = ("encoder", "means", "fine-tuned")
+WITHOUT_IDS = [[{n: v for n, v in item.items() if n != "item_id"} for item in history] for history in HISTORIES]
+ASKED_ALONE = [[{n: v for n, v in item.items() if n != "item_id"}] for item in ASKED]
+
+
+@pytest.fixture(scope="module")
+def answers_without_torch(checkpoints, tmp_path_factory):
+    """What the very lines of docs/serve.md give for each export, in one process that has transformers but neither
+    torch nor this package."""
     for package in export_checkpoint.NEEDS["onnx"]:
         pytest.importorskip(package)
-    export_checkpoint.main([str(checkpoints / name), str(tmp_path / "exported"), "--format", "onnx"])
-    assert "onnx, vectors equal to" in capsys.readouterr().out
+    home = tmp_path_factory.mktemp("without-torch")
+    for name in NAMES:
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told):
+            export_checkpoint.main([str(checkpoints / name), str(home / name / "exported"), "--format", "onnx"])
+        assert "onnx, vectors equal to" in told.getvalue()
     [lines] = re.findall(r"```python\n(import numpy[^`]*onnxruntime[^`]*)```", (ROOT / "docs/serve.md").read_text())
-    asked = [[[item] for item in ASKED], HISTORIES]
-    asked = [[[{n: v for n, v in i.items() if n != "item_id"} for i in h] for h in part] for part in asked]
-    answer = f"\nasked = {asked}\njson.dump([vectors(part).tolist() for part in asked], open('answers.json', 'w'))"
-    parts = ask(tmp_path, "torch jepa4rec", lines + answer)
+    each = f"""
+import os
+
+answers, home = {{}}, os.getcwd()
+for name in {NAMES}:
+    os.chdir(f"{{home}}/{{name}}")
+    exec({lines!r})
+    answers[name] = [vectors(part).tolist() for part in {[ASKED_ALONE, WITHOUT_IDS]}]
+json.dump(answers, open(f"{{home}}/answers.json", "w"))
+"""
+    return ask(home, "torch jepa4rec", each)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stranger_without_torch_gets_the_text_encoders_vectors(checkpoints, answers_without_torch, name):
     model, tokenizer = open_encoder(checkpoints / name).eval(), ItemSentTokenizer.from_pretrained(checkpoints / name)
-    for found, histories in zip(parts, asked, strict=True):
+    for found, histories in zip(answers_without_torch[name], [ASKED_ALONE, WITHOUT_IDS], strict=True):
         with torch.no_grad():
             expected = model(**tokenizer(histories, return_tensors="pt")).pooler_output
         np.testing.assert_allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-4)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from hub_server import HubServer, run_client
+from hub_server import empty_hub, run_client
 from huggingface_hub import DatasetCard
 
 from jepa4rec.datasets_builders import load_dataset_dir
@@ -31,7 +31,7 @@ print(json.dumps([snapshot_download(repo, repo_type="dataset"), {name: table[0] 
 def pushed(tmp_path_factory):
     """The Hub, the folder, and what building and pushing the toy shop printed."""
     home = tmp_path_factory.mktemp("datasets")
-    with HubServer() as hub:
+    with empty_hub() as hub:
         done = run_client(
             hub.url, home, str(ROOT / "scripts" / "build_dataset.py"), *TOY, home / "toy", "--push", "me/shop"
         )

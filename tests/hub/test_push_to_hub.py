@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY_ITEMS, WITHOUT_PACKAGE
-from hub_server import TOKEN, HubServer, run_client
+from hub_server import TOKEN, empty_hub, run_client
 from huggingface_hub import EvalResult, ModelCardData
 from processes import python
 
@@ -32,7 +32,7 @@ def _quick_strangers(monkeypatch):
 
 @pytest.fixture(scope="module")
 def hub():
-    with HubServer() as server:
+    with empty_hub() as server:
         yield server
 
 

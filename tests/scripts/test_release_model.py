@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT, WITHOUT_PACKAGE
-from hub_server import HubServer, Repository, run_client
+from hub_server import Repository, empty_hub, run_client
 from huggingface_hub import ModelCard
 
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
@@ -23,14 +23,16 @@ import json
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-place, tea = sys.argv[1], [{"title": "Green tea"}]
-model = AutoModel.from_pretrained(place, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=True)
-vectors = model(**tokenizer([tea], return_tensors="pt")).pooler_output
-pipe = pipeline("sequential-recommendation", model=place, trust_remote_code=True)
-pipe.add_items([{"item_id": "a", "title": "Ceramic teapot"}, {"item_id": "b", "title": "Head torch"}])
-sentences = SentenceTransformer(place, trust_remote_code=True).encode(tea)
-json.dump([str(model.dtype), vectors.tolist(), len(pipe({"history": tea}, top_k=2)), sentences.shape[1]], sys.stdout)
+answers, tea = [], [{"title": "Green tea"}]
+for place in sys.argv[1:]:
+    model = AutoModel.from_pretrained(place, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=True)
+    vectors = model(**tokenizer([tea], return_tensors="pt")).pooler_output
+    pipe = pipeline("sequential-recommendation", model=place, trust_remote_code=True)
+    pipe.add_items([{"item_id": "a", "title": "Ceramic teapot"}, {"item_id": "b", "title": "Head torch"}])
+    sentences = SentenceTransformer(place, trust_remote_code=True).encode(tea)
+    answers.append([str(model.dtype), vectors.tolist(), len(pipe({"history": tea}, top_k=2)), sentences.shape[1]])
+json.dump(answers, sys.stdout)
 """
 )
 
@@ -102,19 +104,18 @@ def opened(done) -> list:
 
 
 def test_a_bare_clone_and_the_same_behind_an_id_open(clone, tmp_path):
-    with HubServer() as hub:
+    with empty_hub() as hub:
         repository = hub.repositories["model", "someone/jepa4rec"] = Repository()
         files = [path for path in clone.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         repository.commit("main", {str(path.relative_to(clone)): path.read_bytes() for path in files})
-        by_id = opened(run_client(hub.url, tmp_path, STRANGER, "someone/jepa4rec"))
-        local = opened(run_client(hub.url, tmp_path, STRANGER, str(clone)))
+        by_id, local = opened(run_client(hub.url, tmp_path, STRANGER, "someone/jepa4rec", str(clone)))
     assert by_id[0] == local[0] == "torch.float32" and by_id[2:] == local[2:] == [2, 16]
     torch.testing.assert_close(torch.tensor(by_id[1]), torch.tensor(local[1]))
 
 
 def test_however_it_is_saved_it_opens_as_the_one_it_came_from(clone, tmp_path):
     """What is saved is flat: its code lies beside the weights and no longer in a room."""
-    with HubServer() as hub:
+    with empty_hub() as hub:
         repository = hub.repositories["model", "someone/jepa4rec"] = Repository()
         files = [path for path in clone.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         repository.commit("main", {str(path.relative_to(clone)): path.read_bytes() for path in files})

@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, TINY_ITEMS, WITHOUT_PACKAGE
-from hub_server import HubServer, Repository
+from hub_server import Repository, client_environment, empty_hub
 from processes import python
 
 import drawing
@@ -445,15 +445,14 @@ def address(tmp_path_factory, checkpoint, dataset_dir):
     pytest.importorskip("gradio", reason="gradio is missing: pip install -e '.[demo]'")
     home = tmp_path_factory.mktemp("served")
     shutil.copytree(APP, home / "space", ignore=shutil.ignore_patterns("__pycache__"))
-    with HubServer() as hub:
+    with empty_hub() as hub:
         for kind, name, folder in (("model", "me/tiny", checkpoint), ("dataset", "me/tiny_shop", dataset_dir)):
             hub.repositories[kind, name] = Repository()
             hub.repositories[kind, name].commit("main", files_of(folder))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
-        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1"}
+        environment = client_environment(hub.url)
         environment |= {"SEQREC_CHECKPOINT": "me/tiny", "SEQREC_CATALOGUE": "me/tiny_shop", "SEQREC_REVISION": "main"}
         port = free_port()
-        environment |= {"GRADIO_SERVER_PORT": str(port), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment["GRADIO_SERVER_PORT"] = str(port)
         with open(home / "log", "w") as log:
             served = subprocess.Popen(
                 [python(), "-c", STRANGER], cwd=home / "space", env=environment, stdout=log, stderr=log
