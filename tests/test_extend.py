@@ -74,7 +74,8 @@ def test_a_kind_of_phase_and_a_baseline_are_a_file_and_a_recipe(checkout, sectio
     log = (checkout / "runs" / name / "log.jsonl").read_text(encoding="utf-8")
     assert ('"bpr"' in log) == (name == "bpr")
     if name == "bag_of_items":  # a stranger's process opens it before it is pushed
-        run(checkout, "scripts/push_to_hub.py", f"runs/{name}", "me/bag", "--dry_run")
+        told = run(checkout, "scripts/push_to_hub.py", f"runs/{name}", "me/bag", "--dry_run")
+        assert "all checks passed" in told and "pipeline_item_ids.py" in told and "item_ids.json" in told
 
 
 SEARCH = """

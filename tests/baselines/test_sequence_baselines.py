@@ -2,7 +2,6 @@
 
 import json
 import string
-import sys
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,7 +12,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from processes import ask_stranger, python
+from processes import ask_stranger
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -28,7 +27,6 @@ from jepa4rec.baselines.s3rec import draw_segments, number_attributes
 from jepa4rec.baselines.vqrec import means, nearest, product_codes, sinkhorn
 from jepa4rec.datasets_builders.contract import make_dataset, save_dataset
 from jepa4rec.evaluation.scorers import SequenceScorer
-from jepa4rec.scripts import push_to_hub
 from jepa4rec.training.batches import Example
 from jepa4rec.training.phases.sequence import SequenceCollator
 from jepa4rec.training.recipe import read_recipe
@@ -132,34 +130,10 @@ def shop(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def train(shop, tmp_path):
-    """train(name, **config) -> (record, folder) of a short run of the recipe of that name."""
-
-    def run(name, *settings, **config):
-        tree = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
-        tree["run"]["output_dir"] = str(tmp_path / name)
-        tree["data"] = {"dir": str(shop)}
-        encoder = {}
-        if SEQUENCE_MODELS[name].reads_texts:
-            tree["tokenizer"] = {"max_items": 4, "max_tokens": 64, "vocab_size": 200}
-            encoder = {"init": tiny_language_model() if name == "llamarec" else make_encoder(tmp_path, shop)}
-        shape = {**tree["model"]["config"], **SHAPE, **OWN_SHAPE.get(name, {}), **config}
-        tree["model"] = {**tree["model"], **encoder, "config": shape}
-        for phase in tree["phases"]:
-            phase |= {"epochs": 1.0, "steps": 20, "batch_size": 20, "lr": 1e-2, "evaluate_every_steps": 40}
-        for phase in tree["phases"][-1:]:
-            phase["steps"] = 120
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(tree))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return train_accelerate.run(read_recipe(path, list(settings))), tmp_path / name
-
-    return run
-
-
-def make_encoder(folder, shop) -> str:
+@pytest.fixture(scope="module")
+def encoder(shop, tmp_path_factory) -> str:
     """A tiny random text encoder with its tokenizer, saved as a checkpoint of ours."""
+    folder = tmp_path_factory.mktemp("encoder")
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     tree = {
         "run": {"output_dir": str(folder / "unused")},
@@ -172,8 +146,35 @@ def make_encoder(folder, shop) -> str:
     path.write_text(yaml.safe_dump(tree))
     recipe = read_recipe(path)
     data = train_accelerate.load_run_data(recipe.data)
+    torch.manual_seed(0)
     train_accelerate.write_checkpoint(*train_accelerate.make_starting_checkpoint(recipe, data), folder / "encoder")
     return str(folder / "encoder")
+
+
+@pytest.fixture
+def train(shop, encoder, tmp_path):
+    """train(name, **config) -> (record, folder) of a short run of the recipe of that name."""
+
+    def run(name, *settings, **config):
+        tree = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+        tree["run"]["output_dir"] = str(tmp_path / name)
+        tree["data"] = {"dir": str(shop)}
+        start = {}
+        if SEQUENCE_MODELS[name].reads_texts:
+            tree["tokenizer"] = {"max_items": 4, "max_tokens": 64, "vocab_size": 200}
+            start = {"init": tiny_language_model() if name == "llamarec" else encoder}
+        shape = {**tree["model"]["config"], **SHAPE, **OWN_SHAPE.get(name, {}), **config}
+        tree["model"] = {**tree["model"], **start, "config": shape}
+        for phase in tree["phases"]:
+            phase |= {"epochs": 1.0, "steps": 20, "batch_size": 20, "lr": 1e-2, "evaluate_every_steps": 40}
+        for phase in tree["phases"][-1:]:
+            phase["steps"] = 120
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return train_accelerate.run(read_recipe(path, list(settings))), tmp_path / name
+
+    return run
 
 
 # ---- what a model may see
@@ -816,14 +817,6 @@ def test_llamarec_trains_its_two_stages_and_keeps_both(train):
     assert tiny_language_model() not in (folder / "checkpoint" / "config.json").read_text()
     with pytest.raises(ValueError, match="name one in model.init"):
         train("llamarec", "model.init=scratch", "run.overwrite=true")
-
-
-def test_a_finished_run_is_ready_to_be_pushed(train, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "executable", python())  # which opens it as a stranger
-    _, folder = train("sasrec", "phases.0.steps=4")
-    push_to_hub.main([str(folder), "me/sasrec", "--dry-run"])
-    told = capsys.readouterr().out
-    assert "all checks passed" in told and "pipeline_item_ids.py" in told and "item_ids.json" in told
 
 
 def test_a_stranger_loads_every_model(tmp_path):
