@@ -12,7 +12,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -22,7 +21,6 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT
 from hub_server import run_client
 from processes import python
-from small_spark import SETTINGS
 
 from jepa4rec import train_accelerate
 from jepa4rec.baselines import BASELINE_MODELS
@@ -75,12 +73,10 @@ class Desk:
 
     def __init__(self, folder: Path, monkeypatch, hub):
         self.folder, self.monkeypatch, self.hub = folder, monkeypatch, hub
+        self.trained: list[Recipe] = []
         for name in (*PROGRAMS, *RELEASED, *(path.name for path in ROOT.glob("*.py"))):
             (folder / name).symlink_to(ROOT / name)
         monkeypatch.chdir(folder)
-        spark = "".join(f"{key} {value}\n" for key, value in SETTINGS.items())
-        (folder / "spark-defaults.conf").write_text(spark, encoding="utf-8")
-        monkeypatch.setenv("SPARK_CONF_DIR", str(folder))
 
     def run(self, command: str) -> None:
         words = shlex.split(command)
@@ -108,9 +104,12 @@ class Desk:
         chosen = parser_words[parser_words.index("--recipe") + 1] if "--recipe" in parser_words else None
         assert len(parser_words) == 2 * (len(settings) + bool(chosen)), f"neither --recipe nor --set: {parser_words}"
         recipe = chosen or train_accelerate.QUICKSTART
-        smaller = self.small(read_recipe(recipe, settings))
+        smaller = read_recipe(recipe, [*settings, *self.small(read_recipe(recipe, settings))])
+        if smaller in self.trained:  # once it is small, another launch of the same
+            return
+        self.trained.append(smaller)
         AcceleratorState._reset_state(reset_partial_state=True)
-        train_accelerate.run(read_recipe(recipe, [*settings, *smaller]))
+        train_accelerate.run(smaller)
 
     def small(self, recipe: Recipe) -> list[str]:
         """Settings that cut a run down: two steps a phase of a tiny model, made-up data in place of downloads."""
@@ -164,8 +163,10 @@ class Desk:
             words += [word for setting in smaller for word in ("--set", setting)]
         if words[0].startswith("benchmarks/catalogue"):
             words = [*words, "--sizes", "50", "--queries", "5", "--indexes", "exact"]
-        if "spark" in words and (find_spec("pyspark") is None or shutil.which("java") is None):
-            words = words[: words.index("--engine")]
+        if "--engine" in words:  # starting Spark takes longer than the page: test_engines.py gives this command to it
+            place = words.index("--engine")
+            assert words[place:] == ["--engine", "spark"]
+            words = words[:place]
         self.monkeypatch.setattr(sys, "argv", words)
         module.main()
         if words[0] == "scripts/campaign.py":

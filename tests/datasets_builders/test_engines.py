@@ -8,13 +8,21 @@ import shutil
 import sys
 
 import pytest
-from small_spark import SETTINGS
 
 from jepa4rec.benchmarks.engines import DATASETS
-from jepa4rec.datasets_builders import build
+from jepa4rec.datasets_builders import build, load_dataset_dir
 from jepa4rec.datasets_builders.online_retail import COLUMNS
+from jepa4rec.scripts import build_dataset
 
 pytestmark = pytest.mark.slow("starts Spark")
+
+# Small and without compilers, which cost more than they save on a few rows; a time zone that may not matter.
+SETTINGS = {
+    "spark.master": "local[2]", "spark.ui.enabled": "false", "spark.sql.session.timeZone": "Asia/Tokyo",
+    "spark.driver.memory": "1g", "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.sql.shuffle.partitions": "2", "spark.default.parallelism": "2", "spark.sql.adaptive.enabled": "false",
+    "spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +152,6 @@ REAL = [
     "Gift Cards 2018",
     "Scientific 2018, UniSRec",
     "Scientific 2018, RecFormer",
-    "All_Beauty 2023, raw reviews",
 ]
 CASES = [table, online_retail, amazon_2014, amazon_2018, amazon_reviews_2023, yelp]
 
@@ -152,7 +159,13 @@ CASES = [table, online_retail, amazon_2014, amazon_2018, amazon_reviews_2023, ye
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_spark_gives_what_duckdb_gives(spark, tmp_path, case):
     name, config, files, options = case(tmp_path)
-    ours, theirs = (build(name, config, files, engine=engine, **options) for engine in ("duckdb", "spark"))
+    ours = build(name, config, files, engine="duckdb", **options)
+    if case is online_retail:  # by the command of docs/many-machines.md
+        words = [name, "--config", config, "--data_files", str(files), "--out", str(tmp_path / "built")]
+        build_dataset.main([*words, "--engine", "spark"])
+        theirs = load_dataset_dir(tmp_path / "built")
+    else:
+        theirs = build(name, config, files, engine="spark", **options)
     assert ours.items.equals(theirs.items)
     assert ours.sequences.equals(theirs.sequences)
     assert ours.info == theirs.info and ours.num_users > 2
