@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from functools import cache
 
 import pyarrow.csv as pa_csv
 import pytest
@@ -224,14 +225,17 @@ def test_unknown_categories_and_missing_files_are_explained(write):
 BENCHMARK = "amazon_reviews_2023/benchmark"
 METADATA = "amazon_reviews_2023/raw_partial/All_Beauty.5core.meta.jsonl.gz"
 FIVE_CORE = [
-    [f"{BENCHMARK}/5core/rating_only/All_Beauty.csv"],
-    [f"{BENCHMARK}/5core/last_out_w_his/All_Beauty.{part}.csv" for part in ("train", "valid", "test")],
-    ["amazon_reviews_2023/raw_partial/All_Beauty.5core.reviews.jsonl.gz"],
+    (f"{BENCHMARK}/5core/rating_only/All_Beauty.csv",),
+    tuple(f"{BENCHMARK}/5core/last_out_w_his/All_Beauty.{part}.csv" for part in ("train", "valid", "test")),
+    ("amazon_reviews_2023/raw_partial/All_Beauty.5core.reviews.jsonl.gz",),
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def five_core(real_file):
+    """``five_core(names)`` -> the dataset of these files, built once."""
+
+    @cache
     def make(names):
         return build("amazon_reviews_2023", "5core", [real_file(name) for name in [*names, METADATA]])
 

@@ -14,6 +14,7 @@ import threading
 import time
 import zipfile
 from collections import Counter, defaultdict
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -132,11 +133,20 @@ RETAIL_FINGERPRINTS = {  # published with every result on these data
 
 
 @pytest.fixture(scope="module")
-def real_retail(real_data):
+def real(real_file):
+    """``real(name, config, file)`` -> the dataset of a publisher's file or folder, built once."""
+
+    @cache
+    def make(name, config, file, **options):
+        return build(name, config, real_file(file), **options)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def real_retail(real):
     """The real ``jepa4rec`` dataset, built by four threads."""
-    if not (real_data / RETAIL).exists():
-        pytest.skip(f"no real data: {real_data / RETAIL} is missing")
-    return build("online_retail", "jepa4rec", real_data / RETAIL, threads=4)
+    return real("online_retail", "jepa4rec", RETAIL, threads=4)
 
 
 def test_online_retail_jepa4rec_counts_and_fingerprint(real_retail):
@@ -144,8 +154,8 @@ def test_online_retail_jepa4rec_counts_and_fingerprint(real_retail):
     assert real_retail.fingerprint == RETAIL_FINGERPRINTS["jepa4rec"]
 
 
-def test_online_retail_five_core_counts_and_fingerprint(real_file):
-    dataset = build("online_retail", "five_core", real_file(RETAIL))
+def test_online_retail_five_core_counts_and_fingerprint(real):
+    dataset = real("online_retail", "five_core", RETAIL)
     assert counts(dataset) == (4_126, 3_206, 405_208)
     assert dataset.fingerprint == RETAIL_FINGERPRINTS["five_core"]
 
@@ -177,24 +187,24 @@ def test_online_retail_keeps_the_order_of_the_file_inside_an_invoice(real_retail
         ("amazon_2014", "sequences", "amazon_2014_beauty", (22_363, 12_101, 198_502), "5575bbac"),
     ],
 )
-def test_amazon_counts_and_fingerprints(real_file, name, config, folder, expected, fingerprint):
-    dataset = build(name, config, real_file(folder))
+def test_amazon_counts_and_fingerprints(real, name, config, folder, expected, fingerprint):
+    dataset = real(name, config, folder)
     assert counts(dataset) == expected
     assert dataset.fingerprint.startswith(fingerprint)
 
 
-def test_both_layouts_of_scientific_hold_the_same_histories_repeats_included(real_file):
-    unisrec = build("amazon_2018", "unisrec", real_file("amazon_2018/scientific_unisrec"))
-    recformer = build("amazon_2018", "recformer", real_file("amazon_2018/scientific_recformer_layout"))
+def test_both_layouts_of_scientific_hold_the_same_histories_repeats_included(real):
+    unisrec = real("amazon_2018", "unisrec", "amazon_2018/scientific_unisrec")
+    recformer = real("amazon_2018", "recformer", "amazon_2018/scientific_recformer_layout")
     assert unisrec.sequences.equals(recformer.sequences)
     assert unisrec.items["item_id"].equals(recformer.items["item_id"])
     assert (unisrec.attributes, recformer.attributes) == (["title"], ["title", "brand", "category"])
     assert sum(len(history) - len(set(history.tolist())) for history in unisrec.histories()) == 289
 
 
-def test_unisrec_keeps_the_published_split_and_index(real_file):
+def test_unisrec_keeps_the_published_split_and_index(real, real_file):
     folder = real_file("amazon_2018/scientific_unisrec")
-    dataset = build("amazon_2018", "unisrec", folder)
+    dataset = real("amazon_2018", "unisrec", "amazon_2018/scientific_unisrec")
     lines = (folder / "Scientific.test.inter").read_text().splitlines()[1:]
     published = {user: (history.split(), item) for user, history, item in (line.split("\t") for line in lines)}
     names = dict(line.split("\t") for line in (folder / "Scientific.user2index").read_text().splitlines())
