@@ -128,10 +128,11 @@ class Desk:
         if recipe.data.name not in (None, "toy_shop"):
             settings += ["data.name=null", "data.config=null", "data.dir=data/online_retail"]
         settings += ["evaluation.validation_users=10"]
-        if recipe.model.baseline:
-            settings += ["model.config.hidden_size=16", "model.config.num_attention_heads=2"]
         reads = not recipe.model.baseline or getattr(BASELINE_MODELS[recipe.model.baseline], "reads_texts", False)
-        if reads and not Path(recipe.model.init).exists():
+        starts = reads and Path(recipe.model.init).exists()  # with vectors as wide as they are
+        if recipe.model.baseline and not starts:
+            settings += ["model.config.hidden_size=16", "model.config.num_attention_heads=2"]
+        if reads and not starts:
             settings += ["model.init=scratch", "tokenizer.vocab_size=400"]
             if not recipe.model.baseline:  # a whitening stands behind trained weights alone, which these are not
                 settings.append("model.whitening=null")
