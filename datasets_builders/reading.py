@@ -392,7 +392,7 @@ def _check_damaged_utf8(path: Path) -> None:
             whole += 0 if text.isascii() else sum(letter > "\x7f" for letter in text) - here
     if whole > damaged:
         letters = f"{damaged} damaged letter{'s' * (damaged > 1)}, the first in line {first}"
-        raise ValueError(f"{path} is UTF-8 but for {letters}: mend the line, or save the file anew")
+        raise ValueError(f"{path} is UTF-8 but for {letters}: mend the line, save the file anew, or give encoding=")
 
 
 def _check_line(path: Path, before: int, block: bytes) -> int:
