@@ -310,7 +310,31 @@ def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
         labels: (T,) the original token ids.
     """
     with _full_precision(logits):
-        return F.cross_entropy(logits.float(), labels, reduction="none")
+        rows = max(1, CHUNK_LOGITS.get(logits.device.type, 2**26) // logits.shape[1])
+        return _TokenLosses.apply(logits, labels, rows)
+
+
+class _TokenLosses(torch.autograd.Function):
+    """`F.cross_entropy` of logits in float32, `rows` at a time: neither they nor their gradient stand in memory in
+    float32 where they come in half precision."""
+
+    @staticmethod
+    def forward(ctx, logits, labels, rows):
+        log_sum = torch.cat([part.float().logsumexp(dim=1) for part in logits.split(rows)])
+        ctx.save_for_backward(logits, labels, log_sum)
+        ctx.rows = rows
+        return log_sum - logits.gather(1, labels[:, None])[:, 0].float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        logits, labels, log_sum = ctx.saved_tensors
+        to_logits = torch.empty_like(logits)
+        for start in range(0, len(logits), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            error = (logits[part].float() - log_sum[part, None]).exp_()
+            error.scatter_add_(1, labels[part, None], error.new_full((len(error), 1), -1.0))
+            to_logits[part] = error.mul_(grad[part, None])
+        return to_logits, None, None
 
 
 def mapping_loss(

@@ -19,6 +19,7 @@ from transformers.utils import can_return_tuple
 
 from .attention_jepa4rec import (
     AttentionPlan,
+    Dropout,
     Jepa4RecSelfAttention,
     PackedRows,
     plan_attention,
@@ -100,7 +101,7 @@ class Jepa4RecEmbeddings(nn.Module):
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.item_position_embeddings = nn.Embedding(config.max_item_embeddings, width)
         self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.position_offset = config.position_offset
         self.tells_types, self.tells_items = config.token_types, config.item_positions
 
@@ -121,7 +122,7 @@ class Jepa4RecResidual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(width, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden: Tensor, residual: Tensor) -> Tensor:
         return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)

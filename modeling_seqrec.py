@@ -585,6 +585,9 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
 
     # Not a class of transformers, but the key that makes the code travel with the weights and names it in `auto_map`.
     _auto_class = "AutoModelForSequentialRecommendation"
+    frozen = (
+        None  # what a training phase keeps of frozen layers (`training.frozen.FrozenStates`), read while it trains
+    )
 
     def __init__(self, config: SeqRecConfig):
         super().__init__(config)
@@ -700,7 +703,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         return self.text_gate * normalise(self._embed(texts, text_rows)) + items
 
     def _embed(self, texts: tuple[Tensor | None, ...], text_rows: Tensor | None) -> Tensor:
-        vectors = self.base_model.embed(*texts)
+        vectors = (self.frozen if self.frozen and self.training else self.base_model).embed(*texts)
         return vectors if text_rows is None else vectors[text_rows]
 
     def _remembered_items(self, history_item_ids: Tensor) -> Tensor:

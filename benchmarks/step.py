@@ -8,9 +8,9 @@ its own, and while one takes a step the other waits. Each chooses its precision 
 bfloat16 the two may differ: `precision` is what its Linear layers gave. Text fine-tuning and pre-training are the
 older commit's recipes (jepa4rec_scientific.yaml: one item a text, three layers frozen; pretrain_amazon.yaml), both of
 MiniLM and on `--data`; a step makes its batch, too. Their `encoding` is 96 item texts by the model in training,
-tokenizer included. `products`: the matrix products of the step's Linear layers alone, the floor. `setting_up` is all
-before a run's first step but imports: by the older commit, and here by a first and a second seed (the first finds item
-vectors too where HF_HOME keeps them from an earlier run).
+tokenizer included. `products`: the matrix products of the step's Linear layers alone, in its precision, the floor.
+`setting_up` is all before a run's first step but imports: by the older commit, and here by a first and a second seed
+(the first finds item vectors too where HF_HOME keeps them from an earlier run).
 `frozen_states` is recipes/item_sequences.yaml on `--data`: frozen layers that read at every step, and each item once.
 `encoding` by itself is 96 item texts by this package, by sentence-transformers and by transformers' BertModel in
 sorted batches, tokenizers included.
@@ -68,10 +68,11 @@ def step():
     return outputs[0].loss.item()
 def encode():
     model = accelerator.unwrap_model(training.model).eval()
-    encode_items(model, tokenizer, tokenizer.encode_items(texts), progress=None)
+    with accelerator.autocast():  # as a run encodes its catalogue
+        encode_items(model, tokenizer, tokenizer.encode_items(texts), progress=None)
 def note(module, given, out):
     learns = given[0].requires_grad, module.weight.requires_grad
-    linears.append((given[0].shape[:-1].numel(), *module.weight.T.shape, *learns))
+    linears.append((given[0].shape[:-1].numel(), *module.weight.T.shape, *learns, out.dtype))
     precisions.add(str(out.dtype).removeprefix("torch."))
 def watched(action):
     linears.clear(), precisions.clear()
@@ -81,8 +82,8 @@ def watched(action):
     return sorted(precisions)
 def products():
     spent = 0.0
-    for rows, width, out, to_input, to_weight in linears:
-        x, w, g = torch.randn(rows, width), torch.randn(width, out), torch.randn(rows, out)
+    for rows, width, out, to_input, to_weight, dtype in linears:
+        x, w, g = (torch.randn(size).to(dtype) for size in ((rows, width), (width, out), (rows, out)))
         began = time.process_time()
         x @ w
         if to_input: g @ w.T

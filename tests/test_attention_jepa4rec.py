@@ -9,9 +9,11 @@ from torch import nn
 
 from jepa4rec import attention_jepa4rec as attention
 from jepa4rec.attention_jepa4rec import (
+    Dropout,
     PackedRows,
     block_attention,
     cls_attention,
+    dropout_of,
     gather_tokens,
     plain_attention,
     plan_attention,
@@ -215,6 +217,28 @@ def test_dropout_drops_weights_of_plain_attention_and_scales_the_rest():
     assert dropped.float().mean().item() == pytest.approx(dropout, abs=0.01)
     torch.testing.assert_close(draws, whole / (1 - dropout) * ~dropped)
     torch.testing.assert_close(draws.mean(0), whole[0], rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_each_element_by_itself_and_scales_the_rest(dtype):
+    torch.manual_seed(0)
+    rate, ones = 0.25, torch.ones(4001, 7, dtype=dtype, requires_grad=True)
+    dropped = dropout_of(ones, rate)
+    assert dropped.dtype == dtype and set(dropped.unique().tolist()) == {0.0, torch.tensor(4 / 3, dtype=dtype).item()}
+    assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.01)
+    # Four neighbours come out of one draw: each pair of them must still be independent.
+    lost = (dropped.detach().flatten()[: 4 * 7001].view(-1, 4) == 0).float()
+    torch.testing.assert_close(lost.T.cov(), rate * (1 - rate) * torch.eye(4), rtol=0, atol=0.01)
+    dropped.sum().backward()
+    assert torch.equal(ones.grad, dropped)
+    torch.manual_seed(0)
+    assert torch.equal(dropout_of(ones, rate), dropped), "the same seed drops the same"
+
+
+def test_dropout_stops_when_a_model_is_evaluated_and_at_a_rate_of_zero():
+    ones = torch.ones(5, 5)
+    assert torch.equal(Dropout(0.5).eval()(ones), ones) and torch.equal(Dropout(0.0)(ones), ones)
+    assert torch.equal(dropout_of(ones, 0.999999) != 0, dropout_of(ones, 0.999999) > 60000), "no division by zero"
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -120,6 +120,24 @@ def test_mlm_loss_is_the_mean_over_predicted_tokens(rng):
     assert whole_batch_mean(token_losses(logits, labels)).item() == pytest.approx(slow, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_token_losses_by_blocks_have_the_gradient_of_the_cross_entropy(rng, monkeypatch, dtype):
+    monkeypatch.setitem(losses_seqrec.CHUNK_LOGITS, "cpu", 2 * 11)  # blocks of two rows, and one of one
+    logits, labels = 3 * torch.randn(7, 11, generator=rng), torch.tensor([0, 10, 3, 3, 5, 1, 0])
+    weights, found = torch.randn(7, generator=rng), []
+    for losses in (
+        token_losses,
+        lambda *given: torch.nn.functional.cross_entropy(given[0].float(), given[1], reduction="none"),
+    ):
+        own = logits.to(dtype).requires_grad_()
+        values = losses(own, labels)
+        assert values.dtype == torch.float32
+        (values * weights).sum().backward()
+        assert torch.equal(own.detach(), logits.to(dtype)), "what was given is left as it was"
+        found.append((values, own.grad))
+    torch.testing.assert_close(*found)
+
+
 def test_mlm_loss_without_a_predicted_token_is_zero_and_differentiable():
     logits = torch.zeros(0, 11, requires_grad=True)
     loss = whole_batch_mean(token_losses(logits, torch.zeros(0, dtype=torch.long)))

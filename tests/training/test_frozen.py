@@ -1,16 +1,19 @@
 """Frozen layers read each item once, and what is made of that is what reading it anew gives."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY_ITEMS
 
-from jepa4rec.modeling_jepa4rec import Jepa4RecModel
+from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.training.frozen import FrozenStates
 from jepa4rec.training.optimisation import freeze
+from jepa4rec.training.phases.finetune import FinetunePhase
 from jepa4rec.training.phases.item_sequence import ItemSequenceEncoder
 
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "item_position_ids")
 BATCHES = ([0, 3, 5, 11], [3, 5, 7, 8, 11], [0, 7, 3, 8])
 
 
@@ -81,3 +84,31 @@ def test_each_item_is_read_once_and_without_dropout(model, batches, monkeypatch)
 def test_a_copy_whose_weights_may_change_begins_without(model):
     model.frozen = FrozenStates(model.encoder, 1)
     assert copy.deepcopy(model).frozen is None
+
+
+def test_fine_tuning_on_texts_of_one_item_keeps_them_and_evaluation_does_not(tiny_config, batches):
+    tiny_config.hidden_dropout_prob = tiny_config.attention_probs_dropout_prob = 0.0
+    tiny_config.num_items = len(TINY_ITEMS)
+    model = Jepa4RecForSequentialRecommendation(tiny_config).train()
+    freeze(model, False, 1)
+    texts = [{name: batch[name] for name in TEXT_INPUTS} for batch in batches]
+    anew = [model.user_vectors(**batch) for batch in texts]
+    model.frozen = FrozenStates(model.base_model, 1)
+    with torch.inference_mode():
+        model.eval().user_vectors(**texts[0])
+    assert not model.frozen._kept, "made without gradients, they could not be learned from"
+    for batch, vectors in zip(texts, anew, strict=True):
+        kept = model.train().user_vectors(**batch)
+        torch.testing.assert_close(kept, vectors)
+        kept.sum().backward()
+    assert len(model.frozen._kept) == 6
+
+
+@pytest.mark.parametrize("max_items, freeze_layers, keeps", [(1, 1, True), (2, 1, False), (1, 0, False)])
+def test_which_fine_tuning_keeps_texts(tmp_path, tiny_config, max_items, freeze_layers, keeps):
+    Jepa4RecModel(tiny_config).save_pretrained(tmp_path)
+    phase = FinetunePhase(kind="finetune", max_items=max_items, freeze_layers=freeze_layers)
+    data = SimpleNamespace(
+        num_items=5, dataset=SimpleNamespace(fingerprint=""), seen_items=lambda: torch.ones(5, dtype=torch.bool)
+    )
+    assert (phase.open_model(tmp_path, data).frozen is not None) == keeps

@@ -19,6 +19,7 @@ from ...serving.encoding_seqrec import HistoryCollator, encode_items
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ..batches import MASK_STREAM, Example, read_once
 from ..data import RunData
+from ..frozen import FrozenStates
 from ..masking import TokenMasker, maskable, uniform
 from ..typed_yaml import Range, check_ranges
 from .phase import Phase, Work
@@ -37,7 +38,8 @@ class FinetunePhase(Phase):
     vector of their own to the user vector. `history_text` false leaves the text encoder out of the user vector: item
     vectors alone learn, some fifty times faster, before a phase that adds the text. `text_gate`: the weight the text
     begins with beside the items (None: where the phase before left it; 1 at first). `lr_items` is for everything that
-    is not the text encoder. `history_mask_rate`: share of tokens that `objective.mlm_weight` has predicted.
+    is not the text encoder. With `max_items` 1 the frozen layers of a jepa4rec encoder read without dropout, each item
+    once (`FrozenStates`). `history_mask_rate`: share of tokens that `objective.mlm_weight` has predicted.
 
     Slips of RecFormer's published code, to compare with its numbers: `min_history` 0 also trains on empty histories
     (`[CLS]` alone); `stale_items` evaluates with the item vectors from before the epoch (else those of
@@ -95,6 +97,9 @@ class FinetunePhase(Phase):
         if self.text_gate is not None:
             nn.init.constant_(model.log_text_gate, math.log(self.text_gate))
         model.objective = self.objective
+        # A text of one item comes again with every history that ends in it; one of several hardly ever does.
+        if self.freeze_layers and self.max_items == 1 and hasattr(model.base_model, "embed_below"):
+            model.frozen = FrozenStates(model.base_model, self.freeze_layers)
         return model
 
     def collator(self, work: Work) -> Callable:

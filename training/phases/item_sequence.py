@@ -106,7 +106,7 @@ class ItemSequenceEncoder(SentencePairModel):
             item_ids, sequences, next_places: as for `item_sequence_loss`.
         """
         texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
-        vectors = in_slices(self._read, (*texts, item_ids), self.slices)["vectors"]
+        vectors = in_slices(self._read, texts, self.slices)["vectors"]
         compared = vectors if self.whitenings is None else self.whitenings(item_ids, vectors)
         next_item = item_sequence_loss(compared, item_ids, sequences, next_places, self.temperature, RECENCY_DECAY)
         loss, reported = weighted_total({"next_item": next_item}, {})
@@ -114,8 +114,7 @@ class ItemSequenceEncoder(SentencePairModel):
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=gauges)
 
     def _read(self, *texts: Tensor) -> dict[str, Tensor]:
-        *texts, items = texts
-        return super()._read(*texts) if self.frozen is None else {"vectors": self.frozen.embed(items, *texts)}
+        return super()._read(*texts) if self.frozen is None else {"vectors": self.frozen.embed(*texts)}
 
 
 class DomainWhitenings(NamedTuple):
