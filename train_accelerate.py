@@ -240,6 +240,9 @@ def keep_if_best(training: Training) -> None:
     metrics = phase.validate(accelerator, model, training.work)
     place = {"phase": training.index, "kind": phase.kind, "step": progress.step}
     training.log.write({**place, **{f"validation_{name}": value for name, value in metrics.items()}}, progress.step)
+    if training.work.recipe.run.keep_evaluated:
+        kept = training.folder.of_evaluation(training.index, progress.step)
+        save_checkpoint(accelerator, model, training.work.tokenizer, kept)
     if progress.best_metrics is None or phase.score(metrics) > phase.score(progress.best_metrics):
         progress.best_metrics, progress.best_step, progress.stale = metrics, progress.step, 0
         save_checkpoint(

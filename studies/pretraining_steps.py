@@ -2,7 +2,8 @@
 
     python studies/pretraining_steps.py --data data/scientific --set base=../jepa4rec_pretrain.yaml
 
-Each system's pre-training is run for each number of `steps`, each run with a schedule of its own; 0 is its start.
+Each system's pre-training is run for each number of `steps`, each run with a schedule of its own; 0 is its start. Or
+`pretrained` names runs that kept what they evaluated (run.keep_evaluated), one a seed: their models of those steps.
 RecFormer, Figure 6.
 """
 
@@ -19,15 +20,17 @@ PARSER = study_parser(__name__, __file__, __doc__)
 
 import numpy as np
 
+from jepa4rec.hub.opening import find_checkpoint
 from jepa4rec.studies.measuring import baseline_ranks, open_trained, rank_as_texts, start_checkpoint
-from jepa4rec.studies.studying import Point, PretrainedRecipe, Study, SystemsRecipe, own_setting, study_command
+from jepa4rec.studies.studying import CheckpointsRecipe, Point, Study, SystemsRecipe, own_setting, study_command
+from jepa4rec.training.run_folder import RunFolder
 from jepa4rec.training.typed_yaml import Range, check_ranges
 
 
 @dataclass(kw_only=True)
-class PretrainingStepsRecipe(PretrainedRecipe, SystemsRecipe):
-    """`steps` of each pre-training phase, 0 for none. `history_decay` and `catalogue_whitening` say how every
-    checkpoint reads, as in config.json."""
+class PretrainingStepsRecipe(CheckpointsRecipe, SystemsRecipe):
+    """`steps` of each pre-training phase, 0 for none; `systems` are trained where `pretrained` names no run.
+    `history_decay` and `catalogue_whitening` say how every checkpoint reads, as in config.json."""
 
     steps: list[int] = field(default_factory=lambda: [0, 50, 100, 200])
     systems: dict[str, list[str]] = field(default_factory=lambda: {"zero-shot": []})
@@ -49,9 +52,11 @@ class PretrainingStepsRecipe(PretrainedRecipe, SystemsRecipe):
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
+    trained = study.recipe.pretrained or study.recipe.systems
+    ranks_of = kept_ranks if study.recipe.pretrained else system_ranks
     points = [
-        Point(system, steps, system_ranks(study, settings, steps))
-        for system, settings in study.recipe.systems.items()
+        Point(system, steps, ranks_of(study, given, steps))
+        for system, given in trained.items()
         for steps in study.recipe.steps
     ]
     counted = baseline_ranks(study).items()
@@ -65,6 +70,14 @@ def system_ranks(study: Study, settings: Sequence[str], steps: int) -> np.ndarra
         return rank(study, start_checkpoint(study, settings))[None]
     trained = study.pretrain_seeds([*settings, *lengths])
     return np.stack([rank(study, open_trained(one.checkpoint)) for one in trained])
+
+
+def kept_ranks(study: Study, runs: Sequence[str], steps: int) -> np.ndarray:
+    """Ranks (seeds, U) after so many steps of runs that kept what they evaluated, of the start (1, U) after none."""
+    if not steps:
+        return rank(study, start_checkpoint(study, []))[None]
+    kept = [RunFolder(run).of_evaluation(0, steps) for run in runs]
+    return np.stack([rank(study, open_trained(find_checkpoint(str(one)))) for one in kept])
 
 
 def rank(study: Study, checkpoint: tuple) -> np.ndarray:

@@ -37,9 +37,10 @@ class RunRecipe:
 
     `name` is what tables and the model card call the run (None: the last part of `output_dir`), `system` the method it
     trains. `mixed_precision` "auto" is what `accelerate launch` was told, else bf16 where the processor computes
-    in it, else "no"; the record says which it was. `save_every` counts optimiser steps
-    between saved states (0: none between phases), `telemetry_every` between looks for collapse (0: none). `resume`
-    continues an interrupted run, `overwrite` replaces a finished one. `compile` fuses what sees tokens one by one
+    in it, else "no"; the record says which it was. `save_every` counts optimiser steps between saved states (0: none
+    between phases), `telemetry_every` between looks for collapse (0: none). `resume` continues an interrupted run,
+    `overwrite` replaces a finished one. `keep_evaluated` leaves the model of each evaluation in
+    evaluated/phase-N-step-S, to look at how a long run went. `compile` fuses what sees tokens one by one
     (`torch.compile`): worth its minute on a GPU.
     """
 
@@ -49,6 +50,7 @@ class RunRecipe:
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
+    keep_evaluated: bool = False
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] | None = "auto"
     activation_checkpointing: bool = False
     compile: bool = False

@@ -49,6 +49,7 @@ FREE_TO_CHANGE = (
     "output_dir",
     "resume",
     "overwrite",
+    "keep_evaluated",
     "tracker",
     "log_every",
     "save_every",
@@ -103,6 +104,7 @@ class RunFolder:
         self.ranks = self.root / "ranks.parquet"
         self.recipe = self.root / "recipe.yaml"
         self.log = self.root / "log.jsonl"
+        self.evaluated = self.root / "evaluated"
         self.state = self.root / "state"
         self.start = self.state / "start"
         self._handle: int | None = None
@@ -143,6 +145,9 @@ class RunFolder:
 
     def best(self, phase: int, step: int) -> Path:
         return self.state / f"phase-{phase}-best-{step}"
+
+    def of_evaluation(self, phase: int, step: int) -> Path:
+        return self.evaluated / f"phase-{phase}-step-{step}"
 
     def saved_step(self, phase: int, step: int) -> Path:
         return self.state / f"phase-{phase}-step-{step}"
@@ -193,6 +198,7 @@ class RunFolder:
         self._check_own_state()
         (self.state / "recipe.json").unlink(missing_ok=True)  # first, so that a kill leaves nothing half to resume,
         self.log.unlink(missing_ok=True)
+        shutil.rmtree(self.evaluated, ignore_errors=True)
         shutil.rmtree(self.state, ignore_errors=True)  # and last, so that it leaves no log without a run
         write_json(self.state / "recipe.json", lasting_part(recipe_to_dict(recipe)) | {"fingerprints": fingerprints})
         if self._handle is None:
@@ -201,7 +207,8 @@ class RunFolder:
 
     def _check_nothing_foreign(self) -> None:
         """Where no run is, what has the name of a result is somebody else's."""
-        foreign = [path.name for path in (self.checkpoint, self.recipe, self.log, self.ranks) if path.exists()]
+        own = (self.checkpoint, self.recipe, self.log, self.ranks, self.evaluated)
+        foreign = [path.name for path in own if path.exists()]
         if foreign:
             raise FileExistsError(
                 f"{self.root} holds {', '.join(foreign)}, but no run, which would overwrite them: choose another "
