@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 import yaml
 
 from jepa4rec.datasets_builders.contract import Split, load_dataset_dir, make_dataset, save_dataset
@@ -170,6 +171,24 @@ def test_checkpoints_take_the_place_of_pretraining(studio, tmp_path, tiny_tokeni
     ways = ("learned, JEPA predictor", "learned, words as the newest item", "drawn, words as the newest item")
     assert told == set(ways)  # the predictor that was only drawn says nothing
     assert {row["series"] for row in studio("robustness", pretrained=pretrained)["figures"]} == set(pretrained)
+
+
+def test_steps_of_a_run_that_kept_what_it_evaluated_are_read_and_nothing_is_trained(
+    studio, tmp_path, shop, tiny_tokenizer, tiny_config
+):
+    tokenizer = ItemSentTokenizer.wrap(tiny_tokenizer, max_items=3)
+    kept = tmp_path / "run" / "evaluated"
+    for step in (2, 4):
+        torch.manual_seed(step)
+        Jepa4RecForPreTraining(tiny_config).save_pretrained(kept / f"phase-0-step-{step}")
+        tokenizer.save_pretrained(kept / f"phase-0-step-{step}")
+    pretrained, runs = {"a long run": [str(tmp_path / "run")]}, tmp_path / "runs"
+    figures = studio("pretraining_steps", pretrained=pretrained, steps=[0, 2, 4], runs_dir=str(runs))["figures"]
+    found = {row["x"]: row["mrr"]["mean"] for row in figures if row["series"] == "a long run"}
+    assert set(found) == {0, 2, 4} and len(set(found.values())) == 3
+    assert not runs.exists()
+    with pytest.raises(SystemExit, match="phase-0-step-3 is neither a folder"):
+        studio("pretraining_steps", pretrained=pretrained, steps=[3])
 
 
 def test_steps_of_two_pretrainings_are_judged_elsewhere_and_read_alike(studio, tmp_path, shop):

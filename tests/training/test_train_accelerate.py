@@ -20,7 +20,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from processes import python
 from safetensors.torch import load_file
-from transformers import BertConfig, BertModel
+from transformers import AutoModel, BertConfig, BertModel
 
 import train_accelerate
 from jepa4rec.baselines import SEQUENCE_MODELS
@@ -203,6 +203,22 @@ def test_the_best_weights_on_validation_are_the_ones_kept(write_recipe, tmp_path
     scores = [line["validation_ndcg@10"] for line in log_lines(tmp_path / "run") if "validation_ndcg@10" in line]
     assert len(scores) == 10
     assert record["validation_metrics"]["ndcg@10"] == max(scores)
+
+
+def test_what_was_evaluated_is_kept_where_asked_and_gone_with_the_run(write_recipe, tmp_path):
+    phase = {**FINETUNE, "steps": 4, "evaluate_every_steps": 2, "lr": 3e-2, "lr_items": 0.3}
+    recipe, kept = write_recipe([phase]), tmp_path / "run" / "evaluated"
+    train(recipe)
+    assert not kept.exists()
+    train(recipe, "run.overwrite=true", "run.keep_evaluated=true")
+    found = {folder.name: load_file(folder / "model.safetensors") for folder in kept.iterdir()}
+    assert set(found) == {"phase-0-step-2", "phase-0-step-4"}
+    assert not torch.equal(*(own["item_matrix.weight"] for own in found.values()))
+    best = weights(tmp_path / "run")
+    assert any(torch.equal(best["item_matrix.weight"], own["item_matrix.weight"]) for own in found.values())
+    assert AutoModel.from_pretrained(kept / "phase-0-step-2").config.vector_size
+    train(recipe, "run.overwrite=true")
+    assert not kept.exists()
 
 
 def test_training_stops_after_patience_evaluations_without_improvement(write_recipe, tmp_path):
@@ -434,7 +450,9 @@ def test_what_no_run_wrote_is_not_deleted(write_recipe, tmp_path):
     assert thesis.read_text() == "three years"
 
 
-@pytest.mark.parametrize("name", ["checkpoint/my_weights.pt", "recipe.yaml", "log.jsonl", "ranks.parquet"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint/my_weights.pt", "evaluated/mine", "recipe.yaml", "log.jsonl", "ranks.parquet"]
+)
 def test_what_only_has_the_name_of_a_result_is_not_overwritten_unless_asked(write_recipe, tmp_path, name):
     path, mine = write_recipe([{**FINETUNE, "steps": 2}]), tmp_path / "run" / name
     mine.parent.mkdir(parents=True)
