@@ -280,7 +280,7 @@ def dropout_of(tensor: Tensor, rate: float) -> Tensor:
         return F.dropout(tensor, rate)
     # torch draws every element by itself, which is a tenth of a training step; here one draw of 64 bits serves four.
     dropped = min(round(rate * 2**16), 2**16 - 1)
-    draws = torch.empty(-(-tensor.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    draws = tensor.new_empty(-(-tensor.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     kept = draws[: tensor.numel()].view(tensor.shape) >= dropped - 2**15
     return tensor * (kept.to(tensor.dtype) * (2**16 / (2**16 - dropped)))
 
