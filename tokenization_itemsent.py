@@ -25,7 +25,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import BatchEncoding, PreTrainedTokenizerBase, TokenizersBackend
 
-from .tokenization_st5rec import INSTRUCTION, SENTENCES, TAGS, Marks, item_text, lay_out
+from .tokenization_st5rec import INSTRUCTION, SENTENCES, TAGS, Marks, item_text, lay_out, words
 
 CLS_TYPE, NAME_TYPE, VALUE_TYPE, PAD_TYPE = range(4)
 
@@ -169,11 +169,17 @@ class ItemSentTokenizer(TokenizersBackend):
 
     # ---- items -> ItemTokens
 
+    @staticmethod
+    def in_words(value: Any) -> str:
+        """An attribute's value as it is read: text as it stands, lists and objects in words."""
+        return value if isinstance(value, str) else words(value)
+
     def encode_items(self, items: Iterable[Mapping[str, Any]], item_ids: Sequence | None = None) -> ItemTokens:
         """Tokens of every item, each distinct word or string encoded once.
 
-        None, NaN, NaT, NA and empty values are left out, numbers are written out, lists are joined by spaces. Raises
-        ValueError for an empty catalogue and for an item without text, named by its index (and its `item_ids` entry).
+        None, NaN, NaT, NA and empty values are left out, all others that are no text read as their `words`: `id 1
+        name Acme` of {"id": 1, "name": "Acme"}. Raises ValueError for an empty catalogue and for an item without
+        text, named by its index (and its `item_ids` entry).
         """
 
         def label(i):
@@ -561,12 +567,12 @@ def _text_of(value: Any, label) -> str:
     """Text of an attribute value that is no string; "" for a missing one."""
     if isinstance(value, str):
         return value
-    if isinstance(value, (Mapping, bytes)):
-        raise ValueError(f"{label()} is a {type(value).__name__}: give text, a number or a list of them")
-    if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
-        return " ".join(filter(None, (_text_of(part, label) for part in value)))
-    # A data frame's marks for nothing: NaN and NaT differ from themselves, and NA answers <NA> to that.
-    return "" if value is None or str(value != value) in ("True", "<NA>") else str(value)
+    if isinstance(value, bytes):
+        raise ValueError(f"{label()} is a {type(value).__name__}: give text, a number, or a list or object of them")
+    try:
+        return words(value)
+    except RecursionError:
+        raise ValueError(f"{label()} holds lists or objects in themselves without end: give text") from None
 
 
 def _check_every_item_has_text(value_tokens: np.ndarray, label) -> None:

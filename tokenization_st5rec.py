@@ -1,4 +1,5 @@
-"""ST5's item sentences: what is written for an item or a history, and where each of its tokens goes.
+"""ST5's item sentences: what is written for an item or a history, and where each of its tokens goes; and, for every
+reader of items and builder of tables, how a value that is no text reads in `words`.
 
     item      <extra_id_1> TITLE: Tape <extra_id_2>
     history   <extra_id_0> <extra_id_1> TITLE: Glue <extra_id_2> <extra_id_1> TITLE: Tape <extra_id_2> <extra_id_3>
@@ -8,7 +9,7 @@ instruction may stand before the history. (Section 4.1 of the ST5 thesis.)
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -52,6 +53,32 @@ def item_text(item: Mapping[str, str], description: bool) -> str:
     if not description:
         return f"TITLE: {title}"
     return f"TITLE: {title} DESCRIPTION: {item.get(DESCRIPTION) or NO_DESCRIPTION}"
+
+
+def words(value: Any) -> str:
+    """One value as text: of lists the members, of objects names and values, nothing for what is missing."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "ignore").decode()  # JSON may hold half a surrogate pair, Arrow may not
+    if isinstance(value, Mapping):
+        if len(value) == 1 and str(next(iter(value))).startswith("$"):
+            return words(next(iter(value.values())))  # how MongoDB writes a type: {"$date": ...}
+        members = ((str(name).strip(), words(own)) for name, own in value.items())
+        return " ".join(f"{name} {text}" for name, text in members if text)
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return " ".join(filter(None, map(words, value)))
+    # Marks for nothing: NaN and NaT differ from themselves, and a data frame's NA answers <NA> to that.
+    if value is None or str(value != value) in ("True", "<NA>"):
+        return ""
+    if isinstance(value, bool | np.bool_):
+        return str(value).lower()
+    if isinstance(value, float | np.floating) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value.hex()
+    return str(value)
 
 
 class Layout(NamedTuple):

@@ -1,4 +1,4 @@
-"""Any value -> plain text: the one place that says how a number, a date or something nested reads in words."""
+"""Columns of any type -> plain text; what is nested reads as the tokenizer reads it (`words`)."""
 
 import ast
 import contextlib
@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from ..tokenization_st5rec import words
 
 DEEPEST = 100  # lists and objects within each other, of JSON that is read
 _EMPTY_FRACTION = r"\.0+($|[Z+-])"  # of a time's second, which Arrow writes out for every unit but seconds
@@ -40,31 +42,6 @@ def _of_floats(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray
 def _in_words(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     texts = pa.array(map(words, column.to_pylist()), pa.string())
     return pa.chunked_array([texts]) if isinstance(column, pa.ChunkedArray) else texts
-
-
-def words(value) -> str:
-    """One Python value as text: of lists the members, of objects names and values, nothing for what is missing."""
-    if value is None or value != value:  # not a number is the only value that differs from itself
-        return ""
-    if isinstance(value, dict) and len(value) == 1 and str(next(iter(value))).startswith("$"):
-        return words(next(iter(value.values())))  # how MongoDB writes a type: {"$date": ...}
-    if isinstance(value, dict):
-        return " ".join(
-            f"{name.strip()} {text}" for name, text in ((str(k), words(v)) for k, v in value.items()) if text
-        )
-    if isinstance(value, list | tuple):
-        return " ".join(filter(None, map(words, value)))
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    if isinstance(value, bytes):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return value.hex()
-    text = str(value)
-    return text.encode("utf-8", "ignore").decode("utf-8")  # JSON may hold half a surrogate pair, Arrow may not
 
 
 def is_text(kind: pa.DataType) -> bool:

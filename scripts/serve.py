@@ -58,6 +58,7 @@ try:
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
     from pydantic import BaseModel, ConfigDict, Field
     from starlette.exceptions import HTTPException
+    from typing_extensions import TypeAliasType
 except ImportError as error:
     sys.exit(f"serve: {error.name} is missing: pip install 'jepa4rec[serve]'.")
 
@@ -71,8 +72,11 @@ MOST_WAITING = 64  # requests; more are sent away, which is better for all than 
 
 Text = Annotated[str, Field(max_length=MOST_TEXT)]
 Id = Annotated[str, Field(max_length=200)] | Annotated[int, Field(strict=True)]
-Value = Text | int | float | bool | None
-Attributes = Annotated[dict[Text, Value | Annotated[list[Value], Field(max_length=100)]], Field(max_length=100)]
+MANY = Field(max_length=100)  # attributes of an item, members of a list or an object
+Value = TypeAliasType(
+    "Value", "Text | int | float | bool | None | Annotated[list[Value], MANY] | Annotated[dict[Text, Value], MANY]"
+)
+Attributes = Annotated[dict[Text, Value], MANY]
 History = Annotated[list[Id | Attributes], Field(max_length=MOST_ITEMS)]
 
 

@@ -551,20 +551,22 @@ def split_items(items: Sequence[Mapping]) -> tuple[list[str], list[dict[str, str
 
 def attributes_of(item: Mapping) -> dict:
     """An item's texts, as JSON has them: NaN, NaT and NA, a data frame's marks for a missing one, and infinity are
-    left out, also of lists, and half a surrogate pair, as broken emoji leave behind, becomes a question mark.
+    left out, also of lists and objects, and half a surrogate pair, as broken emoji leave behind, becomes a question
+    mark.
 
     Raises ValueError for what is no attribute dict.
     """
     if not isinstance(item, Mapping):
         raise ValueError(f"An item is {{attribute: text}}, not {_short(item)}.")
     try:
-        known = [(name, text) for name, text in item.items() if name != ITEM_ID and not _is_missing(text)]
-        return {_sound(name): _sound(text) for name, text in known}
+        return _sound({name: text for name, text in item.items() if name != ITEM_ID})
     except RecursionError:
-        raise ValueError("An item holds lists in lists without end: give text, a number or a list of them.") from None
+        raise ValueError("An item holds lists or objects in themselves without end: give text.") from None
 
 
 def _sound(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_sound(name): _sound(own) for name, own in value.items() if not _is_missing(own)}
     if isinstance(value, list | tuple):
         return [_sound(part) for part in value if not _is_missing(part)]
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value

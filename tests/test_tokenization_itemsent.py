@@ -33,6 +33,10 @@ TRICKY = [
 ]
 
 
+ENDLESS: list = []
+ENDLESS.append({"again": ENDLESS})
+
+
 def hand_made_tokenizer(**settings) -> ItemSentTokenizer:
     backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(VOCABULARY)}, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer()
@@ -127,6 +131,8 @@ class TestItemSentence:
         tokenizer = hand_made_tokenizer()
         item = {"title": ["red", None, ["tea"]], "brand": None, "kind": float("nan"), "5": "  ", "leaf": 5}
         assert tokenizer(item)["input_ids"] == [CLS, TITLE, RED, TEA, LEAF, FIVE]
+        objects = {"title": {"brand": "acme", "kind": None, "leaf": 5.0, "pot": {"tea": [{"red": "green"}]}}}
+        assert tokenizer(objects)["input_ids"] == [CLS, TITLE, BRAND, ACME, LEAF, FIVE, POT, TEA, RED, GREEN]
 
     def test_a_data_frames_marks_for_nothing_are_nothing(self):
         pandas, tokenizer = pytest.importorskip("pandas"), hand_made_tokenizer()
@@ -357,7 +363,8 @@ class TestBadInput:
             ([[TEAPOT, {}]], "item 1 of history 0 has no text"),
             ([[TEAPOT], [TEAPOT, {"title": "  ", "brand": None}]], "item 1 of history 1 has no text"),
             ([[TEAPOT, "Red"]], "item 1 of history 0 is a str: give a mapping of attribute name to text"),
-            ([{"title": {"text": "Red"}}], "attribute 'title' of item 0 of history 0 is a dict"),
+            ([{"title": b"Red"}], "attribute 'title' of item 0 of history 0 is a bytes"),
+            ([{"title": ENDLESS}], "attribute 'title' of item 0 of history 0 holds lists or objects in themselves"),
         ],
     )
     def test_histories(self, text, message):

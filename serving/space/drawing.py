@@ -112,7 +112,7 @@ def recommendations(
     """Recommendations, best first; the opened one with its explanation `why`."""
     rows = []
     for place, one in enumerate(found, start=1):
-        item, is_open = shop.catalogue.items[one.row], one.item_id == opened
+        item, is_open = shop.items[one.row], one.item_id == opened
         title = title_and_rest(item)[0]
         score = f"{one.score:,.0f}×" if popular else f"{one.score:.3f}"
         buttons = _button("add", one.item_id, "+", f"Add {title} to the history", one.item_id not in history)

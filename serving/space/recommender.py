@@ -97,7 +97,10 @@ class Recommender:
 
     def __init__(self, pipe: Pipeline, name: str, examples: Sequence[Sequence[str]] = ()):
         self.pipe, self.name, self.examples = pipe, name, examples
-        self._folded = [fold(" ".join(map(str, item.values()))) for item in pipe.catalogue.items]
+        # A checkpoint carries the reader that it came with; older ones know lists alone.
+        self._words = getattr(pipe.tokenizer, "in_words", str)
+        self.items = [self._in_words(item) for item in pipe.catalogue.items]
+        self._folded = [fold(" ".join(item.values())) for item in self.items]
 
     @classmethod
     def open(cls, checkpoint: str, catalogue: str | None, revision: str | None = None) -> "Recommender":
@@ -121,14 +124,18 @@ class Recommender:
 
     # ---- items in words
 
+    def _in_words(self, item: Mapping) -> dict[str, str]:
+        """An item's attributes as the model reads them, those without a value left out."""
+        texts = {name: "" if value is None else self._words(value) for name, value in item.items()}
+        return {name: text for name, text in texts.items() if text.strip()}
+
     def item(self, item_id: str) -> dict[str, str]:
-        """An item's attributes."""
-        return self.catalogue.items[self.catalogue.rows([item_id])[0]]
+        """An item's attributes that have a value."""
+        return self.items[self.catalogue.rows([item_id])[0]]
 
     def read_item(self, item_id: str) -> dict[str, str]:
         """The attributes of an item that the model reads."""
-        told = [(name, str(text)) for name, text in self.item(item_id).items() if str(text or "").strip()]
-        return dict(told[: self.pipe.tokenizer.max_attributes])
+        return dict(list(self.item(item_id).items())[: self.pipe.tokenizer.max_attributes])
 
     def search(self, words: str, limit: int = 8) -> tuple[list[str], bool]:
         """Ids of items that have all the words, and True; where none has, the nearest in meaning and False."""

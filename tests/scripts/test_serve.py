@@ -60,6 +60,23 @@ def test_answers_are_those_of_the_pipeline(client, pipe):
     assert "has no text" in answers[3]["error"]
 
 
+def test_objects_are_read_and_bounded(client, pipe):
+    maker = {"id": 1, "name": "Hearth & Vale", "lines": [{"of": "teapots"}, 2.0]}
+    asked, told = ({"title": "Teapot", "maker": own} for own in (maker, pipe.tokenizer.in_words(maker)))
+    answers = [client.post("/recommend", json={"history": [item]}).json() for item in (asked, told)]
+    assert answers[0] == answers[1] == {"items": pipe({"history": [told]})}
+    deep = "a"
+    for _ in range(300):
+        deep = {"in": deep}
+    for wrong in (dict.fromkeys(map(str, range(101)), 1), {"name": "x" * 5000}, deep):
+        refused = client.post("/recommend", json={"history": [{"maker": wrong}]})
+        assert refused.status_code in (400, 422) and list(refused.json()) == ["error"]
+    deep = {"in": {"in": [[{"in": "a"}]]}}
+    for _ in range(60):
+        deep = {"in": [deep]}
+    assert client.post("/recommend", json={"history": [{"maker": deep}]}).status_code == 200
+
+
 @pytest.mark.parametrize(
     "question, told",
     [

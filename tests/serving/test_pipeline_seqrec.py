@@ -13,6 +13,7 @@ from processes import ask_stranger
 from transformers import pipeline
 
 from jepa4rec.configuration_jepa4rec import Jepa4RecConfig
+from jepa4rec.datasets_builders import build
 from jepa4rec.evaluation.ranking import top_k
 from jepa4rec.evaluation.scorers import DualEncoderScorer, make_scorer
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
@@ -231,9 +232,31 @@ def test_what_json_does_not_know_is_kept_out_of_every_answer(pipe, tmp_path):
     with pytest.raises(ValueError, match="Item 1 has the item_id .* half a surrogate pair: give another"):
         pipe.add_items([{"item_id": "x", "title": "Cup"}, {"item_id": "\ud83d", "title": "Cup"}])
     endless = []
-    endless.append(endless)
-    with pytest.raises(ValueError, match="lists in lists without end"):
+    endless.append({"again": endless})
+    with pytest.raises(ValueError, match="lists or objects in themselves without end"):
         pipe.add_items([{"item_id": "x", "title": endless}])
+
+
+def test_objects_and_lists_read_as_a_builder_of_tables_reads_them(pipe, tmp_path):
+    """One value of each kind that JSON has, within an object and beside it."""
+    kinds = {"id": 1, "name": "Hearth & Vale", "litres": 2.0, "weight": 0.5, "oven": True, "lid": None, "none": {}}
+    items = [{"item_id": own, "title": f"{own} teapot"} for own in "ab"]
+    items[0] |= {"maker": kinds, "tags": [{"name": "iron"}, {"name": "black"}], "sizes": ["S", ["M", 2.0]]}
+    items[1] |= {"details": {"Brand": "Hearth", "Colour": ["Red", "Green"], "at": {"$date": "2024-03-01"}}}
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    (tmp_path / "sales.csv").write_text("user_id,item_id\nu,a\nu,b\n", encoding="utf-8")
+    built = build("table", data_files=[tmp_path / "sales.csv", tmp_path / "items.jsonl"])
+    first, second = built.item_texts()
+    assert first["maker"] == "id 1 name Hearth & Vale litres 2 weight 0.5 oven true"
+    assert first["tags"] == "name iron name black" and first["sizes"] == "S M 2"
+    assert second["details"] == "Brand Hearth Colour Red Green at 2024-03-01"
+    pipe.add_items(items)
+    torch.testing.assert_close(pipe.catalogue.vectors[-2:], pipe.item_vectors([first, second]))
+    given, as_built = ([{"history": [row]} for row in rows] for rows in (items, [first, second]))
+    assert pipe(given) == pipe(as_built)
+    pipe.save_catalogue(tmp_path / "shop")
+    pipe.load_catalogue(tmp_path / "shop")
+    assert pipe.catalogue.items[-2]["maker"] == kinds | {"lid": None}
 
 
 def test_unknown_ids_can_be_ignored(pipe):

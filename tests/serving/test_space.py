@@ -32,7 +32,7 @@ from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
 from reading import add_catalogue, open_checkpoint, read_csv, read_dataset
-from recommender import NO_WISH, Recommender, Wish, mixed, ranks, standard
+from recommender import NO_WISH, Recommendation, Recommender, Wish, mixed, ranks, standard
 
 pytestmark = pytest.mark.slow("drives a page in a browser")
 
@@ -276,6 +276,19 @@ def test_a_saved_catalogue_and_a_csv_open_too(shop, checkpoint, tmp_path):
     for place, size in (("saved", 12), ("own.csv", 3)):
         pipe = open_checkpoint(str(checkpoint))
         assert add_catalogue(pipe, str(tmp_path / place)) == () and len(pipe.catalogue) == size
+
+
+def test_lists_and_objects_of_a_saved_catalogue_are_shown_in_the_words_that_are_read(checkpoint, tmp_path):
+    pipe = open_checkpoint(str(checkpoint))
+    item = {"title": "Teapot", "maker": {"id": 1, "name": "Hearth"}, "tags": ["tea", "pot"], "lid": None}
+    pipe.add_items([{"item_id": "a", **item}, *ITEMS])
+    pipe.save_catalogue(tmp_path / "saved")
+    shop = Recommender.open(str(checkpoint), str(tmp_path / "saved"))
+    told = {"title": "Teapot", "maker": "id 1 name Hearth", "tags": "tea pot"}
+    assert shop.item("a") == shop.read_item("a") == told and shop.search("id 1 name hearth") == (["a"], True)
+    assert shop.explain(["a"], "p0").history == [told]
+    found = [Recommendation("a", 0, 1.0)]
+    assert "id 1 name Hearth · tea pot" in drawing.recommendations(shop, found, [], False, None, "")
 
 
 def test_what_does_not_open_is_said_in_one_sentence(shop, tmp_path):
