@@ -22,6 +22,7 @@ from jepa4rec.evaluation.plots import require_plots
 from jepa4rec.evaluation.records import describe_run
 from jepa4rec.hub.opening import find_checkpoint, read_config
 from jepa4rec.model_cards.finished_runs import check_same_question, read_runs
+from jepa4rec.model_cards.results_table import dataset_name
 from jepa4rec.serving.whole_files_seqrec import written_files
 from jepa4rec.train_accelerate import run
 from jepa4rec.training.command_line import command
@@ -115,8 +116,10 @@ class Study:
 
     @property
     def dataset_name(self) -> str:
-        info = self.data.dataset.info
-        return " ".join(filter(None, (info.get("name"), info.get("config"))))
+        """As tables of results call it: what somebody built of tables of their own goes by its folder."""
+        info, folder = self.data.dataset.info, self.variant(kinds=tuple(KINDS)).data.dir
+        record = {"dataset": info.get("name"), "config": info.get("config"), "folder": folder}
+        return " ".join(filter(None, dataset_name(record)))
 
     def variant(self, settings: Sequence[str] = (), kinds: Sequence[str] = TEXT_KINDS) -> Recipe:
         """The base recipe with changes, and only its phases of these kinds.

@@ -306,6 +306,21 @@ def test_runs_of_a_dataset_are_not_taken_after_it_was_rebuilt(shop, tmp_path):
     assert trained().checkpoint == before.checkpoint and len(list((tmp_path / "runs").iterdir())) == 3
 
 
+def test_pictures_of_somebodys_own_tables_go_by_their_folders(shop, tmp_path, monkeypatch, capsys):
+    whole, titles = load_dataset_dir(shop), []
+    monkeypatch.setattr(studying, "draw", lambda rows, title, x_label, path: titles.append(title) or path.touch())
+    for name in ("office", "my toys"):
+        info = {"name": "table", "config": "default"}
+        save_dataset(make_dataset(whole.items, whole.sequences, info), tmp_path / name)
+        study = Study(StudyRecipe(base="small.yaml"), RECIPES, another_dataset(tmp_path / name))
+        point = studying.Point("ours", 1, np.ones((1, 60)))
+        studying.write(study, "cold_items", "Cold items", "x", [point], tmp_path / "results", {})
+    assert titles == ["Cold items\ntable office", "Cold items\ntable my toys"]
+    assert {path.stem for path in (tmp_path / "results").iterdir()} == {
+        "cold_items-table-office", "cold_items-table-my-toys",
+    }  # fmt: skip
+
+
 def test_a_checkpoint_that_reads_its_items_is_ranked_so(shop, tiny_tokenizer, tiny_config):
     tokenizer, model = ItemSentTokenizer.wrap(tiny_tokenizer), Jepa4RecForPreTraining(tiny_config).eval()
     study = Study(StudyRecipe(base="small.yaml"), RECIPES, ["data.name=null", "data.config=null", f"data.dir={shop}"])
