@@ -33,8 +33,8 @@ if __name__ == "__main__":
     PARSER.parse_args()  # --help and slips are answered before torch is loaded
 
 from jepa4rec.serving.whole_files_seqrec import written_files
-from jepa4rec.training.recipe import Recipe, read_recipe, recipe_to_dict
-from jepa4rec.training.run_folder import RunFolder, differences, lasting_part
+from jepa4rec.training.recipe import Recipe, read_recipe, recipe_from_dict
+from jepa4rec.training.run_folder import RunFolder, recipe_differences
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -133,7 +133,8 @@ def _check_start(one: Planned, made: set[Path]) -> None:
 
 
 def check_record(one: Planned) -> None:
-    """Raises ValueError for a record that another recipe made, whether published or still in the run's folder."""
+    """Raises ValueError for a record that another recipe made, whether published or still in the run's folder; an
+    earlier version's, which lacks settings of today, is read with what they begin with."""
     for path in (one.record, one.folder.metrics):
         if path is None or not path.is_file():
             continue
@@ -141,13 +142,16 @@ def check_record(one: Planned) -> None:
             found = json.loads(path.read_text(encoding="utf-8"))["recipe"]
         except (ValueError, KeyError) as error:
             raise ValueError(f"{path} is no record of a run ({error}): move it away") from error
-        wanted = json.loads(json.dumps(lasting_part(recipe_to_dict(one.recipe))))
-        changed = differences(lasting_part(found), wanted)
+        try:
+            changed = recipe_differences(recipe_from_dict(found, path), one.recipe)
+        except ValueError as error:  # it has a setting that is none today
+            raise ValueError(f"{error}; {_another(one)}") from error
         if changed:
-            raise ValueError(
-                f"{path} was made by another recipe ({', '.join(changed)} differ): give the run {one.run.name} "
-                "another name, or move the old result away"
-            )
+            raise ValueError(f"{path} was made by another recipe ({', '.join(changed)} differ): {_another(one)}")
+
+
+def _another(one: Planned) -> str:
+    return f"give the run {one.run.name} another name, or move the old result away"
 
 
 # ------------------------------------------------------------------------------------------------ carrying out

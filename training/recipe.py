@@ -17,7 +17,7 @@ from ..baselines import BASELINE_MODELS
 from ..baselines.text_vectors import TextSequenceModel
 from .data import DataRecipe
 from .phases import KINDS
-from .typed_yaml import Range, check_ranges, nearest, read_typed_yaml
+from .typed_yaml import Range, check_ranges, nearest, read_typed_tree, read_typed_yaml
 
 PACKAGE = Path(__file__).resolve().parents[1]
 AnyPhase = Union[tuple(KINDS.values())]  # noqa: UP007 - made of what phases/ holds
@@ -220,6 +220,14 @@ def _forget_the_shape_of_scratch(tree: dict, settings: Sequence[str]) -> None:
 def recipe_to_dict(recipe: Recipe) -> dict:
     """The resolved recipe as plain dicts, lists and numbers, ready for YAML or JSON."""
     return asdict(recipe)
+
+
+def recipe_from_dict(tree: object, source: str | Path) -> Recipe:
+    """What `recipe_to_dict` gave, perhaps that of an earlier version: settings it lacks are what they begin with.
+
+    Raises ValueError for what is no recipe today, in a sentence that begins with its source.
+    """
+    return read_typed_tree(tree, source, Recipe)
 
 
 def write_recipe(recipe: Recipe, path: str | Path, portable: bool = False) -> None:

@@ -256,8 +256,7 @@ class RunFolder:
         settings of today, is read with what they begin with."""
         if not self.recipe.is_file():
             return
-        made, wanted = (lasting_part(recipe_to_dict(one)) for one in (read_recipe(self.recipe), recipe))
-        if changed := differences(made, wanted):
+        if changed := recipe_differences(read_recipe(self.recipe), recipe):
             raise ValueError(
                 f"{self.root} holds the result of another recipe ({', '.join(changed)} differ): choose another "
                 "run.output_dir, or replace it with --set run.overwrite=true"
@@ -312,6 +311,11 @@ def _remove(folder: Path) -> None:
 def lasting_part(tree: dict) -> dict:
     """A resolved recipe without what may change while a run goes on."""
     return {**tree, "run": {key: value for key, value in tree["run"].items() if key not in FREE_TO_CHANGE}}
+
+
+def recipe_differences(made: Recipe, wanted: Recipe) -> list[str]:
+    """Dotted settings in which two recipes learn something else."""
+    return differences(*(lasting_part(recipe_to_dict(one)) for one in (made, wanted)))
 
 
 def differences(old: object, new: object, where: str = "") -> list[str]:

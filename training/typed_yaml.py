@@ -51,6 +51,11 @@ def read_typed_yaml(
     return _Reader(str(path), origins).read(kind, tree, "")
 
 
+def read_typed_tree(tree: Any, source: str | Path, kind: type) -> Any:
+    """The dataclass of a tree that was read already, as `read_typed_yaml`; errors name its source."""
+    return _Reader(str(source), []).read(kind, tree, "")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML in which no key stands twice: PyYAML keeps the last one without a word."""
 

@@ -11,7 +11,7 @@ from processes import python
 
 from jepa4rec.datasets_builders import build, save_dataset
 from jepa4rec.scripts import campaign
-from jepa4rec.training.recipe import read_recipe
+from jepa4rec.training.recipe import read_recipe, recipe_to_dict
 from jepa4rec.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,6 +115,24 @@ def test_a_failed_run_does_not_stop_the_others(place):
 def test_what_does_not_fit_is_said_before_the_first_run(place, runs, message):
     with pytest.raises((ValueError, OSError), match=message):
         plan(write(place, *runs))
+
+
+def test_a_record_that_lacks_a_setting_was_made_with_what_it_begins_with(place):
+    path = write(place, FIRST, SECOND)
+    tree = json.loads(json.dumps(recipe_to_dict(plan(path)[1].recipe)))
+    assert tree["evaluation"].pop("exclude_history") is False and tree["phases"][0].pop("gradient_accumulation") == 1
+    tree["evaluation"]["batch_tokens"] = 16384  # which was a setting, at what it began with
+    record = place / "results" / "second.json"
+    record.parent.mkdir()
+    record.write_text(json.dumps({"recipe": tree}))
+    assert plan(path)[1].record.samefile(record)
+    for setting in ("evaluation.exclude_history=true", "phases.0.gradient_accumulation=2"):
+        other = write(place, FIRST, {**SECOND, "set": [setting]})
+        with pytest.raises(ValueError, match=rf"another recipe \({setting.partition('=')[0]} differ\): give the run"):
+            plan(other)
+    record.write_text(json.dumps({"recipe": tree | {"evaluation": {"batch_tokens": 1}}}))
+    with pytest.raises(ValueError, match="second.json: evaluation.batch_tokens: is no longer .* give the run second"):
+        plan(path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "campaigns").glob("*.yaml")), ids=lambda path: path.name)
