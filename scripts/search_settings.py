@@ -20,7 +20,7 @@ from jepa4rec.training.command_line import command, command_parser
 
 PARSER = command_parser(__file__, __doc__)
 PARSER.add_argument("--recipe", required=True, help="YAML file of a run")
-PARSER.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
+PARSER.add_argument("--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", dest="settings")
 PARSER.add_argument("--vary", action="append", required=True, metavar="SECTION.KEY=[VALUE, …]")
 PARSER.add_argument("--out", type=Path, required=True, help="JSON file, continued where it exists")
 PARSER.add_argument("--runs_dir", type=Path, default=Path("runs/searches"), help="where runs are while they last")

@@ -15,7 +15,7 @@ def study_parser(module: str, file: str, document: str) -> argparse.ArgumentPars
         "--recipe", type=Path, default=RECIPES / f"{parser.prog}.yaml", help="default: recipes/studies"
     )
     parser.add_argument("--data", metavar="DATASET_DIR", help="a built dataset, instead of the base recipe's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="settings")
     parser.add_argument("--out", type=Path, default=Path("results/studies"), help="folder for the JSON and the plot")
     if module == "__main__":
         parser.parse_args()

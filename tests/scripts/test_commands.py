@@ -15,6 +15,7 @@ from conftest import ROOT
 from processes import python
 
 from jepa4rec.scripts.__main__ import COMMANDS
+from jepa4rec.train_accelerate import PARSER
 from jepa4rec.training.command_line import command, command_parser, parse_setting
 
 NO_COMMANDS = ("__init__", "__main__", "measuring", "studying")
@@ -65,6 +66,14 @@ def test_help_and_slips_come_before_anything_heavy_is_loaded(number, answered):
     code, loaded = json.loads((answered / f"{number}.json").read_text(encoding="utf-8"))
     assert code == expected and told.startswith(f"usage: {path.stem} "), told
     assert "jepa4rec.training.command_line" in loaded and not set(HEAVY) & set(loaded)
+
+
+def test_every_command_with_settings_takes_several_at_once(answered):
+    told = [(answered / f"{number}.told").read_text(encoding="utf-8") for number in range(len(FILES))]
+    of_settings = [re.search(r"^ +--set (\S+)(.*)", text, re.MULTILINE) for text in told if "--set" in text]
+    assert len(of_settings) > 10 and all(found[2].startswith(f" [{found[1]} ...]") for found in of_settings)
+    options = PARSER.parse_args("--recipe r.yaml --set a=1 b=2 --set c=3".split())
+    assert options.settings == ["a=1", "b=2", "c=3"] and not PARSER.parse_args(["--recipe", "r.yaml"]).settings
 
 
 def test_errors_and_interruptions_are_one_sentence():
