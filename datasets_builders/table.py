@@ -11,6 +11,7 @@ where it tells of the items, too: an item's text is then what most of its rows s
 import codecs
 import datetime
 import functools
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -505,6 +506,7 @@ def _interactions(
 ) -> Iterator[pa.RecordBatch]:
     """Ids and texts as strings, ticks of time, ratings; no user where a row is not ``strict``ly complete."""
     row, roles, returned = 1, columns.roles, 0
+    zeros: dict[str, set[int]] = defaultdict(set)
     own = columns.labels if columns.in_interactions else {}
     amounts = columns_for("quantity", file.names)[:1]
     for batch in file.read(list(dict.fromkeys([*roles.values(), *own.values(), *amounts]))):
@@ -516,7 +518,7 @@ def _interactions(
         if strict:
             for ours in texts:
                 _check_filled(empty[ours], file, roles[ours], row)
-        values = {ours: _ids(texts[ours], file, roles[ours], row, notes) for ours in ("user_id", "item_id")}
+        values = {ours: _ids(texts[ours], file, roles[ours], row, notes, zeros) for ours in ("user_id", "item_id")}
         if "timestamp" in roles:
             moments = _moments(batch, roles)
             values["timestamp"] = time.moments(moments)
@@ -526,6 +528,7 @@ def _interactions(
         values["user_id"] = pc.if_else(functools.reduce(pc.or_, empty.values()), "", values["user_id"])
         row += batch.num_rows
         yield pa.RecordBatch.from_pydict(values | {ours: open_nested(batch[theirs]) for ours, theirs in own.items()})
+    _check_spellings(file, zeros)
     if returned:
         notes[
             f"{returned:,} rows have a {amounts[0]!r} below 0 (returns?) and count as all others; leave "
@@ -554,18 +557,45 @@ def _check_times(texts: pa.Array, moments: pa.Array, where: str, first_row: int)
         )
 
 
-def _ids(texts: pa.Array, file: TableFile, column: str, first_row: int, notes: dict[str, None]) -> pa.Array:
+def _ids(
+    texts: pa.Array, file: TableFile, column: str, first_row: int, notes: dict[str, None], zeros: dict[str, set[int]]
+) -> pa.Array:
+    """Ids as text. ``zeros`` is told in how many letters the column says that a number is whole, 2 in ``101.0``."""
     place = pc.index(pc.match_substring_regex(texts, _LOST_DIGITS), True).as_py()
     if place >= 0:
         raise ValueError(
             f"{file}: column {column!r}, row {first_row + place}: {texts[place].as_py()!r} is an id that lost its "
             "digits as a number; write the file again with ids as text"
         )
-    unwrapped = pc.replace_substring_regex(texts, r'^="(.*)"$', r"\1")  # how exports keep a spreadsheet from numbers
+    unwrapped = _unwrapped(texts)
     ids = whole_number_ids(unwrapped)
     if not ids.equals(unwrapped):
         notes[f"{file.path.name}: ids of {column!r} like 101.0 are read as 101"] = None
+        zeros[column].update(pc.unique(pc.subtract(pc.utf8_length(unwrapped), pc.utf8_length(ids))).to_pylist())
+        zeros[column].discard(0)
     return ids
+
+
+def _unwrapped(texts: pa.Array) -> pa.Array:
+    return pc.replace_substring_regex(texts, r'^="(.*)"$', r"\1")  # how exports keep a spreadsheet from numbers
+
+
+def _check_spellings(file: TableFile, zeros: Mapping[str, set[int]]) -> None:
+    """Raises ValueError where a column has both 1.0 and 1.00: no program writes one number so, they are two ids.
+
+    1 beside 1.0 is one id: of two months' exports one may have become floats.
+    """
+    for column in (column for column, lengths in zeros.items() if len(lengths) > 1):
+        spelt: dict[str, str] = {}
+        for batch in file.read([column]):  # once more, since hardly any table comes here
+            texts = _unwrapped(pc.utf8_trim_whitespace(batch[column]))
+            for text in pc.unique(texts.filter(pc.not_equal(texts, whole_number_ids(texts)))).to_pylist():
+                number = text.partition(".")[0]
+                if spelt.setdefault(number, text) != text:
+                    raise ValueError(
+                        f"{file}: column {column!r} has the ids {spelt[number]!r} and {text!r}, which both read as "
+                        f"{number}; write them alike if they are one, and with a letter in front if they are two"
+                    )
 
 
 def _complete(workspace: Workspace, rows: ir.Table, notes: dict[str, None]) -> ir.Table:
@@ -581,12 +611,13 @@ def _complete(workspace: Workspace, rows: ir.Table, notes: dict[str, None]) -> i
 
 def _items(file: TableFile, columns: _Columns, drop: bool, notes: dict[str, None]) -> Iterator[pa.RecordBatch]:
     row = 1
+    zeros: dict[str, set[int]] = defaultdict(set)
     for batch in file.read([columns.item_id, *columns.texts]):
         ids = _without(_MISSING_ID, pc.utf8_trim_whitespace(batch[columns.item_id]))
         if drop:
             batch, ids = batch.filter(pc.not_equal(ids, "")), ids.filter(pc.not_equal(ids, ""))
         _check_filled(pc.equal(ids, ""), file, columns.item_id, row)
-        values = {"item_id": _ids(ids, file, columns.item_id, row, notes)}
+        values = {"item_id": _ids(ids, file, columns.item_id, row, notes, zeros)}
         row += batch.num_rows
         for ours, theirs in zip(columns.labels, columns.texts, strict=True):
             texts = _without(_MISSING_ID, batch[theirs])
@@ -594,6 +625,7 @@ def _items(file: TableFile, columns: _Columns, drop: bool, notes: dict[str, None
             if not texts.equals(batch[theirs]):
                 notes[f"{file.path.name}: words like NULL and nan in {theirs!r} are read as nothing"] = None
         yield pa.RecordBatch.from_pydict(values)
+    _check_spellings(file, zeros)
 
 
 def _items_of_rows(rows: ir.Table, columns: _Columns) -> ir.Table:

@@ -606,6 +606,26 @@ def test_a_long_text_that_every_row_repeats_is_read_a_few_rows_at_a_time(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("sales", "products", "told"),
+    [
+        ("u,1.0\nu,1.00\n", "1,Tea\n", "sales.csv: column 'item_id' has the ids '1.0' and '1.00', which"),
+        ("7.000,1\n7.0,1\n", "1,Tea\n", "column 'user_id' has the ids '7.000' and '7.0', which both read as 7;"),
+        ("u,1\nu,1\n", "1.00,Tea\n2,A\n1.0,Pot\n", "products.csv: column 'item_id' has the ids '1.00' and '1.0'"),
+        ('u,"=""1.0"""\nu,1.00\n', "1,Tea\n", "the ids '1.0' and '1.00'.*with a letter in front if they are two"),
+    ],
+)
+def test_ids_that_no_program_writes_of_one_number_are_not_made_one(table, sales, products, told):
+    with pytest.raises(ValueError, match=told):
+        table(f"user_id,item_id\n{sales}", f"item_id,title\n{products}")
+
+
+def test_ids_that_became_floats_in_one_of_two_exports_are_one(table):
+    """Each number has one such spelling, though not all have the same."""
+    dataset = table("user_id,item_id\n5,1.0\n5.0,2.00\n5,1\n", "item_id,title\n1,Tea\n2.0,Pot\n")
+    assert histories(dataset) == {"5": ["1", "2", "1"]}
+
+
+@pytest.mark.parametrize(
     "name, opening, closing",
     [
         ("i.jsonl", "[" * 10**5, "]" * 10**5),
