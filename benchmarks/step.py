@@ -11,6 +11,7 @@ MiniLM and on `--data`; a step makes its batch, too. Their `encoding` is 96 item
 tokenizer included. `products`: the matrix products of the step's Linear layers alone, in its precision, the floor.
 `setting_up` is all before a run's first step but imports: by the older commit, and here by a first and a second seed
 (the first finds item vectors too where HF_HOME keeps them from an earlier run).
+`pre_training_frozen`: the lowest four layers are frozen in this checkout alone, as in recipes/jepa4rec_pretrain.yaml.
 `text_trainings`, with `--trainings STEPS`: so many steps of text fine-tuning in turns with three seeds, all their CPU
 seconds, and NDCG@10 on 3,000 validation users at the end.
 `frozen_states` is recipes/item_sequences.yaml on `--data`: frozen layers that read at every step, and each item once.
@@ -40,9 +41,11 @@ TEXT_PHASE = (
     "phases=[{kind: finetune, steps: 1000, batch_size: 128, max_items: 1, lr: 1.0e-4, lr_items: 2.0e-5, "
     "weight_decay: 0.0, history_items: 10, freeze_layers: 3, text_gate: 0.2}]"
 )
+# Recipe, settings, and settings of this checkout alone.
 RUNS = {
-    "text_fine_tuning": ("recipes/jepa4rec_scientific.yaml", [TEXT_PHASE]),
-    "pre_training": ("recipes/pretrain_amazon.yaml", ["data.pretrain=[]"]),
+    "text_fine_tuning": ("recipes/jepa4rec_scientific.yaml", [TEXT_PHASE], []),
+    "pre_training": ("recipes/pretrain_amazon.yaml", ["data.pretrain=[]"], []),
+    "pre_training_frozen": ("recipes/pretrain_amazon.yaml", ["data.pretrain=[]"], ["phases.0.freeze_layers=4"]),
 }
 TEXTS = 96
 
@@ -134,23 +137,19 @@ class Stepper:
         self.process.wait()
 
 
-def older_recipe(options: Namespace, name: str) -> tuple[Path, list[str]]:
-    recipe_name, more = RUNS[name]
-    settings = [f"data.dir={options.data.resolve()}", f"model.init={MINILM}", *more]
-    return (options.before / recipe_name).resolve(), settings
-
-
-def both(options: Namespace, recipe: Path, settings: list[str], place: Path) -> list[Stepper]:
-    sides = ((options.before, "before"), (ROOT, "now"))
-    return [Stepper(checkout, recipe, settings, place / side) for checkout, side in sides]
+def stepper(options: Namespace, name: str, side: str, place: Path, *more: str) -> Stepper:
+    """The run `name` by the checkout of a side, "before" or "now"."""
+    recipe, settings, own = RUNS[name]
+    checkout, new = (options.before, []) if side == "before" else (ROOT, own)
+    settings = [f"data.dir={options.data.resolve()}", f"model.init={MINILM}", *settings, *new, *more]
+    return Stepper(checkout, (options.before / recipe).resolve(), settings, place / side)
 
 
 def trainings(options: Namespace, place: Path) -> dict:
-    recipe, settings = older_recipe(options, "text_fine_tuning")
     seeds = []
     for seed in (1, 2, 3):
-        more = [f"run.seed={seed}", "evaluation.validation_users=3000"]
-        sides = both(options, recipe, [*settings, *more], place / f"training-{seed}")
+        more, own = (f"run.seed={seed}", "evaluation.validation_users=3000"), place / f"training-{seed}"
+        sides = [stepper(options, "text_fine_tuning", side, own, *more) for side in ("before", "now")]
         turns = [[side.ask("step")["seconds"] for side in sides] for _ in range(options.trainings)]
         before, now = (sum(own) for own in zip(*turns, strict=True))
         scores = dict(zip(("before", "now"), (side.ask("validate")["ndcg@10"] for side in sides), strict=True))
@@ -161,8 +160,7 @@ def trainings(options: Namespace, place: Path) -> dict:
 
 
 def beside_before(options: Namespace, name: str, place: Path) -> dict:
-    recipe, settings = older_recipe(options, name)
-    before, now = both(options, recipe, settings, place / name)
+    before, now = (stepper(options, name, side, place / name) for side in ("before", "now"))
     setting_up = {"before": before.ask("")["setting_up"], "first seed": now.ask("")["setting_up"]}
     steps, encodings = (
         [(before.ask(what), now.ask(what)) for _ in range(options.turns + 1)] for what in ("step", "encode")
@@ -170,7 +168,7 @@ def beside_before(options: Namespace, name: str, place: Path) -> dict:
     counted = {"before": before.ask("count"), "now": now.ask("count")}
     floor = statistics.median(now.ask("products")["products"] for _ in range(3))
     now.close(), before.close()
-    second = Stepper(ROOT, recipe, [*settings, "run.seed=1"], place / name / "second")
+    second = stepper(options, name, "now", place / name / "second", "run.seed=1")
     setting_up["second seed"] = second.ask("")["setting_up"]
     second.close()
     return paired(steps) | {
@@ -279,6 +277,7 @@ def encoding(options: Namespace) -> dict:
 
 PARTS = {"frozen_states": frozen_states, "encoding": encoding}
 PARSER = command_parser(__file__, __doc__)
+PARSER.add_argument("--only", choices=RUNS, help="time only these steps beside --before")
 PARSER.add_argument("--before", type=Path, help="checkout of an older commit; without one, only what needs none")
 PARSER.add_argument("--data", type=Path, default=ROOT / "data" / "scientific", help="a built dataset")
 PARSER.add_argument("--trainings", type=int, metavar="STEPS", help="train so long beside --before (default: not)")
@@ -299,13 +298,13 @@ def main(options: Namespace) -> None:
 
     report = describe_benchmark()
     with tempfile.TemporaryDirectory() as place:
-        for name in RUNS if options.before else ():
+        for name in ([options.only] if options.only else RUNS) if options.before else ():
             report[name] = beside_before(options, name, Path(place))
             print(json.dumps({name: report[name]}), flush=True)
         if options.trainings:
             report["text_trainings"] = trainings(options, Path(place))
             print(json.dumps({"text_trainings": report["text_trainings"]}), flush=True)
-    for part in PARTS:
+    for part in () if options.only else PARTS:
         command_line = [sys.executable, __file__, "--part", part, "--data", str(options.data)]
         command_line += ["--steps", str(options.steps)]
         done = subprocess.run(command_line, stdout=subprocess.PIPE, text=True, env=os.environ | ONE_THREAD, check=True)
