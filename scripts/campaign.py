@@ -126,10 +126,9 @@ def _check_data(one: Planned) -> None:
 def _check_start(one: Planned, made: set[Path]) -> None:
     """A start in the folder of another run is made by a run that this one waits for."""
     start = Path(one.recipe.model.init)
-    if start.name != "checkpoint" or start.parent not in made:
-        return
-    if start.parent.name not in one.run.after:
-        raise ValueError(f"the run {one.run.name} starts from {start}: write {start.parent.name} under its `after`")
+    for folder in made.intersection(start.parents):
+        if folder.name not in one.run.after:
+            raise ValueError(f"the run {one.run.name} starts from {start}: write {folder.name} under its `after`")
 
 
 def check_record(one: Planned) -> None:

@@ -107,6 +107,10 @@ def test_a_failed_run_does_not_stop_the_others(place):
         ([SECOND], "second comes after first, which is no run before it"),
         ([FIRST, FIRST], "two runs are called first"),
         ([FIRST, {**SECOND, "after": []}], "second starts from runs/first/checkpoint: write first under its `after`"),
+        (
+            [FIRST, {**SECOND, "after": [], "set": ["model.init=runs/first/evaluated/phase-0-step-2"]}],
+            "second starts from runs/first/evaluated/phase-0-step-2: write first under its `after`",
+        ),
         ([FIRST, {**SECOND, "set": ["data.dir=data/none"]}], "second reads data/none, which is not there"),
         ([{**FIRST, "set": ["phases.0.septs=1"]}], "did you mean steps"),
         ([{**FIRST, "recipe": "no.yaml"}], "no.yaml does not exist"),
