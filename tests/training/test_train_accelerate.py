@@ -74,10 +74,11 @@ def shop(tmp_path_factory) -> Path:
 
 def write(folder: Path, shop: Path, phases: list[dict], **run) -> Path:
     """A recipe for a model of two layers; its run lives in folder/run. A plot of telemetry takes a second, and two
-    measurements."""
+    measurements. In float32, wherever tests run: a processor with bfloat16 would else train in that."""
+    run = {"mixed_precision": "no", "telemetry_every": 10} | run
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     tree = {
-        "run": {"output_dir": str(folder / "run"), "save_every": 0, "log_every": 2, "telemetry_every": 10, **run},
+        "run": {"output_dir": str(folder / "run"), "save_every": 0, "log_every": 2, **run},
         "data": {"dir": str(shop)},
         "tokenizer": {"max_items": 4, "max_tokens": 64, "vocab_size": 200},
         "model": {"config": shape},
@@ -237,6 +238,13 @@ def test_a_precision_that_the_device_does_not_train_in_is_refused(write_recipe, 
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
         with pytest.raises(ValueError, match=f"accelerate's mixed_precision is {precision}, which"):
             train_accelerate.choose_precision("auto")
+
+
+@pytest.mark.parametrize(("has_bf16", "chosen"), [(True, "bf16"), (False, "no")])
+def test_auto_is_bf16_where_the_device_computes_in_it(monkeypatch, has_bf16, chosen):
+    monkeypatch.setattr(train_accelerate, "computes_in_bf16", lambda: has_bf16)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # as a launcher that was told nothing
+    assert train_accelerate.choose_precision("auto") == train_accelerate.choose_precision(None) == chosen
 
 
 @pytest.mark.usefixtures("estimates")
