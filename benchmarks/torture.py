@@ -86,6 +86,8 @@ SMALL = Sizes(120, 400, 2000, 1, 71, 0.2, 200, 2, 3, 0.5, 40)  # of damages a mu
 class Runs:
     """A dataset, a recipe, and what became of its run in copies of this process."""
 
+    undisturbed: tuple[str, int] | None = None  # weights and bytes of the run, which are those of all parts
+
     def __init__(self, folder: Path):
         self.root, self.log = folder / "run", folder / "log.txt"
         starts = np.random.default_rng(0).integers(0, 12, 40)
@@ -132,6 +134,17 @@ class Runs:
     def weights(self) -> str | None:
         path = self.root / "checkpoint" / "model.safetensors"
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+    def expected(self) -> tuple[str, int]:
+        """Weights and bytes that the run leaves where nothing disturbs it, trained once for all parts. What only the
+        first run of all writes, such as caches of fonts, is then no call of the others."""
+        if Runs.undisturbed is None:
+            if self.train():
+                raise RuntimeError(self.log.read_text()[-2000:])
+            size = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+            Runs.undisturbed = self.weights, size
+            self.begin_anew()
+        return Runs.undisturbed
 
     def begin_anew(self, source: Path | None = None) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
@@ -255,7 +268,7 @@ def kills(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
             ("SIGKILL", what, number) for what, apart in every.items() for number in calls[what][apart // 2 :: apart]
         ]
 
-    return _disturb(folder, tries)
+    return _disturb(folder, tries, finishing=True)
 
 
 def signals(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
@@ -272,17 +285,18 @@ def signals(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
     return _disturb(folder, tries)
 
 
-def _disturb(folder: Path, choose: Callable[[dict[str, range]], list[tuple[str, str, int]]]) -> dict:
-    """Try signals at file calls, which are counted from 1, of finishing a run and of a whole one."""
+def _disturb(
+    folder: Path, choose: Callable[[dict[str, range]], list[tuple[str, str, int]]], finishing: bool = False
+) -> dict:
+    """Try signals at file calls, which are counted from 1, of a whole run, and of ``finishing`` one."""
     runs = Runs(folder)
-    runs.train()  # what only the first run of all writes, such as caches of fonts, is no call of the others
-    runs.begin_anew()
-    whole = range(1, count_calls(runs) + 1)
-    wanted = runs.weights
-    runs.begin_anew()
-    runs.train(before=lambda: setattr(train_accelerate, "finish", lambda *_: os._exit(0)))
-    trained = shutil.copytree(runs.root, folder / "trained")
-    calls = {"finishing": range(1, count_calls(runs) + 1), "a whole run": whole}
+    wanted, trained = runs.expected()[0], None
+    calls = {"a whole run": range(1, count_calls(runs) + 1)}
+    if finishing:
+        runs.begin_anew()
+        runs.train(before=lambda: setattr(train_accelerate, "finish", lambda *_: os._exit(0)))
+        trained = shutil.copytree(runs.root, folder / "trained")
+        calls["finishing"] = range(1, count_calls(runs) + 1)
     tries = choose(calls)
 
     def work(place: Path, share: list[tuple[str, str, int]]) -> list[bool]:
@@ -298,7 +312,7 @@ def _disturb(folder: Path, choose: Callable[[dict[str, range]], list[tuple[str, 
     return {"rows": rows, "failed": sum(len(row["lost"]) for row in rows)}
 
 
-def disturbed_and_survived(runs: Runs, name: str, what: str, point: int, trained: Path, wanted: str) -> bool:
+def disturbed_and_survived(runs: Runs, name: str, what: str, point: int, trained: Path | None, wanted: str) -> bool:
     """Send a run a signal at one of its file calls; whether it ended by that, and all went on as if it had not."""
     runs.begin_anew(trained if what == "finishing" else None)
     code = runs.train(before=at_file_call(point, lambda: os.kill(os.getpid(), signal.Signals[name])))
@@ -309,9 +323,7 @@ def disturbed_and_survived(runs: Runs, name: str, what: str, point: int, trained
 def disk(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
     """Runs on a disk that is too small: one sentence, and once there is room the same weights."""
     runs = Runs(folder)
-    runs.train()
-    wanted, size = runs.weights, sum(path.stat().st_size for path in runs.root.rglob("*") if path.is_file())
-    rows = []
+    (wanted, size), rows = runs.expected(), []
     for number in range(sizes.disks):
         room = 3 * size * (number + 1) // (sizes.disks + 1)  # its states need more than what is left in the end
         runs.begin_anew()
@@ -352,9 +364,7 @@ def small_disk(place: Path, room: int):
 def damage(folder: Path, sizes: Sizes, rng: random.Random) -> dict:
     """Every file of an unfinished run, a catalogue and a dataset, damaged in four ways: refused, or without harm."""
     runs, shop = Runs(folder), fuzz.Shop(folder)
-    runs.train()
-    wanted = runs.weights
-    runs.begin_anew()
+    wanted = runs.expected()[0]
     under_way = runs.root / "state" / "phase-1-step-4"
     runs.train(
         before=lambda: sys.addaudithook(lambda event, _: die() if event == "open" and under_way.exists() else None)
