@@ -95,6 +95,14 @@ def _no_estimates():
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_precision():
+    """Accelerate keeps the precision of a process's first training: that of another file's tests is forgotten, since
+    "auto" is another one on a processor with bfloat16."""
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.fixture
 def estimates(monkeypatch):
     """Runs say how long they will take, as they do for everybody else."""
