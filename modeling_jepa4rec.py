@@ -304,9 +304,13 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
     def embed_below(self, layers: int, *texts: Tensor) -> Tensor:
         """What the lowest `layers` layers make of texts (arguments as in `embed`), without dropout: the hidden states
         of their tokens, one text after the other, (T, d)."""
-        for module in self.stages()[: layers + 1]:
+        read = [(module, module.training) for module in self.stages()[: layers + 1]]
+        for module, _ in read:
             module.eval()
-        return self._encode(pack_batch(self.config, *texts), layers=slice(layers))
+        hidden = self._encode(pack_batch(self.config, *texts), layers=slice(layers))
+        for module, training in read:  # what else goes through them keeps its dropout
+            module.train(training)
+        return hidden
 
     def embed_above(self, layers: int, hidden: Tensor, *texts: Tensor) -> Tensor:
         """`embed` of texts of which `embed_below` gave `hidden` (T, d), (B, d)."""

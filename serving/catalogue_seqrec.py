@@ -566,7 +566,7 @@ def attributes_of(item: Mapping) -> dict:
 
 def _sound(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {_sound(name): _sound(own) for name, own in value.items() if not _is_missing(own)}
+        return {_sound(str(name)): _sound(own) for name, own in value.items() if not _is_missing(own)}
     if isinstance(value, list | tuple):
         return [_sound(part) for part in value if not _is_missing(part)]
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) and not value.isascii() else value

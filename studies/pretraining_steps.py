@@ -3,10 +3,12 @@
     python studies/pretraining_steps.py --data data/scientific --set base=../jepa4rec_pretrain.yaml
 
 Each system's pre-training is run for each number of `steps`, each run with a schedule of its own; 0 is its start. Or
-`pretrained` names runs that kept what they evaluated (run.keep_evaluated), one a seed: their models of those steps.
+`pretrained` names runs whose first phase kept what it evaluated (run.keep_evaluated), one a seed: their models of
+those steps; 0 is then the start of the base recipe, which the runs are to share.
 RecFormer, Figure 6.
 """
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,6 +54,9 @@ class PretrainingStepsRecipe(CheckpointsRecipe, SystemsRecipe):
 
 
 def measure(study: Study) -> tuple[list[Point], dict]:
+    for runs in study.recipe.pretrained.values():  # each is looked for before the first is ranked
+        for run, steps in itertools.product(runs, filter(None, study.recipe.steps)):
+            kept_checkpoint(run, steps)
     trained = study.recipe.pretrained or study.recipe.systems
     ranks_of = kept_ranks if study.recipe.pretrained else system_ranks
     points = [
@@ -76,8 +81,12 @@ def kept_ranks(study: Study, runs: Sequence[str], steps: int) -> np.ndarray:
     """Ranks (seeds, U) after so many steps of runs that kept what they evaluated, of the start (1, U) after none."""
     if not steps:
         return rank(study, start_checkpoint(study, []))[None]
-    kept = [RunFolder(run).of_evaluation(0, steps) for run in runs]
-    return np.stack([rank(study, open_trained(find_checkpoint(str(one)))) for one in kept])
+    return np.stack([rank(study, open_trained(kept_checkpoint(run, steps))) for run in runs])
+
+
+def kept_checkpoint(run: str, steps: int) -> str:
+    """What a run's first phase kept of its evaluation after so many steps."""
+    return find_checkpoint(str(RunFolder(run).of_evaluation(0, steps)))
 
 
 def rank(study: Study, checkpoint: tuple) -> np.ndarray:

@@ -59,6 +59,7 @@ FREE_TO_CHANGE = (
 
 # What may stand in state/, half-written things with a dot before their names.
 OWN_STATE = re.compile(r"\.|recipe\.json$|start$|result$|phase-\d+(\.json|-(best|step)-\d+)?$")
+OWN_EVALUATED = re.compile(r"\.|phase-\d+-step-\d+$")
 
 
 HELD_SECONDS = 10.0  # how long a killed training's workers may outlive it, and hold its folder
@@ -216,12 +217,15 @@ class RunFolder:
             )
 
     def _check_own_state(self) -> None:
-        foreign = sorted(p.name for p in self.state.glob("*") if not OWN_STATE.match(p.name))
-        if foreign:
-            raise FileExistsError(
-                f"{self.state} holds {foreign[0]}, which no run wrote and which would be deleted: move it, or choose "
-                "another run.output_dir"
-            )
+        if self.evaluated.is_symlink() or self.evaluated.is_file():
+            raise FileExistsError(f"{self.evaluated} is no folder of a run: move it, or choose another run.output_dir")
+        for folder, own in ((self.state, OWN_STATE), (self.evaluated, OWN_EVALUATED)):
+            foreign = sorted(path.name for path in folder.glob("*") if not own.match(path.name))
+            if foreign:
+                raise FileExistsError(
+                    f"{folder} holds {foreign[0]}, which no run wrote and which would be deleted: move it, or choose "
+                    "another run.output_dir"
+                )
 
     def _check_same_start(self, recipe: Recipe, fingerprints: Sequence[str] | None) -> None:
         started = json.loads((self.state / "recipe.json").read_text(encoding="utf-8"))

@@ -104,6 +104,14 @@ def test_fine_tuning_on_texts_of_one_item_keeps_them_and_evaluation_does_not(tin
     assert len(model.frozen._kept) == 6
 
 
+def test_what_else_goes_through_frozen_layers_keeps_its_dropout(model, batches):
+    model.frozen = FrozenStates(model.encoder, 1)
+    model.train()(**batches[0])
+    assert all(module.training for module in model.encoder.stages())
+    model.eval()(**batches[1])
+    assert not any(module.training for module in model.encoder.stages())
+
+
 @pytest.mark.parametrize("max_items, freeze_layers, keeps", [(1, 1, True), (2, 1, False), (1, 0, False)])
 def test_which_fine_tuning_keeps_texts(tmp_path, tiny_config, max_items, freeze_layers, keeps):
     Jepa4RecModel(tiny_config).save_pretrained(tmp_path)
