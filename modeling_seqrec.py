@@ -585,9 +585,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
 
     # Not a class of transformers, but the key that makes the code travel with the weights and names it in `auto_map`.
     _auto_class = "AutoModelForSequentialRecommendation"
-    frozen = (
-        None  # what a training phase keeps of frozen layers (`training.frozen.FrozenStates`), read while it trains
-    )
+    # What a training phase keeps of frozen layers (`training.frozen.FrozenStates`), read while it trains.
+    frozen = None
 
     def __init__(self, config: SeqRecConfig):
         super().__init__(config)
