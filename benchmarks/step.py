@@ -140,7 +140,7 @@ class Stepper:
 def stepper(options: Namespace, name: str, side: str, place: Path, *more: str) -> Stepper:
     """The run `name` by the checkout of a side, "before" or "now"."""
     recipe, settings, own = RUNS[name]
-    checkout, new = (options.before, []) if side == "before" else (ROOT, own)
+    checkout, new = (options.before, []) if side == "before" else (ROOT, [*own, *options.now])
     settings = [f"data.dir={options.data.resolve()}", f"model.init={MINILM}", *settings, *new, *more]
     return Stepper(checkout, (options.before / recipe).resolve(), settings, place / side)
 
@@ -278,6 +278,7 @@ def encoding(options: Namespace) -> dict:
 PARTS = {"frozen_states": frozen_states, "encoding": encoding}
 PARSER = command_parser(__file__, __doc__)
 PARSER.add_argument("--only", choices=RUNS, help="time only these steps beside --before")
+PARSER.add_argument("--now", nargs="+", action="extend", default=[], metavar="SETTING", help="of this checkout alone")
 PARSER.add_argument("--before", type=Path, help="checkout of an older commit; without one, only what needs none")
 PARSER.add_argument("--data", type=Path, default=ROOT / "data" / "scientific", help="a built dataset")
 PARSER.add_argument("--trainings", type=int, metavar="STEPS", help="train so long beside --before (default: not)")
