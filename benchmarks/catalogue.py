@@ -108,7 +108,7 @@ def beside_flat(size: int) -> list[dict]:
     measured = []
     for at_once in AT_ONCE:
         asked = torch.nn.functional.normalize(random_vectors(at_once, generator), dim=1)
-        turns = max(3, min(50, 2 * 10**7 // (size * at_once)))
+        turns = max(15, min(50, 2 * 10**7 // (size * at_once)))
         ways = {"exact_ms": lambda: catalogue.search(asked, K), "flat_ms": lambda: flat.search(asked.numpy(), K)}  # noqa: B023
         seconds = {name: [] for name in ways}
         for _ in range(turns):

@@ -36,8 +36,8 @@ NEIGHBOURS = 32  # of a node of the graph
 ITEM_ID = "item_id"
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors.safetensors"
 BLOCK_QUERIES, BLOCK_ITEMS = 2**9, 2**16  # scored at a time at most
-BLOCK_SCORES = 2**21  # held at a time: in the processor's cache, multiplied and sorted in place
-GROUP = 32  # scores under one maximum
+BLOCK_SCORES = 2**22  # held at a time: by and large in the processor's cache, multiplied and sorted in place
+GROUP = 8  # scores under one maximum
 ADDED_AT_ONCE = 2**14  # vectors, by the index of FAISS
 MOST_OUTSIDE = 0.1  # share of items outside an index, or gone from it, before it is built anew
 SWAP_SECONDS = 2.0  # a folder that another process is just replacing is tried again for so long
@@ -266,9 +266,19 @@ class Snapshot:
 
 
 def _best(scores: Tensor, begin: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of a block (B, n) and their rows, where its first item is row `begin`."""
-    values, places = scores.topk(k, dim=1)
-    return values, places + begin
+    """The k best of a block (B, n) and their rows, where its first item is row `begin`.
+
+    They are in the k groups of the highest maxima: no other group has more than the least of these, and each of these
+    has one as good. PyTorch's `topk` is fast where it looks for one in 64, so that maxima must be that many.
+    """
+    if scores.shape[1] < 64 * k * GROUP:
+        values, places = scores.topk(k, dim=1)
+        return values, places + begin
+    groups = _in_groups(scores)
+    near = groups.amax(1).topk(k, dim=1, sorted=False).indices
+    places = (near[:, None] + groups.shape[2] * torch.arange(GROUP)[:, None]).flatten(1)
+    values, chosen = groups.flatten(1).gather(1, places).topk(k, dim=1)
+    return values, places.gather(1, chosen) + begin
 
 
 def _better(values: Tensor, rows: Tensor, scores: Tensor, begin: int) -> tuple[Tensor, Tensor]:
@@ -277,9 +287,7 @@ def _better(values: Tensor, rows: Tensor, scores: Tensor, begin: int) -> tuple[T
     Few items of a later block are, and looking at the maxima of groups of items finds them at a tenth of what sorting
     the block costs.
     """
-    if missing := -scores.shape[1] % GROUP:
-        scores = nn.functional.pad(scores, (0, missing), value=-torch.inf)
-    groups = scores.view(len(scores), GROUP, -1)
+    groups = _in_groups(scores)
     query, group = (groups.amax(1) > values[:, -1:]).numpy().nonzero()
     near = groups[query, :, group]
     hit, member = (near > values[query, -1:]).numpy().nonzero()
@@ -290,6 +298,13 @@ def _better(values: Tensor, rows: Tensor, scores: Tensor, begin: int) -> tuple[T
     found[query, column], places[query, column] = near[hit, member], torch.from_numpy(items)
     values, chosen = torch.cat([values, found], dim=1).topk(values.shape[1], dim=1)
     return values, torch.cat([rows, places], dim=1).gather(1, chosen)
+
+
+def _in_groups(scores: Tensor) -> Tensor:
+    """A block (B, n) as (B, GROUP, groups), item g of member m being column m * groups + g."""
+    if missing := -scores.shape[1] % GROUP:
+        scores = nn.functional.pad(scores, (0, missing), value=-torch.inf)
+    return scores.view(len(scores), GROUP, -1)
 
 
 class Catalogue:

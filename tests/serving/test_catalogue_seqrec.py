@@ -171,6 +171,20 @@ def test_a_block_of_items_at_a_time_gives_the_best_of_all(monkeypatch):
     np.testing.assert_allclose(whole[0], parts[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("block_items", (2**16, 1203))
+def test_groups_of_a_large_catalogue_hide_none_of_the_best(block_items, monkeypatch):
+    monkeypatch.setattr(catalogue_seqrec, "BLOCK_ITEMS", block_items)  # 1,024 items are enough for k = 2
+    catalogue, queries, allowed = filled(3001), torch.randn(9, 32), np.arange(3001) % 3 > 0
+    excluded = [[1, 50, 2999, 3000]] * 9
+    cosines = (torch.nn.functional.normalize(queries, dim=1) @ catalogue.vectors.T).numpy()
+    cosines[:, ~allowed] = cosines[:, excluded[0]] = -np.inf
+    scores, rows = catalogue.search(queries, 2, allowed, excluded)
+    assert (rows == np.argsort(-cosines, axis=1)[:, :2]).all()
+    np.testing.assert_allclose(scores, -np.sort(-cosines, axis=1)[:, :2], atol=1e-6)
+    few = np.arange(3001) < 2  # most groups hold nothing that may be given
+    assert (np.sort(catalogue.search(queries, 2, few)[1], axis=1) == [0, 1]).all()
+
+
 def test_boosts_are_added_to_the_cosine():
     catalogue, query = filled(50, index="binary"), torch.randn(1, 32)
     plain, boosts = catalogue.search(query, 50), np.zeros(50)
