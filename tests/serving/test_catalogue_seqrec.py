@@ -322,7 +322,7 @@ def test_files_of_two_catalogues_are_not_mixed(tmp_path, name):
     filled(5).save(tmp_path / "c")
     other = filled(5)
     now = other.snapshot()
-    other._now = replace(now, ids=now.ids[::-1], by_dimension=now.by_dimension.flip(1))
+    other._now = replace(now, ids=now.ids[::-1], vectors=now.vectors.flip(0))
     other.save(tmp_path / "other")
     (tmp_path / "other" / name).replace(tmp_path / "c" / name)
     with pytest.raises(ValueError, match="not those that were saved together"):
