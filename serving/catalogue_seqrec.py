@@ -35,8 +35,9 @@ EF_SEARCH = 512  # nodes of the graph looked at; more find more, later
 NEIGHBOURS = 32  # of a node of the graph
 ITEM_ID = "item_id"
 ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors.safetensors"
-BLOCK_QUERIES, BLOCK_ITEMS = 2**9, 2**16  # scored at a time at most
-BLOCK_SCORES = 2**22  # held at a time: by and large in the processor's cache, multiplied and sorted in place
+# Scored at a time at most. No power of two: rows of scores whole pages apart displace each other in the cache.
+BLOCK_QUERIES, BLOCK_ITEMS = 512, 60_000
+BLOCK_SCORES = BLOCK_QUERIES * 10_000
 FEW_QUERIES, CACHED_ITEMS = 12, 2**10  # up to so many queries by single dots, with so many vectors in the cache
 GROUP = 8  # scores under one maximum
 ADDED_AT_ONCE = 2**14  # vectors, by the index of FAISS
@@ -265,8 +266,9 @@ def _products(queries: np.ndarray, vectors: np.ndarray, out: np.ndarray) -> np.n
     """
     if len(queries) > FEW_QUERIES:
         return np.matmul(queries, vectors.T, out=out)
-    for begin in range(0, len(vectors), CACHED_ITEMS):
-        own = slice(begin, begin + CACHED_ITEMS)
+    held = CACHED_ITEMS if len(queries) > 1 else len(vectors)
+    for begin in range(0, len(vectors), held):
+        own = slice(begin, begin + held)
         np.vecdot(vectors[None, own], queries[:, None], out=out[:, own])
     return out
 

@@ -171,11 +171,13 @@ def test_a_block_of_items_at_a_time_gives_the_best_of_all(monkeypatch):
     np.testing.assert_allclose(whole[0], parts[0], atol=1e-6)
 
 
+@pytest.mark.parametrize("few_queries", (0, 12, 19))  # grouped, grouped, sorted whole and multiplied one by one
 @pytest.mark.parametrize("block_items", (2**16, 1203))
-def test_groups_of_a_large_catalogue_hide_none_of_the_best(block_items, monkeypatch):
+def test_groups_of_a_large_catalogue_hide_none_of_the_best(block_items, few_queries, monkeypatch):
     monkeypatch.setattr(catalogue_seqrec, "BLOCK_ITEMS", block_items)  # 1,024 items are enough for k = 2
-    catalogue, queries, allowed = filled(3001), torch.randn(9, 32), np.arange(3001) % 3 > 0
-    excluded = [[1, 50, 2999, 3000]] * 9
+    monkeypatch.setattr(catalogue_seqrec, "FEW_QUERIES", few_queries)
+    catalogue, queries, allowed = filled(3001), torch.randn(19, 32), np.arange(3001) % 3 > 0
+    excluded = [[1, 50, 2999, 3000]] * 19
     cosines = (torch.nn.functional.normalize(queries, dim=1) @ catalogue.vectors.T).numpy()
     cosines[:, ~allowed] = cosines[:, excluded[0]] = -np.inf
     scores, rows = catalogue.search(queries, 2, allowed, excluded)
