@@ -263,8 +263,8 @@ class Snapshot:
 
 
 def _room(number: int) -> np.ndarray:
-    """Room for so many scores. A thread keeps it for the next query, where it is small: fresh pages took a tenth of the
-    time of a search of 100,000 items."""
+    """Room for so many scores. A thread keeps it for the next query, where it is small: fresh pages took a tenth of a
+    search of 100,000 items."""
     if number > KEPT_SCORES:
         return np.empty(number, np.float32)
     if len(getattr(_KEPT, "room", ())) < number:
