@@ -39,7 +39,7 @@ ABOUT_FILE, ITEMS_FILE, VECTORS_FILE = "catalogue.json", "items.jsonl", "vectors
 BLOCK_QUERIES, BLOCK_ITEMS = 512, 250_000
 BLOCK_SCORES = BLOCK_QUERIES * 10_000
 KEPT_SCORES = 2**18
-FEW_QUERIES, CACHED_ITEMS = 12, 2**10  # up to so many queries by single dots, with so many vectors in the cache
+FEW_QUERIES = 12  # whose scores are sorted whole
 GROUP = 8  # scores under one maximum
 ADDED_AT_ONCE = 2**14  # vectors, by the index of FAISS
 MOST_OUTSIDE = 0.1  # share of items outside an index, or gone from it, before it is built anew
@@ -93,13 +93,14 @@ class Index:
 class Snapshot:
     """One state of a catalogue of N items, which never changes.
 
-    Where there is a `whitening`, `vectors` (N, d) have passed it, and so must what they are compared with.
+    `by_dimension` (d, N) holds the vectors so that one query reads them in long runs; `vectors` (N, d) is a view.
+    Where there is a `whitening` they have passed it, and so must what they are compared with.
     """
 
     ids: list[str]
     items: list[dict[str, Any]]
     popularity: np.ndarray  # (N,), NaN where unknown
-    vectors: Tensor
+    by_dimension: Tensor
     places: dict[str, int]  # row of each id
     index: str
     rescore: int
@@ -110,6 +111,10 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def vectors(self) -> Tensor:
+        return self.by_dimension.T
+
     def as_held(self, vectors: Tensor) -> Tensor:
         """Vectors (n, d) that a model made, as comparable with those that the catalogue holds."""
         return vectors if self.whitening is None else self.whitening(vectors)
@@ -118,9 +123,10 @@ class Snapshot:
         """The same items under a whitening that is learned from them and from vectors (n, d) that are to come."""
         own = self.vectors if self.whitening is None else self.whitening.undo(self.vectors)
         whitening = Whitening.fit(torch.cat([own, vectors]), power, CATALOGUE_PRIOR)
+        table = whitening(own).T.contiguous()
         index = None if self._index is None else Index(self.index)
         number = len(self) + len(vectors)
-        return replace(self, vectors=whitening(own), whitening=whitening, learned_from=number, _index=index)
+        return replace(self, by_dimension=table, whitening=whitening, learned_from=number, _index=index)
 
     def check_new(self, ids: Sequence[str]) -> None:
         """Raises ValueError naming the first id that is here already or given twice."""
@@ -168,10 +174,12 @@ class Snapshot:
         return left._next(own, items, self.popularity[kept], places, kept, None)
 
     def _next(self, ids, items, popularity, places, kept: np.ndarray | None, new: Tensor | None) -> "Snapshot":
-        table = self.vectors if kept is None else self.vectors[torch.from_numpy(kept)]
-        table = table if new is None else torch.cat([table, new])
-        index = None if self._index is None else self._index.after(kept, table)
-        return replace(self, ids=ids, items=items, popularity=popularity, vectors=table, places=places, _index=index)
+        table = self.by_dimension if kept is None else self.by_dimension[:, torch.from_numpy(kept)]
+        table = table if new is None else torch.cat([table, new.T], dim=1)
+        index = None if self._index is None else self._index.after(kept, table.T)
+        return replace(
+            self, ids=ids, items=items, popularity=popularity, by_dimension=table, places=places, _index=index
+        )
 
     # ---- searching
 
@@ -222,9 +230,10 @@ class Snapshot:
             step = min(len(self) - first, max(k, min(BLOCK_ITEMS, BLOCK_SCORES // len(part))))
             room = _room(len(part) * step)
             for begin in range(first, len(self), step):
-                table = self.vectors[begin : begin + step].numpy()
-                block = room[: len(part) * len(table)].reshape(len(part), -1)
-                block = torch.from_numpy(_products(part.numpy(), table, block))
+                table = self.by_dimension[:, begin : begin + step].numpy()
+                # By NumPy: on AMD processors its product takes as little as half the time of torch's.
+                block = room[: len(part) * table.shape[1]].reshape(len(part), -1)
+                block = torch.from_numpy(np.matmul(part.numpy(), table, out=block))
                 if added is not None:
                     block += added[begin : begin + step]
                 if hidden is not None:
@@ -269,21 +278,6 @@ def _room(number: int) -> np.ndarray:
     if len(getattr(_KEPT, "room", ())) < number:
         _KEPT.room = np.empty(number, np.float32)
     return _KEPT.room
-
-
-def _products(queries: np.ndarray, vectors: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """The products of all queries (B, d) and vectors (n, d), (B, n), written to `out`.
-
-    By NumPy: on AMD processors its product takes as little as half the time of torch's. For a few queries one dot at a
-    time is faster still, over so many vectors as the processor's cache holds until the last query has met them.
-    """
-    if len(queries) > FEW_QUERIES:
-        return np.matmul(queries, vectors.T, out=out)
-    held = CACHED_ITEMS if len(queries) > 1 else len(vectors)
-    for begin in range(0, len(vectors), held):
-        own = slice(begin, begin + held)
-        np.vecdot(vectors[None, own], queries[:, None], out=out[:, own])
-    return out
 
 
 def _best(scores: Tensor, begin: int, k: int) -> tuple[Tensor, Tensor]:
@@ -349,7 +343,7 @@ class Catalogue:
             raise ValueError(f"rescore is {rescore!r}; a whole number of at least 1 is needed.")
         self.weights_hash, self._writing, self._power = weights_hash, threading.RLock(), whitening
         kept = None if index == "exact" else Index(index)
-        self._now = Snapshot([], [], np.empty(0), torch.empty(0, width), {}, index, rescore, _index=kept)
+        self._now = Snapshot([], [], np.empty(0), torch.empty(width, 0), {}, index, rescore, _index=kept)
 
     def __getstate__(self) -> dict:  # copies and pickles have a lock of their own
         return {name: value for name, value in vars(self).items() if name != "_writing"}
@@ -455,7 +449,7 @@ def _write(snapshot: Snapshot, weights_hash: str, power: float | None, folder: P
         for item_id, item, popularity in zip(snapshot.ids, snapshot.items, snapshot.popularity.tolist(), strict=True):
             row = {ITEM_ID: item_id, "item": item} | ({} if np.isnan(popularity) else {"popularity": popularity})
             file.write(_json_line(row) + "\n")
-    tensors = {"vectors": snapshot.vectors}
+    tensors = {"vectors": snapshot.vectors.contiguous()}
     about = {"weights_hash": weights_hash, "items": len(snapshot)}
     if snapshot.whitening is not None:
         tensors |= {f"whitening_{name}": part for name, part in snapshot.whitening._asdict().items()}
@@ -671,7 +665,7 @@ class _Faiss:
         self._graph = faiss.IndexHNSWFlat(vectors.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         self._graph.hnsw.efSearch = EF_SEARCH
         for block in vectors.split(ADDED_AT_ONCE):
-            self._graph.add(block.numpy())
+            self._graph.add(block.contiguous().numpy())
 
     def nearest(self, queries: np.ndarray, number: int) -> np.ndarray:
         return self._graph.search(queries, number)[1]
@@ -693,7 +687,7 @@ class _Binary:
 
 def _signs(vectors: np.ndarray) -> np.ndarray:
     """Signs as bits, uint64 (rows, d / 64 rounded up)."""
-    bits = np.packbits(vectors > 0, axis=1)
+    bits = np.packbits(np.ascontiguousarray(vectors) > 0, axis=1)
     return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
 
 

@@ -171,7 +171,7 @@ def test_a_block_of_items_at_a_time_gives_the_best_of_all(monkeypatch):
     np.testing.assert_allclose(whole[0], parts[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("few_queries", (0, 12, 19))  # grouped, grouped, sorted whole and multiplied one by one
+@pytest.mark.parametrize("few_queries", (0, 12, 19))  # grouped, grouped, sorted whole
 @pytest.mark.parametrize("block_items", (2**16, 1203))
 def test_groups_of_a_large_catalogue_hide_none_of_the_best(block_items, few_queries, monkeypatch):
     monkeypatch.setattr(catalogue_seqrec, "BLOCK_ITEMS", block_items)  # 1,024 items are enough for k = 2
@@ -324,7 +324,7 @@ def test_files_of_two_catalogues_are_not_mixed(tmp_path, name):
     filled(5).save(tmp_path / "c")
     other = filled(5)
     now = other.snapshot()
-    other._now = replace(now, ids=now.ids[::-1], vectors=now.vectors.flip(0))
+    other._now = replace(now, ids=now.ids[::-1], by_dimension=now.by_dimension.flip(1))
     other.save(tmp_path / "other")
     (tmp_path / "other" / name).replace(tmp_path / "c" / name)
     with pytest.raises(ValueError, match="not those that were saved together"):
