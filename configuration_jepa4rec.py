@@ -84,6 +84,8 @@ class SeqRecConfig(PreTrainedConfig):
             the next newer one. `None` reads it as one text.
         catalogue_whitening: with `history_decay`: the power of the whitening, learned from a catalogue's own item
             vectors, that these and histories pass before they are compared. `None` compares them as they are.
+        history_reading: how a fine-tuned model reads a history: as one `"text"`, or as the mean of its `"items"`'
+            vectors (see `history_decay`), behind a linear layer that only histories go through.
         token_head: whether a fine-tuned model has a token head, to learn masked tokens beside its catalogue.
         catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
     """
@@ -96,6 +98,7 @@ class SeqRecConfig(PreTrainedConfig):
     history_text: bool = True
     history_decay: float | None = None
     catalogue_whitening: float | None = None
+    history_reading: str = "text"
     token_head: bool = False
     catalogue_fingerprint: str | None = None
 
@@ -148,6 +151,10 @@ class SeqRecConfig(PreTrainedConfig):
             raise ValueError(f"history_decay must be above 0 and at most 1, got {self.history_decay}.")
         if self.catalogue_whitening is not None and not 0 <= self.catalogue_whitening <= 1:
             raise ValueError(f"catalogue_whitening must be at least 0 and at most 1, got {self.catalogue_whitening}.")
+        if self.history_reading not in ("text", "items"):
+            raise ValueError(f'history_reading must be "text" or "items", got "{self.history_reading}".')
+        if self.history_reading == "items" and (self.history_items or self.history_decay is None):
+            raise ValueError('history_reading "items" needs a history_decay, and history_items 0.')
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items is 0: nothing of the history would be read.")
 

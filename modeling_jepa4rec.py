@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -32,6 +31,7 @@ from .modeling_seqrec import (
     CLS_TYPE,
     HEAD_WEIGHTS,
     VALUE_TYPE,
+    Projection,
     SeqRecForPreTraining,
     SeqRecForSequentialRecommendation,
     SeqRecPreTrainedModel,
@@ -194,13 +194,6 @@ class Jepa4RecEncoder(nn.Module):
         return hidden
 
 
-class Jepa4RecProjection(nn.Linear):
-    """What stands behind the pooling, d to d; the identity at first."""
-
-    def __init__(self, config: Jepa4RecConfig):
-        super().__init__(config.hidden_size, config.hidden_size)
-
-
 class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
     """What the encoder and the models around it share."""
 
@@ -213,12 +206,6 @@ class Jepa4RecPreTrainedModel(SeqRecPreTrainedModel):
     token_wise = (Jepa4RecEmbeddings, Jepa4RecResidual, Jepa4RecIntermediate)
     _encoder_weights = ("embeddings.", "encoder.", "projection.")
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if not isinstance(module, Jepa4RecProjection):
-            return super()._init_weights(module)
-        init.eye_(module.weight)
-        init.zeros_(module.bias)
-
 
 class Jepa4RecModel(Jepa4RecPreTrainedModel):
     """The encoder: item sentences -> hidden states and one vector a row."""
@@ -229,7 +216,7 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         super().__init__(config)
         self.embeddings = Jepa4RecEmbeddings(config)
         self.encoder = Jepa4RecEncoder(config)
-        self.projection = Jepa4RecProjection(config) if config.projection else None
+        self.projection = Projection(config.hidden_size, config.hidden_size) if config.projection else None
         self.post_init()
 
     def stages(self) -> list[nn.Module]:

@@ -58,7 +58,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 # What checkpoints with heads hold besides the encoder.
 HEAD_WEIGHTS = [
     r"^(target_encoder|predictor|lm_head)\.",
-    r"^(unmasked_item|item_matrix|history_item_vectors|log_recency|log_text_gate|log_scale)\b",
+    r"^(unmasked_item|item_matrix|history_item_vectors|log_recency|log_text_gate|log_scale|history_projection)\b",
 ]
 # Weight of a history item beside the next newer one, before training.
 RECENCY_DECAY = 0.5
@@ -75,6 +75,10 @@ def on_device(tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.device == like.device:
         return tensor
     return (tensor.pin_memory() if like.is_cuda else tensor).to(like.device, non_blocking=True)
+
+
+class Projection(nn.Linear):
+    """A linear layer of vectors, d to d; the identity at first."""
 
 
 class SeqRecPreTrainedModel(PreTrainedModel):
@@ -116,6 +120,12 @@ class SeqRecPreTrainedModel(PreTrainedModel):
         _check_encoder_is_complete(name, model, info["missing_keys"])
         model.hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}  # to fetch what lies beside
         return (model, info) if wants_info else model
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Projection):
+            init.eye_(module.weight)
+            init.zeros_(module.bias)
 
     def get_item_position_embeddings(self) -> nn.Embedding | None:
         """The encoder's table of item positions, row k the k-th most recent item; None where it has none."""
@@ -576,6 +586,10 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
     The user's vector is that of the history's text, and, with `config.history_items` = K > 0, also that of its K most
     recent items by id: u = gate * h / |h| + sum_k recency_k * v_{i_k}, gate and recency learned and positive.
 
+    With `config.history_reading` "items" no history is read as a text: u = W sum_k decay^k v_{i_k}, v the vectors of
+    the items' texts, W a linear layer that items do not go through. Without one, a history of one item says that this
+    item itself comes next, which has to be unlearned (docs/training-log.md).
+
     To begin: `from_pretrained(an encoder's checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
 
     A saved checkpoint opens with `AutoModel` as its encoder. For this class, without our code installed:
@@ -600,6 +614,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             self.history_item_vectors = nn.Embedding(rows, config.vector_size, padding_idx=config.num_items)
             self.log_recency = nn.Parameter(torch.zeros(config.history_items))
             self.log_text_gate = nn.Parameter(torch.zeros(1))
+        if config.history_reading == "items":
+            self.history_projection = Projection(config.vector_size, config.vector_size)
         if config.token_head:
             self._add_token_head()
         self._objective = FineTuningObjective()
@@ -673,7 +689,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
 
     def user_vectors(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         item_position_ids: Tensor | None = None,
@@ -683,11 +699,14 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         """User vectors (B, d), not normalised, to compare with `item_vectors` by cosine.
 
         Args:
-            input_ids, attention_mask, token_type_ids, item_position_ids: the histories, (B, L).
+            input_ids, attention_mask, token_type_ids, item_position_ids: the histories, (B, L); none where
+                `config.history_reading` is "items".
             history_item_ids: (B, k) item indices, newest first, -1 where there is none or the catalogue lacks it; only
-                the first `config.history_items` count.
+                the first `config.history_items` count, or all where no text is read.
             text_rows: (B,) which text each user has, where the texts are the distinct ones of the batch (D, L).
         """
+        if self.config.history_reading == "items":
+            return self.project_histories(self._mean_of_items(history_item_ids))
         texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
         if not self.config.history_items:
             return self._embed(texts, text_rows)
@@ -705,6 +724,16 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         vectors = (self.frozen if self.frozen and self.training else self.base_model).embed(*texts)
         return vectors if text_rows is None else vectors[text_rows]
 
+    def project_histories(self, vectors: Tensor) -> Tensor:
+        """What histories (B, d), read as the means of their items' vectors, say comes next, (B, d)."""
+        return self.history_projection(normalise(vectors).to(self.history_projection.weight.dtype))
+
+    def _mean_of_items(self, item_ids: Tensor) -> Tensor:
+        """sum_k decay^k * v_{i_k} of the item matrix, each v one long, (B, k) -> (B, d); -1 is no item."""
+        weights = self.config.history_decay ** torch.arange(item_ids.shape[1], device=item_ids.device).float()
+        vectors = normalise(self.item_matrix.weight)[item_ids.clamp(min=0)]
+        return (weights[:, None] * (item_ids >= 0)[:, :, None] * vectors).sum(dim=1)
+
     def _remembered_items(self, history_item_ids: Tensor) -> Tensor:
         """sum_k recency_k * v_{i_k}, (B, k) -> (B, d); -1 reads the padding row, which is zero."""
         ids = history_item_ids[:, : self.config.history_items]
@@ -714,7 +743,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         item_position_ids: Tensor | None = None,

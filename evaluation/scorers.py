@@ -1,6 +1,6 @@
 """Whoever can be ranked: text encoders and baselines, trained or counted; and what a record says of their ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..baselines import fit_baseline
 from ..baselines.item_sequences import ItemSequenceModel
 from ..losses_seqrec import NORM_EPSILON, normalise
 from ..modeling_seqrec import RECENCY_DECAY
-from ..serving.encoding_seqrec import Histories, check_histories, encode_histories, encode_items
+from ..serving.encoding_seqrec import Histories, check_histories, encode_histories, encode_items, reads_items
 from ..serving.whitening_seqrec import CATALOGUE_PRIOR, Whitening
 from .metrics.seqrec_ranking.ranking_metrics import CUTOFFS, ranking_metrics
 from .ranking import ItemIndex, Ranks, Scorer, Ties, rank_split_both_ways
@@ -43,13 +43,14 @@ def make_scorer(
     if (history or history_reading(model)) == "items":
         if model.config.catalogue_whitening is not None and not hasattr(model, "item_matrix"):
             vectors = Whitening.fit(vectors, model.config.catalogue_whitening, CATALOGUE_PRIOR)(vectors)
-        return ItemMeanScorer(vectors, model.config.history_decay or RECENCY_DECAY)
+        project = model.project_histories if hasattr(model, "history_projection") else None
+        return ItemMeanScorer(vectors, model.config.history_decay or RECENCY_DECAY, project)
     return DualEncoderScorer(model, tokenizer, item_tokens, vectors, batch_tokens, progress, precision)
 
 
 def history_reading(model: nn.Module) -> History:
-    """How a model reads a history: what was fine-tuned for a catalogue reads the text, see `history_decay` else."""
-    return "items" if model.config.history_decay is not None and not hasattr(model, "item_matrix") else "text"
+    """How a model reads a history, see `reads_items`."""
+    return "items" if reads_items(model) else "text"
 
 
 class DualEncoderScorer:
@@ -99,9 +100,14 @@ class ItemMeanScorer:
     no run of the encoder, and no fine-tuning is needed: with a text encoder this is zero-shot.
     """
 
-    def __init__(self, item_vectors: Tensor, decay: float = RECENCY_DECAY):
-        """Take (N, d) vectors of any length."""
-        self.decay = decay
+    def __init__(
+        self,
+        item_vectors: Tensor,
+        decay: float = RECENCY_DECAY,
+        project: Callable[[Tensor], Tensor] | None = None,
+    ):
+        """Take (N, d) vectors of any length, and what means (B, d) go through before they are compared."""
+        self.decay, self.project = decay, project
         self.index = ItemIndex(item_vectors)
         self.num_items = self.index.num_items
         self._directions = normalise(item_vectors.detach())
@@ -118,6 +124,9 @@ class ItemMeanScorer:
             mode="sum",
             per_sample_weights=torch.from_numpy(self.decay ** ages.astype(np.float32)).to(self._directions),
         )
+        if self.project is not None:
+            with torch.no_grad():
+                users = self.project(users)
         return self.index.scores(users)
 
 

@@ -158,6 +158,11 @@ def main(options: Namespace) -> None:
     model, tokenizer = open_checkpoint(options.checkpoint)
     write = to_sentence_transformers
     if options.format == "onnx":
+        if hasattr(model, "history_projection"):
+            raise ValueError(
+                f"{options.checkpoint}: a graph is of the encoder alone, and histories of this model go through a "
+                "projection behind it: export it to sentence-transformers."
+            )
         model, write = model.base_model, to_onnx
         model.config.architectures = None  # or the pipeline would fetch the heads again
     if options.format == "onnx" or isinstance(model, St5RecModel):

@@ -110,6 +110,14 @@ def encode_histories(
     return vectors if len(distinct) == len(histories) else vectors[torch.from_numpy(place).to(vectors.device)]
 
 
+def reads_items(model) -> bool:
+    """Whether a history is the mean of its items' vectors and not one text: what was fine-tuned for a catalogue says
+    how in `history_reading`, any other model by its `history_decay`."""
+    if hasattr(model, "item_matrix"):
+        return model.config.history_reading == "items"
+    return model.config.history_decay is not None
+
+
 def _distinct_histories(histories: Histories, read: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Histories that differ in their `read` newest items, and for each of all histories its place among those, (U,).
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from .catalogue_seqrec import Snapshot
-from .encoding_seqrec import encode_histories, encode_items
+from .encoding_seqrec import encode_histories, encode_items, reads_items
 from .pipeline_catalogue import IDS_FILE, CataloguePipeline, hub_options, read_item_ids
 
 logger = logging.get_logger(__name__)
@@ -66,13 +66,9 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         return torch.nn.functional.normalize(vectors.float(), dim=1).cpu()
 
     @property
-    def _reads_items(self) -> bool:
-        """Whether a history is the mean of its items' vectors and not one text."""
-        return self.model.config.history_decay is not None and not hasattr(self.model, "item_matrix")
-
-    @property
     def _whitening_power(self) -> float | None:
-        return self.model.config.catalogue_whitening if self._reads_items else None
+        is_encoder = not hasattr(self.model, "item_matrix")
+        return self.model.config.catalogue_whitening if is_encoder and reads_items(self.model) else None
 
     def _user_vectors(self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot) -> Tensor:
         try:
@@ -86,7 +82,7 @@ class SequentialRecommendationPipeline(CataloguePipeline):
     def _read_histories(
         self, histories: Sequence[Sequence[tuple[str | None, Mapping]]], catalogue: Snapshot
     ) -> Tensor:
-        if self._reads_items:
+        if reads_items(self.model):
             return self._means_of_items(histories, catalogue)
         # What is too old to be read is not encoded either, which would take seconds for the longest histories.
         most = max(self.tokenizer.max_items, self.model.config.history_items)
@@ -119,6 +115,8 @@ class SequentialRecommendationPipeline(CataloguePipeline):
             for age, (name, item) in enumerate(history):
                 vector = read[id(item)] if id(item) in read else catalogue.vectors[catalogue.places[name]]
                 mean += decay**age * vector
+        if hasattr(self.model, "history_projection"):
+            means = self.model.project_histories(means.to(self.model.device)).float().cpu()
         return torch.nn.functional.normalize(means, dim=1)
 
     def _encode_texts(self, texts: list[list[dict]]) -> Tensor:

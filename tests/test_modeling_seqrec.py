@@ -57,6 +57,24 @@ def test_without_history_items_a_user_is_the_text_alone(batch):
     assert not any("history" in name or "recency" in name for name in model.state_dict())
 
 
+def test_a_model_that_reads_items_compares_their_projected_mean(tmp_path):
+    model = _model(history_items=0, history_reading="items", history_decay=0.5)
+    items, rows = model.item_matrix.weight, torch.tensor([[2, 0, -1], [1, -1, -1]])
+    means = F.normalize(torch.stack([items[2] + 0.5 * items[0], items[1]]), dim=1)
+    plain = model.user_vectors(history_item_ids=rows)
+    torch.testing.assert_close(plain, means, rtol=1e-4, atol=1e-5)  # the identity at first
+    with torch.no_grad():
+        model.history_projection.weight.normal_()
+        model.history_projection.bias.normal_()
+    model.save_pretrained(tmp_path)
+    opened = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path)
+    projected = F.linear(means, model.history_projection.weight, model.history_projection.bias)
+    torch.testing.assert_close(opened.user_vectors(history_item_ids=rows), projected, rtol=1e-4, atol=1e-5)
+    assert Jepa4RecModel.from_pretrained(tmp_path).config.history_decay == 0.5  # an encoder, which has no projection
+    model(history_item_ids=rows, target_item_ids=torch.tensor([3, 4])).loss.backward()
+    assert model.history_projection.weight.grad.abs().max() > 0
+
+
 def test_without_history_text_a_user_is_the_items_alone_and_the_encoder_learns_nothing(batch):
     model = _model(history_text=False)
     users = model.user_vectors(**_history(batch), history_item_ids=batch["history_item_ids"])

@@ -8,7 +8,9 @@ from torch import nn
 # What stands around the text encoder and may learn at a rate of its own: the heads of pre-training, and what of a
 # fine-tuned model belongs to the catalogue or to the score.
 HEAD_PARAMETERS = ("predictor", "lm_head")
-ITEM_PARAMETERS = ("item_matrix", "history_item_vectors", "log_recency", "log_text_gate", "log_scale")
+ITEM_PARAMETERS = (
+    "item_matrix", "history_item_vectors", "history_projection", "log_recency", "log_text_gate", "log_scale",
+)  # fmt: skip
 
 
 def learning_rate_factor(step: int, total: int, warmup: float, schedule: str) -> float:

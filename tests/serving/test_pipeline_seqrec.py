@@ -34,8 +34,8 @@ def make_model(backend, **changes):
     model = model_class(Jepa4RecConfig(initializer_range=0.3, **shape, **changes)).eval()
     if changes:
         with torch.no_grad():
-            for table in (model.item_matrix.weight, model.history_item_vectors.weight):
-                table[:12] = torch.nn.functional.normalize(torch.randn(12, 32), dim=1)
+            for table in [model.item_matrix, getattr(model, "history_item_vectors", model.item_matrix)]:
+                table.weight[:12] = torch.nn.functional.normalize(torch.randn(12, 32), dim=1)
     return model
 
 
@@ -435,6 +435,27 @@ def test_a_fine_tuned_checkpoint_reads_strangers_by_their_text(fine_tuned, tiny_
         slow = model.text_gate * read + model.recency[0] * text + model.recency[1] * known
     slow = torch.nn.functional.normalize(slow, dim=0)
     torch.testing.assert_close(made.user_vectors([["p2", "new"]])[0], slow, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_fine_tuned_checkpoint_that_reads_items(tiny_backend, tiny_tokenizer, tmp_path):
+    reading = {"history_reading": "items", "history_decay": 0.5, "catalogue_whitening": 0.75}
+    model = make_model(tiny_backend, num_items=12, **reading)
+    tokens = tiny_tokenizer.encode_items(TINY_ITEMS)
+    model.initialise_items(encode_items(model, tiny_tokenizer, tokens))
+    model.history_projection.weight.normal_()
+    save_checkpoint_files(model, tiny_tokenizer, tmp_path)
+    save_item_ids(tmp_path, IDS, range(12))
+    made = pipeline(TASK, model=str(tmp_path), trust_remote_code=True)
+    made.add_items([*ITEMS, {"item_id": "new", "title": "Umbrella, red"}])
+    new = torch.nn.functional.normalize(made.item_vectors([{"title": "Umbrella, red"}]), dim=1)[0]
+    mean = torch.nn.functional.normalize(new + 0.5 * model.item_matrix.weight[2], dim=0)
+    slow = torch.nn.functional.normalize(model.history_projection.weight @ mean, dim=0)
+    torch.testing.assert_close(made.user_vectors([["p2", "new"]])[0], slow, rtol=1e-4, atol=1e-5)
+    scores = make_scorer(model, tiny_tokenizer, tokens).score([np.array([4, 2])])[0]
+    best = [IDS[row] for row in scores.topk(3).indices]
+    made.remove_items(["new"])
+    assert ids(made({"history": ["p4", "p2"]}, top_k=3)) == best
 
 
 def test_learned_items_without_names_are_not_passed_over_in_silence(fine_tuned, tiny_tokenizer, tmp_path, monkeypatch):

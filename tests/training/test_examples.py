@@ -11,7 +11,7 @@ from jepa4rec.serving.encoding_seqrec import HistoryCollator
 from jepa4rec.tokenization_itemsent import ItemSentTokenizer
 from jepa4rec.training.batches import Batches, Example, LengthGroupedBatchSampler, PrefixDataset, prefix_examples
 from jepa4rec.training.masking import mask_tokens, sample_masked_item, word_firsts, word_starts, words_to_quota
-from jepa4rec.training.phases.finetune import FineTuningCollator
+from jepa4rec.training.phases.finetune import FineTuningCollator, ItemReadingCollator
 from jepa4rec.training.phases.pretrain import PreTrainingCollator
 from jepa4rec.training.start import train_wordpiece
 
@@ -362,6 +362,14 @@ def test_fine_tuning_batch(tiny_tokenizer, item_tokens):
     expected = tiny_tokenizer.batch_histories(item_tokens, histories)
     assert all(torch.equal(batch[name], tensor) for name, tensor in expected.items())
     assert FineTuningCollator(tiny_tokenizer, item_tokens)(examples)["history_item_ids"].shape == (2, 0)
+
+
+def test_a_batch_that_reads_items_has_their_ids_alone():
+    histories = [np.array([3, 1, 2]), np.array([7]), np.array([2, 2])]
+    examples = [Example(history, target, 0, 0) for history, target in zip(histories, [5, 0, 9], strict=True)]
+    batch = ItemReadingCollator(2)(examples)
+    assert batch.pop("history_item_ids").tolist() == [[2, 1], [7, -1], [2, 2]]
+    assert batch.pop("target_item_ids").tolist() == [5, 0, 9] and not batch
 
 
 def test_masks_of_fine_tuning_are_of_each_example_and_leave_the_texts_whole(tiny_tokenizer, item_tokens):

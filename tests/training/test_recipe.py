@@ -109,6 +109,13 @@ def test_a_written_recipe_reads_back_equal(minimal, tmp_path):
         ("seed", "write section.key=value"),
         ("phases.1.item_vectors=keep", "no item matrix to keep"),
         ("phases.1.text_gate=0", "text_gate must be above 0"),
+        ("phases.1={kind: finetune, history_reading: items}", "needs history_items: 0"),
+        ("phases.1={kind: finetune, history_reading: items, history_items: 0}", "objective.item_matrix frozen"),
+        (
+            "phases=[{kind: finetune, history_items: 0}, {kind: finetune, history_reading: items, history_items: 0, "
+            "objective: {item_matrix: frozen}}]",
+            "must agree on history_reading",
+        ),
         ("phases.1.text_gate=2", "text_gate must be above 0 and at most 1, got 2"),
         ("phases.1={kind: finetune, steps: 5, epochs: -1}", "steps or epochs must be above 0, got epochs -1"),
         ("run.seed=99999999999", "run: seed must be at least 0 and at most"),

@@ -278,6 +278,18 @@ def test_two_stages_encode_items_each_epoch_and_then_keep_them(write_recipe):
     torch.testing.assert_close(lengths, torch.ones_like(lengths))
 
 
+def test_a_projection_of_histories_learns_what_follows_and_items_stay_as_their_texts_are_read(write_recipe, tmp_path):
+    phase = {**FINETUNE, "history_reading": "items", "history_items": 0, "objective": {"item_matrix": "frozen"}}
+    path = write_recipe([{**phase, "steps": 100, "max_items": 3}])
+    record = train(path, "model.config.initializer_range=0.5")  # items far apart, as a trained encoder has them
+    assert record["history"] == "items"
+    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"] + 0.2
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
+    tokenizer = ItemSentTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
+    texts = encode_items(model, tokenizer, tokenizer.encode_items(TINY_ITEMS))
+    torch.testing.assert_close(model.item_vectors(), normalise(texts), rtol=1e-4, atol=1e-5)
+
+
 ENCODED = {
     **FINETUNE, "objective": {"item_matrix": "frozen", "learn_temperature": False}, "history_items": 0,
     "item_vectors": "epoch", "evaluate_every_steps": 4,
@@ -850,7 +862,7 @@ ST5_PHASES = [
 def test_the_phases_of_st5_learn_and_an_interrupted_one_goes_on(write_recipe, tmp_path, monkeypatch):
     path = write_recipe(ST5_PHASES, save_every=6)
     record = train(path, *ST5, "run.telemetry_every=4")
-    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"] + 0.05
+    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"] + 0.03
     kinds = [line["kind"] for line in log_lines(tmp_path / "run") if "effective_rank" in line]
     assert kinds == ["item_description", "sequence_sequence", *["sequence_item"] * 6]
     assert "**sequence_sequence**" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()

@@ -15,7 +15,8 @@ from torch import nn
 
 from ...hub.opening import recommendation_class
 from ...losses_seqrec import FineTuningObjective, process_index
-from ...serving.encoding_seqrec import HistoryCollator, encode_items
+from ...modeling_seqrec import RECENCY_DECAY
+from ...serving.encoding_seqrec import HistoryCollator, encode_items, newest_item_ids
 from ...tokenization_itemsent import ItemSentTokenizer, ItemTokens
 from ..batches import MASK_STREAM, Example, read_once
 from ..data import RunData
@@ -39,7 +40,9 @@ class FinetunePhase(Phase):
     vectors alone learn, some fifty times faster, before a phase that adds the text. `text_gate`: the weight the text
     begins with beside the items (None: where the phase before left it; 1 at first). `lr_items` is for everything that
     is not the text encoder. With `max_items` 1 the frozen layers of a jepa4rec encoder read without dropout, each item
-    once (`FrozenStates`). `history_mask_rate`: share of tokens that `objective.mlm_weight` has predicted.
+    once (`FrozenStates`). `history_reading` "items" reads no history as a text, see `SeqRecConfig`: encoder and item
+    vectors stay, a linear layer that histories go through learns, and an item that comes later needs no more than a
+    text. `history_mask_rate`: share of tokens that `objective.mlm_weight` has predicted.
 
     Slips of RecFormer's published code, to compare with its numbers: `min_history` 0 also trains on empty histories
     (`[CLS]` alone); `stale_items` evaluates with the item vectors from before the epoch (else those of
@@ -52,6 +55,7 @@ class FinetunePhase(Phase):
     history_items: int = 10
     history_text: bool = True
     text_gate: float | None = None
+    history_reading: Literal["text", "items"] = "text"
     item_vectors: Literal["start", "epoch", "keep"] = "start"
     stale_items: bool = False
     continue_schedule: bool = False
@@ -64,6 +68,13 @@ class FinetunePhase(Phase):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.reads_items and (self.history_items or not self.history_text or self.objective.mlm_weight):
+            raise ValueError("history_reading items needs history_items: 0, history_text: true and no mlm_weight")
+        if self.reads_items and (self.item_vectors, self.objective.item_matrix) != ("start", "frozen"):
+            raise ValueError(
+                "history_reading items leaves items as their texts are read: item_vectors is start and "
+                "objective.item_matrix frozen"
+            )
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
         check_ranges(self, history_mask_rate=Range(0, 1), text_gate=Range(0, 1, above=True))
@@ -72,27 +83,39 @@ class FinetunePhase(Phase):
         if self.text_gate is not None and not self.history_items:
             raise ValueError("text_gate weighs the text beside history_items, which are 0: leave it out")
 
+    @property
+    def reads_items(self) -> bool:
+        return self.history_reading == "items"
+
+    @property
+    def history_decay(self) -> float | None:
+        return RECENCY_DECAY if self.reads_items else None
+
     def check(self, recipe: Recipe, index: int) -> None:
         before = [phase for phase in recipe.phases[:index] if isinstance(phase, FinetunePhase)]
         if self.item_vectors == "keep" and not before:
             raise ValueError("the first finetune phase has item_vectors keep, but no item matrix to keep: use start")
         if self.continue_schedule and not index:
             raise ValueError("the first phase has continue_schedule, but no phase before it to continue")
-        if before and before[-1].history_items != self.history_items:
-            raise ValueError("finetune phases must agree on history_items: they train one model")
+        for name in ("history_items", "history_reading"):
+            if before and getattr(before[-1], name) != getattr(self, name):
+                raise ValueError(f"finetune phases must agree on {name}: they train one model")
 
     def open_model(self, source: Path, data: RunData) -> nn.Module:
         shape = {
             "num_items": data.num_items,
             "history_items": self.history_items,
             "history_text": self.history_text,
+            "history_reading": self.history_reading,
+            "history_decay": self.history_decay,
             "token_head": self.objective.mlm_weight > 0,
             "catalogue_fingerprint": data.dataset.fingerprint,
         }
         model = recommendation_class(source).from_pretrained(source, **shape)
         model.mark_seen_items(data.seen_items())
-        if not self.history_text:
+        if self.reads_items or not self.history_text:
             model.base_model.requires_grad_(False)
+        if not self.history_text:
             model.log_text_gate.requires_grad_(False)
         if self.text_gate is not None:
             nn.init.constant_(model.log_text_gate, math.log(self.text_gate))
@@ -103,6 +126,8 @@ class FinetunePhase(Phase):
         return model
 
     def collator(self, work: Work) -> Callable:
+        if self.reads_items:
+            return ItemReadingCollator(work.tokenizer.max_items)
         item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
         masked = (self.history_mask_rate if self.objective.mlm_weight else None, work.recipe.run.seed)
         return FineTuningCollator(work.tokenizer, item_tokens, self.history_items, *masked)
@@ -128,6 +153,19 @@ class FinetunePhase(Phase):
     def before_validation(self, model: nn.Module, work: Work, step: int) -> None:
         if not self.stale_items:
             self.before_epoch(model, work, step)
+
+
+class ItemReadingCollator:
+    """Examples -> history_item_ids (B, k), the newest item first, -1 for none, and target_item_ids (B,)."""
+
+    def __init__(self, most_items: int):
+        self.most_items = most_items
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        return {
+            "history_item_ids": newest_item_ids([example.history for example in examples], self.most_items),
+            "target_item_ids": torch.tensor([example.target for example in examples]),
+        }
 
 
 class FineTuningCollator:
