@@ -67,9 +67,13 @@ def make_starting_checkpoint(recipe: Recipe, data: RunData) -> tuple[torch.nn.Mo
 
 
 def _whiten(model: SeqRecPreTrainedModel, tokenizer: ItemSentTokenizer, recipe: Recipe, data: RunData) -> None:
-    """Set the projection, the identity until now, to a whitening of the items that pre-training reads."""
+    """Set the projection to a whitening of the items that pre-training reads, or else of the shop's own."""
+    # Replaced, not put on top: what the projection held would be in the vectors learned from, and not in those read.
+    width = model.config.vector_size
+    model.base_model.whiten(torch.zeros(width), torch.eye(width))
     vectors = encode_items(model, tokenizer, data.item_tokens(tokenizer, data.read))
-    model.base_model.whiten(*Whitening.fit(vectors, recipe.model.whitening))
+    prior = 0.0 if recipe.data.pretrain else CATALOGUE_PRIOR  # a shop may be small
+    model.base_model.whiten(*Whitening.fit(vectors, recipe.model.whitening, prior))
 
 
 def make_baseline(recipe: Recipe, data: RunData, split: str = "test") -> PreTrainedModel:

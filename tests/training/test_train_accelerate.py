@@ -359,18 +359,27 @@ def test_pretraining_may_leave_its_target_encoder(write_recipe, tmp_path):
     assert not torch.equal(weights(tmp_path / "run")[name], left[name])
 
 
-def test_a_start_may_be_whitened_by_the_items_that_pretraining_reads(write_recipe, tmp_path):
+def test_a_start_may_be_whitened_by_the_items_that_it_reads(write_recipe, tmp_path, shop):
     shape = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     words = [text for item in TINY_ITEMS for text in item.values()]
     BertModel(BertConfig(vocab_size=200, **shape)).save_pretrained(tmp_path / "bert")
     train_wordpiece(words, 200).save_pretrained(tmp_path / "bert")
     settings = [f"model.init={tmp_path / 'bert'}", "model.whitening=1.0", "model.config={projection: true}"]
-    train(write_recipe([]), *settings)
-    model, tokenizer = (
-        kind.from_pretrained(tmp_path / "run" / "checkpoint") for kind in (Jepa4RecModel, ItemSentTokenizer)
-    )
-    vectors = encode_items(model, tokenizer, tokenizer.encode_items(TINY_ITEMS))
-    assert vectors.mean(0).abs().max() < 0.01 and vectors.square().sum(1).mean() == pytest.approx(1, abs=0.01)
+
+    def vectors(*settings: str) -> torch.Tensor:
+        train(write_recipe([], overwrite=True), *settings)
+        run = tmp_path / "run" / "checkpoint"
+        model, tokenizer = (kind.from_pretrained(run) for kind in (Jepa4RecModel, ItemSentTokenizer))
+        return encode_items(model, tokenizer, tokenizer.encode_items(TINY_ITEMS))
+
+    plain, own = vectors(settings[0], settings[2]), vectors(*settings)
+    torch.testing.assert_close(normalise(own), Whitening.fit(plain, 1.0, CATALOGUE_PRIOR)(plain), rtol=1e-3, atol=1e-4)
+    pretraining = vectors(*settings, f"data.pretrain=[{{dir: {shop}}}]")  # which are many, and no catalogue
+    assert pretraining.mean(0).abs().max() < 0.01
+    assert pretraining.square().sum(1).mean() == pytest.approx(1, abs=0.01)
+    (tmp_path / "run").rename(tmp_path / "whitened")
+    settings[0] = f"model.init={tmp_path / 'whitened' / 'checkpoint'}"
+    torch.testing.assert_close(vectors(*settings), own)  # the whitening that it held is replaced
     with pytest.raises(ValueError, match=r"whitening needs config\.projection: true to be kept in"):
         read_recipe(write_recipe([]), [*settings, "model.config={}"])
     with pytest.raises(ValueError, match="whitening is of the vectors of trained weights: name them by init"):
