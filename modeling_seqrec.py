@@ -679,6 +679,17 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         if self.config.history_items:
             self.history_item_vectors.weight[: self.config.num_items].copy_(self.item_matrix.weight)
 
+    def replace_items(self, item_vectors: Tensor) -> None:
+        """Serve other items (N, d) than those of training, which a model that reads items can.
+
+        Raises:
+            ValueError: a model that has learned something of single items.
+        """
+        if self.config.history_reading != "items":
+            raise ValueError("This model has learned its items one by one: it has no other catalogue.")
+        self.item_matrix = nn.Embedding.from_pretrained(normalise(item_vectors))
+        self.config.num_items = len(item_vectors)
+
     def mark_seen_items(self, seen: Tensor) -> None:
         """Say which items (num_items,) bool occur in training, for `objective.unseen_items`; never saved."""
         self._seen_items, self._seen_rows = seen, seen.nonzero().flatten()
@@ -705,16 +716,18 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
                 the first `config.history_items` count, or all where no text is read.
             text_rows: (B,) which text each user has, where the texts are the distinct ones of the batch (D, L).
         """
-        if self.config.history_reading == "items":
+        reads_items = self.config.history_reading == "items"
+        if history_item_ids is None and (reads_items or self.config.history_items):
+            read = "reads histories by their items" if reads_items else "looks up the newest items of a history by id"
+            raise ValueError(
+                f"This model {read}: pass history_item_ids (batch, {self.config.history_items or 'items'}), newest "
+                "first, -1 for none."
+            )
+        if reads_items:
             return self.project_histories(self._mean_of_items(history_item_ids))
         texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
         if not self.config.history_items:
             return self._embed(texts, text_rows)
-        if history_item_ids is None:
-            raise ValueError(
-                f"This model looks up the {self.config.history_items} newest items of a history by id: "
-                "pass history_item_ids (batch, items), newest first, -1 for none."
-            )
         items = self._remembered_items(history_item_ids)
         if not self.config.history_text:
             return items

@@ -503,7 +503,8 @@ def finish(accelerator: Accelerator, recipe: Recipe, data: RunData, folder: RunF
         results |= phase.results(model, work)
     if compare:
         start = open_encoder(folder.start).to(accelerator.device)
-        start.config.history_decay = model.config.history_decay  # before and after are read alike
+        for name in ("history_decay", "catalogue_whitening"):  # before and after are read alike
+            setattr(start.config, name, getattr(model.config, name))
         before = rank_test_split(accelerator, start, tokenizer, data, recipe, kept=True)
         results["zero_shot"] = ranking_metrics(before.by(ties))
     if tokenizer is not None:

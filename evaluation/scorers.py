@@ -40,6 +40,8 @@ def make_scorer(
     vectors = model.item_matrix.weight if hasattr(model, "item_matrix") else item_vectors
     if vectors is None:
         vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress, precision)
+    if history == "text" and hasattr(model, "history_projection"):
+        raise ValueError("This model was trained to read histories item by item; it reads none as a text.")
     if (history or history_reading(model)) == "items":
         if model.config.catalogue_whitening is not None and not hasattr(model, "item_matrix"):
             vectors = Whitening.fit(vectors, model.config.catalogue_whitening, CATALOGUE_PRIOR)(vectors)

@@ -164,8 +164,9 @@ def check_weights(checkpoint: str, model: nn.Module) -> None:
 
 
 def load_model(checkpoint: str, fingerprint: str) -> nn.Module:
-    """What ranks the dataset of this fingerprint: the fine-tuned model where its item matrix is of that dataset, else
-    the encoder alone; or the baseline that the checkpoint holds.
+    """What ranks the dataset of this fingerprint: the fine-tuned model where its item matrix is of that dataset, or
+    where nothing was learned of single items (give it that dataset's by `replace_items`), else the encoder alone; or
+    the baseline that the checkpoint holds.
 
     Raises:
         ValueError: a baseline of another dataset, another kind of checkpoint, a broken file, missing weights, or
@@ -176,7 +177,8 @@ def load_model(checkpoint: str, fingerprint: str) -> nn.Module:
         check_catalogue(checkpoint, config, fingerprint)
         model_class = BASELINE_MODELS[config["model_type"]]
     else:
-        fits = is_fine_tuned(config) and config.get("catalogue_fingerprint") == fingerprint
+        own = config.get("catalogue_fingerprint") == fingerprint
+        fits = is_fine_tuned(config) and (own or config.get("history_reading") == "items")
         model_class = (recommendation_class if fits else encoder_class)(checkpoint)
     with damage_named(checkpoint):
         model, info = model_class.from_pretrained(checkpoint, output_loading_info=True)

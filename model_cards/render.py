@@ -19,8 +19,8 @@ from .telemetry import can_draw, draw_telemetry, read_telemetry, telemetry_rows
 TEMPLATE = Path(__file__).resolve().parent / "jepa4rec.md.jinja"
 # Shown of each phase; everything else is in the recipe itself.
 PHASE_FIELDS = (
-    "kind", "epochs", "steps", "batch_size", "prefixes", "lr", "lr_items", "history_items", "max_items", "crop",
-    "reorder", "drop",
+    "kind", "epochs", "steps", "batch_size", "prefixes", "lr", "lr_items", "history_items", "history_reading",
+    "max_items", "crop", "reorder", "drop",
 )  # fmt: skip
 TELEMETRY_PLOT = "telemetry.png"
 CITATIONS = {
@@ -89,6 +89,7 @@ def render_card(run_dir: str | Path, audit_file: Path | None = None, plot: str |
         record=record,
         recipe=recipe,
         baseline=(baseline := recipe["model"].get("baseline")),
+        items=bool(recipe["phases"]) and recipe["phases"][-1].get("history_reading") == "items",
         texts=bool(baseline) and _reads_texts(baseline),
         start=starting_point(recipe),
         datasets=training_datasets(record, recipe),

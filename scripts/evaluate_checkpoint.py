@@ -99,8 +99,11 @@ def evaluate(options: Namespace) -> dict:
     item_ids = dataset.items["item_id"].to_pylist()
     item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True), item_ids)
     vectors = None
-    if tokenizer is not None and not is_fine_tuned(model):
+    from_texts = not is_fine_tuned(model) or model.config.catalogue_fingerprint != dataset.fingerprint
+    if tokenizer is not None and from_texts:
         vectors = kept_vectors(model, tokenizer, item_tokens, options.batch_tokens)
+        if is_fine_tuned(model):
+            model.replace_items(vectors)
     reading = {"history": options.history, "item_vectors": vectors}
     scorer = make_scorer(model, tokenizer, item_tokens, options.batch_tokens, **reading)
     baselines = rank_baselines(BASELINES, splits, options.split, dataset.num_items, options.exclude_history)
@@ -112,7 +115,7 @@ def evaluate(options: Namespace) -> dict:
     whitened = history == "items" and not is_fine_tuned(model)
     record = {
         **describe_evaluation(checkpoint, dataset, options),
-        "item_vectors": "matrix" if is_fine_tuned(model) or tokenizer is None else "text",
+        "item_vectors": "matrix" if tokenizer is None or not from_texts else "text",
         "history": history,
         "whitening": model.config.catalogue_whitening if whitened else None,
         "tokenizer": tokenizer and tokenizer.settings,

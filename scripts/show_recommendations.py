@@ -27,7 +27,8 @@ import numpy as np
 from jepa4rec.datasets_builders.contract import SeqRecDataset, Split, leave_one_out, load_dataset_dir
 from jepa4rec.evaluation.ranking import Scorer, rank_split, top_k
 from jepa4rec.evaluation.scorers import make_scorer
-from jepa4rec.hub.opening import find_checkpoint, load_model, load_tokenizer
+from jepa4rec.hub.opening import find_checkpoint, is_fine_tuned, load_model, load_tokenizer
+from jepa4rec.serving.encoding_seqrec import encode_items
 from jepa4rec.training.data import sample_users
 
 RECENT_ITEMS = 5
@@ -42,7 +43,10 @@ def open_scorer(place: str, dataset: SeqRecDataset) -> Scorer:
     checkpoint = find_checkpoint(place)
     model = load_model(checkpoint, dataset.fingerprint)
     tokenizer = load_tokenizer(checkpoint, model)
-    return make_scorer(model, tokenizer, tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True)))
+    item_tokens = tokenizer and tokenizer.encode_items(dataset.item_texts(empty=True))
+    if is_fine_tuned(model) and model.config.catalogue_fingerprint != dataset.fingerprint:
+        model.replace_items(encode_items(model, tokenizer, item_tokens))
+    return make_scorer(model, tokenizer, item_tokens)
 
 
 def choose_users(split: Split, users: int, seed: int) -> Split:

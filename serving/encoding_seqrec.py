@@ -12,6 +12,7 @@ Histories = Sequence[np.ndarray]  # item indices of each user, oldest first
 # Tokens encoded at once, padding included: on a CPU what stays in its caches, elsewhere what keeps it busy (measured).
 BATCH_TOKENS = {"cpu": 4096}
 MOST_BATCH_TOKENS = 16384
+HISTORY_BLOCK = 1024  # histories that are looked up at once
 
 
 class HistoryCollator:
@@ -100,6 +101,8 @@ def encode_histories(
     """
     check_histories(histories, item_tokens.num_items)
     fine_tuned = hasattr(model, "user_vectors")
+    if fine_tuned and reads_items(model):
+        return _means_of_items(model, histories)
     history_items = model.config.history_items if fine_tuned else 0
     collate = HistoryCollator(tokenizer, item_tokens, history_items if fine_tuned else None)
     distinct, place = _distinct_histories(histories, max(tokenizer.max_items, history_items))
@@ -108,6 +111,14 @@ def encode_histories(
     with progress_bar(len(distinct), "encode histories", "user", progress) as bar:
         vectors = _encode(model, embed, len(distinct), batches, bar, precision)
     return vectors if len(distinct) == len(histories) else vectors[torch.from_numpy(place).to(vectors.device)]
+
+
+def _means_of_items(model, histories: Histories) -> Tensor:
+    """User vectors of a model that reads items, which are rows of its item matrix."""
+    blocks = [histories[start : start + HISTORY_BLOCK] for start in range(0, len(histories), HISTORY_BLOCK)]
+    ids = (newest_item_ids(block, max(map(len, block))).to(model.device) for block in blocks)
+    vectors = [model.user_vectors(history_item_ids=block).float() for block in ids]
+    return torch.cat(vectors) if vectors else torch.empty(0, model.config.vector_size)
 
 
 def reads_items(model) -> bool:

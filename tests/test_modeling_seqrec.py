@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from jepa4rec.losses_seqrec import FineTuningObjective
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
+from jepa4rec.serving.encoding_seqrec import encode_histories
 
 ITEMS = 9
 
@@ -73,6 +75,14 @@ def test_a_model_that_reads_items_compares_their_projected_mean(tmp_path):
     assert Jepa4RecModel.from_pretrained(tmp_path).config.history_decay == 0.5  # an encoder, which has no projection
     model(history_item_ids=rows, target_item_ids=torch.tensor([3, 4])).loss.backward()
     assert model.history_projection.weight.grad.abs().max() > 0
+    encoded = encode_histories(opened, None, SimpleNamespace(num_items=ITEMS), [[0, 2], [1]])
+    torch.testing.assert_close(encoded, projected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="reads histories by their items: pass history_item_ids"):
+        opened.user_vectors()
+    opened.replace_items(torch.randn(ITEMS + 4, 16))
+    assert len(opened.item_vectors()) == opened.config.num_items == ITEMS + 4
+    with pytest.raises(ValueError, match="has learned its items one by one"):
+        _model().replace_items(torch.randn(ITEMS, 16))
 
 
 def test_without_history_text_a_user_is_the_items_alone_and_the_encoder_learns_nothing(batch):

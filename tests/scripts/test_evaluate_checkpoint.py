@@ -283,6 +283,27 @@ def test_settings_that_cannot_be(refuses, save, dataset_dir):
     refuses("--device abacus cannot be used", checkpoint, dataset_dir, "--cutoffs", "2", "--device", "abacus")
 
 
+def test_what_was_learned_of_histories_serves_items_that_came_later(save, run, refuses, dataset_dir, tmp_path):
+    """A projection at its start ranks as the encoder does; another one does not, whatever the catalogue."""
+
+    def turn(model):
+        torch.nn.init.orthogonal_(model.history_projection.weight)
+
+    reading = {"num_items": 3, "history_reading": "items", "history_decay": 0.5, "catalogue_fingerprint": "another"}
+    checkpoint = save(Jepa4RecForSequentialRecommendation, **reading)
+    record, ranks = run(checkpoint, dataset_dir)
+    assert (record["item_vectors"], record["history"]) == ("text", "items")
+    encoder = Jepa4RecModel.from_pretrained(checkpoint)
+    encoder.config.update({"num_items": 0, "history_reading": "text", "catalogue_fingerprint": None})
+    encoder.save_pretrained(tmp_path / "encoder")
+    ItemSentTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "encoder")
+    assert run(tmp_path / "encoder", dataset_dir)[1].equals(ranks)
+    checkpoint = save(Jepa4RecForSequentialRecommendation, edit=turn, **reading)
+    assert not run(checkpoint, dataset_dir)[1].equals(ranks)
+    (tmp_path / "out").rename(tmp_path / "before")
+    refuses("trained to read histories item by item", checkpoint, dataset_dir, "--history", "text")
+
+
 def test_vectors_may_be_whitened_by_the_catalogue(save, run, refuses, dataset_dir):
     checkpoint = save(Jepa4RecModel)
     plain, _ = run(checkpoint, dataset_dir, "--history", "items")

@@ -108,6 +108,7 @@ class FinetunePhase(Phase):
             "history_text": self.history_text,
             "history_reading": self.history_reading,
             "history_decay": self.history_decay,
+            "catalogue_whitening": None,  # of an encoder that serves; what is compared here is not whitened again
             "token_head": self.objective.mlm_weight > 0,
             "catalogue_fingerprint": data.dataset.fingerprint,
         }
