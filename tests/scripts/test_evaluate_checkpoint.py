@@ -297,9 +297,10 @@ def test_what_was_learned_of_histories_serves_items_that_came_later(save, run, r
     encoder.config.update({"num_items": 0, "history_reading": "text", "catalogue_fingerprint": None})
     encoder.save_pretrained(tmp_path / "encoder")
     ItemSentTokenizer.from_pretrained(checkpoint).save_pretrained(tmp_path / "encoder")
-    assert run(tmp_path / "encoder", dataset_dir)[1].equals(ranks)
+    gap = lambda other: np.abs(np.subtract(other["rank"].to_pylist(), ranks["rank"].to_pylist())).max()  # noqa: E731
+    assert gap(run(tmp_path / "encoder", dataset_dir)[1]) <= 1  # of two scores that differ by rounding
     checkpoint = save(Jepa4RecForSequentialRecommendation, edit=turn, **reading)
-    assert not run(checkpoint, dataset_dir)[1].equals(ranks)
+    assert gap(run(checkpoint, dataset_dir)[1]) > 1
     (tmp_path / "out").rename(tmp_path / "before")
     refuses("trained to read histories item by item", checkpoint, dataset_dir, "--history", "text")
 
