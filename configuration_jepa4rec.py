@@ -86,6 +86,11 @@ class SeqRecConfig(PreTrainedConfig):
             vectors, that these and histories pass before they are compared. `None` compares them as they are.
         history_reading: how a fine-tuned model reads a history: as one `"text"`, or as the mean of its `"items"`'
             vectors (see `history_decay`), behind a linear layer that only histories go through.
+        history_projection: whether a history that is read as a text goes through such a layer too.
+        item_projection: with `history_reading` "items": whether a linear layer that items go through learns, which is
+            folded into the encoder's own projection when the model is saved.
+        repeat_items: how many of the newest items of a history have a learned amount, one for each age, added to their
+            cosine: what is less likely to be bought again, or more.
         token_head: whether a fine-tuned model has a token head, to learn masked tokens beside its catalogue.
         catalogue_fingerprint: of the dataset whose items the rows of the item matrix are; `None` for no item matrix.
     """
@@ -99,6 +104,9 @@ class SeqRecConfig(PreTrainedConfig):
     history_decay: float | None = None
     catalogue_whitening: float | None = None
     history_reading: str = "text"
+    history_projection: bool = False
+    item_projection: bool = False
+    repeat_items: int = 0
     token_head: bool = False
     catalogue_fingerprint: str | None = None
 
@@ -143,10 +151,9 @@ class SeqRecConfig(PreTrainedConfig):
 
     def validate_history(self):
         """Something of a history is read."""
-        if self.num_items < 0 or self.history_items < 0:
-            raise ValueError(
-                f"num_items ({self.num_items}) and history_items ({self.history_items}) must not be negative."
-            )
+        for name in ("num_items", "history_items", "repeat_items"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if self.history_decay is not None and not 0 < self.history_decay <= 1:
             raise ValueError(f"history_decay must be above 0 and at most 1, got {self.history_decay}.")
         if self.catalogue_whitening is not None and not 0 <= self.catalogue_whitening <= 1:
@@ -155,6 +162,8 @@ class SeqRecConfig(PreTrainedConfig):
             raise ValueError(f'history_reading must be "text" or "items", got "{self.history_reading}".')
         if self.history_reading == "items" and (self.history_items or self.history_decay is None):
             raise ValueError('history_reading "items" needs a history_decay, and history_items 0.')
+        if self.item_projection and self.history_reading != "items":
+            raise ValueError('item_projection needs history_reading "items".')
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items is 0: nothing of the history would be read.")
 

@@ -381,43 +381,59 @@ class _ChunkedSoftmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, users, items, targets, scale, chunk):
+    def forward(ctx, users, items, targets, scale, chunk, repeats, bias):
         log_sum = users.new_full((len(users),), -math.inf)
         for start in range(0, len(items), chunk):
-            logits = scale * (users @ normalise(items[start : start + chunk]).T)
-            log_sum = torch.logaddexp(log_sum, logits.logsumexp(dim=1))
-        ctx.save_for_backward(users, items, targets, scale, log_sum)
+            cosines = users @ normalise(items[start : start + chunk]).T
+            log_sum = torch.logaddexp(log_sum, (scale * add_repeats(cosines, repeats - start, bias)).logsumexp(dim=1))
+        ctx.save_for_backward(users, items, targets, scale, log_sum, repeats, bias)
         ctx.chunk = chunk
-        return log_sum - scale * (users * normalise(items[targets])).sum(dim=1)
+        of_target = (users * normalise(items[targets])).sum(dim=1) + ((repeats == targets[:, None]) * bias).sum(dim=1)
+        return log_sum - scale * of_target
 
     @staticmethod
     def backward(ctx, grad):
-        users, items, targets, scale, log_sum = ctx.saved_tensors
+        users, items, targets, scale, log_sum, repeats, bias = ctx.saved_tensors
         with _full_precision(users):
-            grad_users, grad_scale = torch.zeros_like(users), torch.zeros_like(scale)
+            grad_users, grad_scale, grad_bias = (torch.zeros_like(tensor) for tensor in (users, scale, bias))
             grad_items = torch.empty_like(items) if ctx.needs_input_grad[1] else None
             for start in range(0, len(items), ctx.chunk):
                 part = items[start : start + ctx.chunk].float()
                 length = part.norm(dim=1, keepdim=True).clamp_min(NORM_EPSILON)
                 directions = part / length
-                cosines = users @ directions.T
+                cosines = add_repeats(users @ directions.T, repeats - start, bias)
                 error = _softmax_error(cosines, scale, log_sum, targets - start).mul_(grad[:, None])
                 grad_scale += (error * cosines).sum()
+                columns, inside = _columns(repeats - start, len(part))
+                grad_bias += (error.gather(1, columns) * inside).sum(dim=0)
                 grad_users.addmm_(error, directions)
                 if grad_items is not None:
                     pull = scale * (error.T @ users)
                     pull -= directions * (directions * pull).sum(dim=1, keepdim=True)
                     grad_items[start : start + ctx.chunk] = pull.div_(length)
-            return grad_users.mul_(scale), grad_items, None, grad_scale, None
+            return grad_users.mul_(scale), grad_items, None, grad_scale, None, None, grad_bias.mul_(scale)
 
 
 def _softmax_error(cosines: Tensor, scale: Tensor, log_sum: Tensor, targets: Tensor) -> Tensor:
     """softmax minus one-hot (B, chunk) of one chunk; `targets` count from the chunk's first item."""
     error = (scale * cosines).sub_(log_sum[:, None]).exp_()
-    # Every row takes something away, nothing where its target is in another chunk: to look which would stop a GPU.
-    inside = (targets >= 0) & (targets < cosines.shape[1])
-    columns = targets.clamp(0, cosines.shape[1] - 1)
-    return error.scatter_add_(1, columns[:, None], -inside[:, None].to(error.dtype))
+    columns, inside = _columns(targets[:, None], cosines.shape[1])
+    return error.scatter_add_(1, columns, -inside.to(error.dtype))
+
+
+def _columns(items: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Items (B, k) as columns of a chunk of `count`, and which of them lie in it. Every row changes something, by
+    nothing where its item is in another chunk: to look which would stop a GPU."""
+    return items.clamp(0, count - 1), (items >= 0) & (items < count)
+
+
+def add_repeats(scores: Tensor, repeats: Tensor, bias: Tensor) -> Tensor:
+    """Scores (B, N) with the `bias` (K,) of each age added where the items (B, K) of that age stand among the columns,
+    each item once a row, -1 for none."""
+    if not repeats.shape[1]:
+        return scores
+    columns, inside = _columns(repeats, scores.shape[1])
+    return scores.scatter_add(1, columns, inside * bias.to(scores.dtype))
 
 
 def _chunk_size(users: Tensor) -> int:
@@ -431,6 +447,8 @@ def full_softmax_loss(
     target_ids: Tensor,
     scale: float | Tensor,
     chunk_items: int | None = None,
+    repeats: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Fine-tuning loss over the whole catalogue: -log softmax(scale * cos(user, item)) at the target (JEPA4Rec,
     section 3.4).
@@ -441,15 +459,19 @@ def full_softmax_loss(
         target_ids: (B,) rows of `item_vectors`.
         scale: 1 / temperature, a number or a scalar tensor (learnable).
         chunk_items: items per step; None takes the plain road for small catalogues and chunks for large ones.
+        repeats, bias: what is added to the cosines of items of the histories, see `add_repeats`.
     """
+    if repeats is None:
+        repeats, bias = target_ids.new_empty(len(target_ids), 0), user_vectors.new_empty(0)
     with _full_precision(user_vectors):
         users = normalise(user_vectors)
         scale = torch.as_tensor(scale, dtype=users.dtype, device=users.device)
         if chunk_items is None and len(item_vectors) <= PLAIN_SOFTMAX_ITEMS:
-            losses = F.cross_entropy(scale * users @ normalise(item_vectors).T, target_ids, reduction="none")
+            logits = add_repeats(scale * users @ normalise(item_vectors).T, repeats, scale * bias)
+            losses = F.cross_entropy(logits, target_ids, reduction="none")
         else:
             chunk = chunk_items or _chunk_size(users)
-            losses = _ChunkedSoftmax.apply(users, item_vectors, target_ids, scale, chunk)
+            losses = _ChunkedSoftmax.apply(users, item_vectors, target_ids, scale, chunk, repeats, bias.float())
         return whole_batch_mean(losses)
 
 

@@ -40,6 +40,7 @@ from .configuration_jepa4rec import PIPELINE, TASK, SeqRecConfig
 from .losses_seqrec import (
     FineTuningObjective,
     PreTrainingObjective,
+    add_repeats,
     collapse_telemetry,
     contrastive_loss,
     ema_distance,
@@ -58,7 +59,8 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revi
 # What checkpoints with heads hold besides the encoder.
 HEAD_WEIGHTS = [
     r"^(target_encoder|predictor|lm_head)\.",
-    r"^(unmasked_item|item_matrix|history_item_vectors|log_recency|log_text_gate|log_scale|history_projection)\b",
+    r"^(unmasked_item|item_matrix|history_item_vectors|log_recency|log_text_gate|log_scale)\b",
+    r"^(history_projection|item_projection|repeat_bias)\b",
 ]
 # Weight of a history item beside the next newer one, before training.
 RECENCY_DECAY = 0.5
@@ -125,7 +127,8 @@ class SeqRecPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Projection):
             init.eye_(module.weight)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
     def get_item_position_embeddings(self) -> nn.Embedding | None:
         """The encoder's table of item positions, row k the k-th most recent item; None where it has none."""
@@ -588,7 +591,12 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
 
     With `config.history_reading` "items" no history is read as a text: u = W sum_k decay^k v_{i_k}, v the vectors of
     the items' texts, W a linear layer that items do not go through. Without one, a history of one item says that this
-    item itself comes next, which has to be unlearned (docs/training-log.md).
+    item itself comes next, which has to be unlearned (docs/training-log.md). `config.history_projection` puts such a
+    layer behind the text too. With `config.item_projection` v is G times the vector of the item's text, G a matrix for
+    all items.
+
+    The score of an item is its cosine with u; with `config.repeat_items` = K, one of the K newest of the history gets
+    a learned amount more or less, by its age.
 
     To begin: `from_pretrained(an encoder's checkpoint, num_items=N, history_items=K)`, then `initialise_items`.
 
@@ -614,8 +622,12 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             self.history_item_vectors = nn.Embedding(rows, config.vector_size, padding_idx=config.num_items)
             self.log_recency = nn.Parameter(torch.zeros(config.history_items))
             self.log_text_gate = nn.Parameter(torch.zeros(1))
-        if config.history_reading == "items":
+        if config.history_reading == "items" or config.history_projection:
             self.history_projection = Projection(config.vector_size, config.vector_size)
+        if config.item_projection:
+            self.item_projection = Projection(config.vector_size, config.vector_size, bias=False)
+        if config.repeat_items:
+            self.repeat_bias = nn.Parameter(torch.zeros(config.repeat_items))
         if config.token_head:
             self._add_token_head()
         self._objective = FineTuningObjective()
@@ -630,6 +642,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
                 steps = torch.arange(self.config.history_items, dtype=self.log_recency.dtype)
                 init.copy_(self.log_recency, steps * math.log(RECENCY_DECAY))
                 init.zeros_(self.log_text_gate)
+            if self.config.repeat_items:
+                init.zeros_(self.repeat_bias)
 
     @property
     def objective(self) -> FineTuningObjective:
@@ -695,8 +709,39 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         self._seen_items, self._seen_rows = seen, seen.nonzero().flatten()
 
     def item_vectors(self) -> Tensor:
-        """The item matrix (num_items, d), each row one long."""
-        return normalise(self.item_matrix.weight)
+        """What histories are compared with (num_items, d), each row one long."""
+        return normalise(self._projected_items())
+
+    def _projected_items(self) -> Tensor:
+        """The item matrix, behind `item_projection` where there is one, (num_items, d)."""
+        if not hasattr(self, "item_projection"):
+            return self.item_matrix.weight
+        return self.item_projection(normalise(self.item_matrix.weight).to(self.item_projection.weight.dtype))
+
+    @torch.no_grad()
+    def fold_item_projection(self) -> None:
+        """Let the encoder give the vectors that items have behind `item_projection`, and leave that out.
+
+        Raises:
+            ValueError: an encoder without a projection of its own.
+        """
+        self.item_matrix.weight.copy_(self.item_vectors())
+        own, learned = self.encoder_projection(), self.item_projection.weight
+        own.weight.copy_(learned @ own.weight)
+        if own.bias is not None:
+            own.bias.copy_(learned @ own.bias)
+        del self.item_projection
+        self.config.item_projection = False
+
+    def encoder_projection(self) -> nn.Linear:
+        """The linear layer that the encoder's vectors end in. Raises ValueError where there is none."""
+        own = getattr(self.base_model, "projection", None)
+        if own is None:
+            raise ValueError(
+                "item_projection ends in the encoder's own projection, which this one lacks: set "
+                "model.config.projection=true."
+            )
+        return own
 
     def user_vectors(
         self,
@@ -724,28 +769,43 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
                 "first, -1 for none."
             )
         if reads_items:
-            return self.project_histories(self._mean_of_items(history_item_ids))
-        texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
-        if not self.config.history_items:
-            return self._embed(texts, text_rows)
-        items = self._remembered_items(history_item_ids)
+            return self._read_items(history_item_ids, self._projected_items())
+        items = self._remembered_items(history_item_ids) if self.config.history_items else None
         if not self.config.history_text:
             return items
-        return self.text_gate * normalise(self._embed(texts, text_rows)) + items
+        texts = self._embed((input_ids, attention_mask, token_type_ids, item_position_ids), text_rows)
+        return texts if items is None else self.text_gate * normalise(texts) + items
 
     def _embed(self, texts: tuple[Tensor | None, ...], text_rows: Tensor | None) -> Tensor:
         vectors = (self.frozen if self.frozen and self.training else self.base_model).embed(*texts)
-        return vectors if text_rows is None else vectors[text_rows]
+        return self.project_histories(vectors if text_rows is None else vectors[text_rows])
 
     def project_histories(self, vectors: Tensor) -> Tensor:
-        """What histories (B, d), read as the means of their items' vectors, say comes next, (B, d)."""
+        """What the vectors of histories (B, d), of their texts or means of their items, say comes next, (B, d)."""
+        if not hasattr(self, "history_projection"):
+            return vectors
         return self.history_projection(normalise(vectors).to(self.history_projection.weight.dtype))
 
-    def _mean_of_items(self, item_ids: Tensor) -> Tensor:
-        """sum_k decay^k * v_{i_k} of the item matrix, each v one long, (B, k) -> (B, d); -1 is no item."""
+    def repeats(self, history_item_ids: Tensor) -> Tensor:
+        """(B, k) item indices, newest first, -> the same of the `repeat_items` newest, each item once, -1 for none."""
+        if history_item_ids is None:
+            raise ValueError("This model scores items of the history anew (repeat_items): pass history_item_ids.")
+        ids = history_item_ids[:, : self.config.repeat_items]
+        again = (ids[:, :, None] == ids[:, None, :]).tril(-1).any(dim=2)
+        return ids.masked_fill(again, -1)
+
+    def with_repeats(self, scores: Tensor, history_item_ids: Tensor) -> Tensor:
+        """Cosines (B, num_items) with what is learned of the items of the histories (B, k), newest first, -1 none."""
+        if not self.config.repeat_items:
+            return scores
+        repeats = self.repeats(history_item_ids.to(scores.device))
+        return add_repeats(scores, repeats, self.repeat_bias[: repeats.shape[1]].to(scores))
+
+    def _read_items(self, item_ids: Tensor, items: Tensor) -> Tensor:
+        """W sum_k decay^k * v_{i_k}, v the rows of `items` (num_items, d) made one long, (B, k) -> (B, d); -1 none."""
         weights = self.config.history_decay ** torch.arange(item_ids.shape[1], device=item_ids.device).float()
-        vectors = normalise(self.item_matrix.weight)[item_ids.clamp(min=0)]
-        return (weights[:, None] * (item_ids >= 0)[:, :, None] * vectors).sum(dim=1)
+        vectors = normalise(items)[item_ids.clamp(min=0)]
+        return self.project_histories((weights[:, None] * (item_ids >= 0)[:, :, None] * vectors).sum(dim=1))
 
     def _remembered_items(self, history_item_ids: Tensor) -> Tensor:
         """sum_k recency_k * v_{i_k}, (B, k) -> (B, d); -1 reads the padding row, which is zero."""
@@ -777,10 +837,21 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         """
         if target_item_ids is None:
             raise ValueError("The loss needs target_item_ids (batch,); to rank, use user_vectors and item_vectors.")
-        texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
-        users = self.user_vectors(*texts, history_item_ids, text_rows)
-        items, targets = self._softmax_items(target_item_ids)
-        parts = {"softmax": full_softmax_loss(users, items, targets, self.scale)}
+        items = self._projected_items()
+        if self.config.history_reading == "items" and history_item_ids is not None:
+            users = self._read_items(history_item_ids, items)  # of the same items, projected once
+        else:
+            texts = (input_ids, attention_mask, token_type_ids, item_position_ids)
+            users = self.user_vectors(*texts, history_item_ids, text_rows)
+        items, places = self._softmax_items(items)
+        targets, repeated = target_item_ids, {}
+        if self.config.repeat_items:
+            repeats = self.repeats(history_item_ids)
+            repeated = {"repeats": repeats, "bias": self.repeat_bias[: repeats.shape[1]]}
+        if places is not None:
+            targets = places[targets]
+            repeated |= {"repeats": places[repeats].masked_fill(repeats < 0, -1)} if repeated else {}
+        parts = {"softmax": full_softmax_loss(users, items, targets, self.scale, **repeated)}
         if self.objective.mlm_weight:
             if masked is None:
                 raise ValueError("objective.mlm_weight needs masked histories: build the collator with a mask_rate.")
@@ -790,16 +861,16 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         loss, reported = weighted_total(parts, {"mlm": self.objective.mlm_weight})
         return SeqRecTrainingOutput(loss=loss, loss_parts=reported, telemetry=self._telemetry() if telemetry else {})
 
-    def _softmax_items(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The item vectors in the softmax, and the rows of the targets in them."""
-        items, way = self.item_matrix.weight, self.objective.unseen_items
+    def _softmax_items(self, items: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of the item vectors those in the softmax, and each item's row in them, -1 for none (None: as they are)."""
+        way = self.objective.unseen_items
         if way == "negatives" or self._seen_items is None:
-            return items, targets
+            return items, None
         seen, rows = self._seen_items.to(items.device), self._seen_rows.to(items.device)
         self._seen_items, self._seen_rows = seen, rows  # copied once, counted once: steps wait for neither
         if way == "fixed":
-            return torch.where(seen[:, None], items, items.detach()), targets
-        return items[rows], (seen.cumsum(0) - 1)[targets]
+            return torch.where(seen[:, None], items, items.detach()), None
+        return items[rows], torch.where(seen, seen.cumsum(0) - 1, -1)
 
     @torch.no_grad()
     def _telemetry(self) -> dict[str, Tensor]:
@@ -807,6 +878,8 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         if self.config.history_items:
             gauges["text_gate"] = self.text_gate
             gauges |= {f"recency_{k}": weight for k, weight in enumerate(self.recency, start=1)}
+        if self.config.repeat_items:
+            gauges |= {f"repeat_{k}": amount for k, amount in enumerate(self.repeat_bias, start=1)}
         return gauges
 
 

@@ -11,7 +11,14 @@ from ..baselines import fit_baseline
 from ..baselines.item_sequences import ItemSequenceModel
 from ..losses_seqrec import NORM_EPSILON, normalise
 from ..modeling_seqrec import RECENCY_DECAY
-from ..serving.encoding_seqrec import Histories, check_histories, encode_histories, encode_items, reads_items
+from ..serving.encoding_seqrec import (
+    Histories,
+    check_histories,
+    encode_histories,
+    encode_items,
+    newest_item_ids,
+    reads_items,
+)
 from ..serving.whitening_seqrec import CATALOGUE_PRIOR, Whitening
 from .metrics.seqrec_ranking.ranking_metrics import CUTOFFS, ranking_metrics
 from .ranking import ItemIndex, Ranks, Scorer, Ties, rank_split_both_ways
@@ -37,10 +44,26 @@ def make_scorer(
     `item_vectors` are those of the texts, where known; `precision` as in `encode_items`."""
     if tokenizer is None:
         return SequenceScorer(model) if isinstance(model, ItemSequenceModel) else model
+    options = (batch_tokens, progress, precision)
+    scorer = _by_cosine(model, tokenizer, item_tokens, history, item_vectors, *options)
+    return RepeatScorer(scorer, model) if hasattr(model, "repeat_bias") else scorer
+
+
+def _by_cosine(
+    model: nn.Module,
+    tokenizer,
+    item_tokens,
+    history: History | None,
+    item_vectors: Tensor | None,
+    batch_tokens: int | None,
+    progress: bool | None,
+    precision: torch.dtype | None,
+) -> Scorer:
+    """As in `make_scorer`, for a model of texts."""
     vectors = model.item_matrix.weight if hasattr(model, "item_matrix") else item_vectors
     if vectors is None:
         vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress, precision)
-    if history == "text" and hasattr(model, "history_projection"):
+    if history == "text" and hasattr(model, "history_projection") and reads_items(model):
         raise ValueError("This model was trained to read histories item by item; it reads none as a text.")
     if (history or history_reading(model)) == "items":
         if model.config.catalogue_whitening is not None and not hasattr(model, "item_matrix"):
@@ -130,6 +153,19 @@ class ItemMeanScorer:
             with torch.no_grad():
                 users = self.project(users)
         return self.index.scores(users)
+
+
+class RepeatScorer:
+    """Another's scores, and what a fine-tuned model has learned of items that a history holds (`repeat_items`)."""
+
+    def __init__(self, scorer: Scorer, model: nn.Module):
+        self.scorer, self.model, self.num_items = scorer, model, scorer.num_items
+
+    @torch.no_grad()
+    def score(self, histories: Histories) -> Tensor:
+        """B histories -> (B, num_items) float32."""
+        known = newest_item_ids(histories, self.model.config.repeat_items)
+        return self.model.with_repeats(self.scorer.score(histories), known)
 
 
 class TfIdfScorer:

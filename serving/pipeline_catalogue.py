@@ -297,6 +297,15 @@ class CataloguePipeline(Pipeline):
     def _look_again(self, history: list[tuple[str | None, Mapping]], answers: list[dict]) -> list[dict]:
         return answers
 
+    def _repeat_amounts(self, history: list[tuple[str | None, Mapping]]) -> dict[str, float]:
+        """What is added to the cosines of items that a history holds, by their ids."""
+        return {}
+
+    def _added(self, history: list[tuple[str | None, Mapping]], catalogue: Snapshot) -> dict[int, float]:
+        """`_repeat_amounts` by rows of the catalogue."""
+        amounts = self._repeat_amounts(history)
+        return {catalogue.places[name]: amount for name, amount in amounts.items() if name in catalogue.places}
+
     def _can_tell(self, item_id: str | None, attributes: Mapping) -> bool:
         """Whether the model knows or can read an item, if its texts are sound."""
         return True
@@ -340,8 +349,12 @@ class CataloguePipeline(Pipeline):
                     answers[place] = choice.popular(place)[: asked.top_k]
             except ValueError as error:
                 answers[place] = {"error": str(error)}
-        excluded = [[catalogue.places[own] for own, _ in told[place] if own in catalogue.places] for place in search]
-        found = choice.nearest(vectors[search], excluded if asked.exclude_history else None) if search else []
+        if asked.exclude_history:
+            rows = [[catalogue.places[own] for own, _ in told[place] if own in catalogue.places] for place in search]
+            known = {"excluded": rows}
+        else:
+            known = {"added": [self._added(told[place], catalogue) for place in search]}
+        found = choice.nearest(vectors[search], **known) if search else []
         for place, answer in zip(search, found, strict=True):
             answers[place] = self._look_again(told[place], answer)[: asked.top_k]
         for place, answer in enumerate(answers):
@@ -415,22 +428,56 @@ class _Choice:
             order = order[: self.wishes.top_k]
         return self._answers(counts[order].tolist(), order.tolist(), 0.0)
 
-    def nearest(self, vectors: Tensor, excluded: list[list[int]] | None) -> list[list[dict]]:
-        """The items nearest to every vector (B, d), by the rules of the call."""
+    def nearest(
+        self,
+        vectors: Tensor,
+        excluded: list[list[int]] | None = None,
+        added: list[dict[int, float]] | None = None,
+    ) -> list[list[dict]]:
+        """The items nearest to every vector (B, d), by the rules of the call; what is `added` to the cosines of some
+        rows is as exact as the search is."""
         wanted, left = self.wishes.top_k, len(self.catalogue)
         pool = min(left, wanted * POOL) if self.wishes.choosy else wanted
-        scores, rows = self.catalogue.search(vectors, pool, self.allowed, excluded, self.boosts)
-        found = [
-            self._answers(*pair, self.wishes.diversity) for pair in zip(scores.tolist(), rows.tolist(), strict=True)
-        ]
+        scores, rows = self._search(vectors, pool, excluded, added)
+        found = [self._answers(*pair, self.wishes.diversity) for pair in zip(scores, rows, strict=True)]
         # Where a rule left too few of the pool, all items are looked at; such rows are rare.
-        short = [place for place, own in enumerate(found) if len(own) < wanted and rows.shape[1] < left]
+        short = [place for place, own in enumerate(found) if len(own) < wanted and pool < left]
         if self.wishes.choosy and short:
-            gone = None if excluded is None else [excluded[place] for place in short]
-            scores, rows = self.catalogue.search(vectors[short], left, self.allowed, gone, self.boosts)
-            for place, *pair in zip(short, scores.tolist(), rows.tolist(), strict=True):
+            own = [None if known is None else [known[place] for place in short] for known in (excluded, added)]
+            scores, rows = self._search(vectors[short], left, *own)
+            for place, *pair in zip(short, scores, rows, strict=True):
                 found[place] = self._answers(*pair, self.wishes.diversity)
         return found
+
+    def _search(
+        self,
+        vectors: Tensor,
+        pool: int,
+        excluded: list[list[int]] | None,
+        added: list[dict[int, float]] | None,
+    ) -> tuple[list[list[float]], list[list[int]]]:
+        """Scores and rows, best first, of `pool` items and as many more as could fall behind by what is added."""
+        most = max(map(len, added)) if added else 0
+        options = (self.allowed, excluded, self.boosts)
+        scores, rows = self.catalogue.search(vectors, min(pool + most, len(self.catalogue)), *options)
+        scores, rows = scores.tolist(), rows.tolist()
+        for place, amounts in enumerate(added or ()):
+            if amounts:
+                scores[place], rows[place] = self._with_added(vectors[place], scores[place], rows[place], amounts)
+        return scores, rows
+
+    def _with_added(
+        self, vector: Tensor, scores: list[float], rows: list[int], amounts: dict[int, float]
+    ) -> tuple[list[float], list[int]]:
+        """One history's candidates in their new order; those that only what is added brings in among them."""
+        found = {row: score for row, score in zip(rows, scores, strict=True) if row >= 0}
+        late = [row for row in amounts if row not in found and (self.allowed is None or self.allowed[row])]
+        cosines = self.catalogue.vectors[late].float() @ torch.nn.functional.normalize(vector, dim=0)
+        for row, cosine in zip(late, cosines.tolist(), strict=True):
+            found[row] = cosine + (0.0 if self.boosts is None else float(self.boosts[row]))
+        found = {row: score + amounts.get(row, 0.0) for row, score in found.items()}
+        order = sorted(found, key=lambda row: -found[row])
+        return [found[row] for row in order], order
 
     def _answers(self, scores: list[float], rows: list[int], diversity: float) -> list[dict]:
         """The first of the candidates (best first; row -1 is none) that the rules allow."""

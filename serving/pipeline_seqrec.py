@@ -115,9 +115,13 @@ class SequentialRecommendationPipeline(CataloguePipeline):
             for age, (name, item) in enumerate(history):
                 vector = read[id(item)] if id(item) in read else catalogue.vectors[catalogue.places[name]]
                 mean += decay**age * vector
-        if hasattr(self.model, "history_projection"):
-            means = self.model.project_histories(means.to(self.model.device)).float().cpu()
-        return torch.nn.functional.normalize(means, dim=1)
+        return torch.nn.functional.normalize(self._projected(means), dim=1)
+
+    def _projected(self, vectors: Tensor) -> Tensor:
+        """What a fine-tuned model makes of the vectors (B, d) of histories before it compares them."""
+        if not hasattr(self.model, "history_projection"):
+            return vectors
+        return self.model.project_histories(vectors.to(self.model.device)).float().cpu()
 
     def _encode_texts(self, texts: list[list[dict]]) -> Tensor:
         """The text vectors (B, d) of histories, one long."""
@@ -126,7 +130,7 @@ class SequentialRecommendationPipeline(CataloguePipeline):
         histories = [np.arange(end - len(history), end) for end, history in zip(ends, texts, strict=True)]
         # Of a fine-tuned model too it is the encoder alone that reads; what it knows by id is added afterwards.
         vectors = encode_histories(self.model.base_model, self.tokenizer, tokens, histories, progress=False)
-        return torch.nn.functional.normalize(vectors, dim=1).cpu()
+        return torch.nn.functional.normalize(self._projected(vectors.cpu()), dim=1)
 
     def _with_items(self, texts: Tensor, items: list[list[dict]], ids: list[list[str | None]]) -> Tensor:
         """gate * text + sum_k recency_k * v_k (`SeqRecForSequentialRecommendation`): v_k is learned, or the text
@@ -150,6 +154,12 @@ class SequentialRecommendationPipeline(CataloguePipeline):
             for age, row in enumerate(own):
                 vectors[user] += recency[age] * (remembered[age] if row >= 0 else next(strange))
         return vectors
+
+    def _repeat_amounts(self, history: list[tuple[str | None, Mapping]]) -> dict[str, float]:
+        if not hasattr(self.model, "repeat_bias"):
+            return {}
+        newest = zip([name for name, _ in reversed(history)], self.model.repeat_bias.tolist(), strict=False)
+        return {name: amount for name, amount in reversed(list(newest)) if name is not None}
 
 
 def _whole_model(model) -> torch.nn.Module:

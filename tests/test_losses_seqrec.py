@@ -19,6 +19,7 @@ from jepa4rec.losses_seqrec import (
     full_softmax_loss,
     item_sequence_loss,
     mapping_loss,
+    normalise,
     symmetric_ranking_loss,
     token_losses,
     uniformity,
@@ -200,6 +201,32 @@ def _softmax_and_gradients(chunk_items, dtype=torch.float32, frozen_items=False)
 def test_chunked_softmax_equals_the_plain_one_with_gradients(chunk_items):
     for chunked, plain in zip(_softmax_and_gradients(chunk_items), _softmax_and_gradients(None), strict=True):
         torch.testing.assert_close(chunked, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_items", [None, 1, 10, 103, 1000])
+def test_what_a_history_holds_gets_what_is_learned_of_its_age(chunk_items):
+    generator = torch.Generator().manual_seed(5)
+    users = torch.randn(6, 8, generator=generator, requires_grad=True)
+    items = torch.randn(103, 8, generator=generator, requires_grad=True)
+    scale = torch.tensor(3.0, requires_grad=True)
+    bias = torch.tensor([-0.5, 0.25, 2.0], requires_grad=True)
+    targets = torch.tensor([0, 102, 9, 10, 11, 10])
+    repeats = torch.tensor([[0, 1, 2], [5, 102, -1], [-1, -1, -1], [10, 9, 11], [99, 10, -1], [3, -1, 10]])
+    values = (users, items, scale, bias)
+
+    def gradients(loss):
+        return [loss, *torch.autograd.grad(loss, values)]
+
+    scores = normalise(users) @ normalise(items).T
+    slow = torch.zeros(6, 103)
+    for row, own in enumerate(repeats.tolist()):
+        for age, item in enumerate(own):
+            if item >= 0:
+                slow = slow + bias[age] * torch.nn.functional.one_hot(torch.tensor(row * 103 + item), 618).view(6, 103)
+    wanted = gradients(torch.nn.functional.cross_entropy(scale * (scores + slow), targets))
+    found = gradients(full_softmax_loss(users, items, targets, scale, chunk_items, repeats, bias))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_chunked_softmax_takes_half_precision_and_frozen_items():

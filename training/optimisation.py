@@ -9,7 +9,8 @@ from torch import nn
 # fine-tuned model belongs to the catalogue or to the score.
 HEAD_PARAMETERS = ("predictor", "lm_head")
 ITEM_PARAMETERS = (
-    "item_matrix", "history_item_vectors", "history_projection", "log_recency", "log_text_gate", "log_scale",
+    "item_matrix", "history_item_vectors", "history_projection", "item_projection", "repeat_bias", "log_recency",
+    "log_text_gate", "log_scale",
 )  # fmt: skip
 
 

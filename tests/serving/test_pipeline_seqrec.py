@@ -458,6 +458,40 @@ def test_a_fine_tuned_checkpoint_that_reads_items(tiny_backend, tiny_tokenizer, 
     assert ids(made({"history": ["p4", "p2"]}, top_k=3)) == best
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("reading", ["text", "items"])
+@pytest.mark.parametrize("amounts", [[-9.0, -0.2, 0.1], [3.0, -0.1, 2.0]])
+def test_the_pipeline_ranks_what_a_history_holds_as_the_evaluation_does(
+    reading, amounts, tiny_backend, tiny_tokenizer, tmp_path
+):
+    shape = {"items": {"history_reading": "items", "history_decay": 0.5}, "text": {"history_projection": True}}
+    model = make_model(tiny_backend, num_items=12, repeat_items=3, **shape[reading])
+    tokens = tiny_tokenizer.encode_items(TINY_ITEMS)
+    model.initialise_items(encode_items(model, tiny_tokenizer, tokens))
+    model.history_projection.weight.normal_()
+    model.repeat_bias.copy_(torch.tensor(amounts))
+    save_checkpoint_files(model, tiny_tokenizer, tmp_path)
+    save_item_ids(tmp_path, IDS, range(12))
+    made = pipeline(TASK, model=str(tmp_path), trust_remote_code=True)
+    made.add_items(ITEMS)
+    history = np.array([7, 4, 2, 4])  # the fourth newest, 7, is too old
+    scores = make_scorer(model, tiny_tokenizer, tokens).score([history])[0]
+    plain = torch.nn.functional.normalize(made.user_vectors([[IDS[row] for row in history]]), dim=1)[0]
+    plain = model.item_vectors() @ plain
+    plain[[4, 2]] += torch.tensor(amounts)[:2]
+    torch.testing.assert_close(scores, plain, rtol=1e-4, atol=1e-5)
+    best = scores.sort(descending=True)
+    told = {"history": [IDS[row] for row in history]}
+    for most in (1, 3, 12):
+        answers = made(told, top_k=most)
+        assert ids(answers) == [IDS[row] for row in best.indices[:most]]
+        np.testing.assert_allclose([one["score"] for one in answers], best.values[:most], rtol=1e-4, atol=1e-5)
+    left = [row for row in best.indices.tolist() if row not in history]
+    assert ids(made(told, top_k=3, exclude_history=True)) == [IDS[row] for row in left[:3]]
+    some = [IDS[row] for row in (2, 4, 5, 6)]
+    assert ids(made(told, top_k=2, filter=some)) == [IDS[row] for row in best.indices.tolist() if IDS[row] in some][:2]
+
+
 def test_learned_items_without_names_are_not_passed_over_in_silence(fine_tuned, tiny_tokenizer, tmp_path, monkeypatch):
     folder, said = shutil.copytree(fine_tuned, tmp_path / "nameless"), []
     (folder / "item_ids.json").unlink()

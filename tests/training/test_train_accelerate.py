@@ -290,6 +290,26 @@ def test_a_projection_of_histories_learns_what_follows_and_items_stay_as_their_t
     torch.testing.assert_close(model.item_vectors(), normalise(texts), rtol=1e-4, atol=1e-5)
 
 
+def test_a_matrix_for_all_items_learns_and_ends_as_part_of_the_encoder(write_recipe, tmp_path):
+    phase = {**FINETUNE, "history_reading": "items", "history_items": 0, "objective": {"item_matrix": "frozen"}}
+    phase |= {"item_projection": True, "repeat_items": 3, "steps": 60, "max_items": 3, "lr_items": 1e-2}
+    sets = ["model.config.initializer_range=0.5", "model.config.projection=true"]
+    record = train(write_recipe([phase]), *sets)
+    assert record["metrics"]["ndcg@10"] > record["zero_shot"]["ndcg@10"]
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
+    tokenizer = ItemSentTokenizer.from_pretrained(tmp_path / "run" / "checkpoint")
+    texts = encode_items(model, tokenizer, tokenizer.encode_items(TINY_ITEMS))
+    torch.testing.assert_close(model.item_vectors(), normalise(texts), rtol=1e-4, atol=1e-4)
+    assert (model.base_model.projection.weight - torch.eye(len(texts[0]))).abs().max() > 0.01
+    assert model.repeat_bias.abs().min() > 0 and not model.config.item_projection
+
+
+def test_a_matrix_for_all_items_needs_a_projection_to_end_in(write_recipe):
+    phase = {**FINETUNE, "history_reading": "items", "history_items": 0, "objective": {"item_matrix": "frozen"}}
+    with pytest.raises(ValueError, match="set model.config.projection=true"):
+        train(write_recipe([{**phase, "item_projection": True, "steps": 1}]))
+
+
 ENCODED = {
     **FINETUNE, "objective": {"item_matrix": "frozen", "learn_temperature": False}, "history_items": 0,
     "item_vectors": "epoch", "evaluate_every_steps": 4,

@@ -3,6 +3,7 @@ by Algorithm 1)."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,10 @@ class FinetunePhase(Phase):
     is not the text encoder. With `max_items` 1 the frozen layers of a jepa4rec encoder read without dropout, each item
     once (`FrozenStates`). `history_reading` "items" reads no history as a text, see `SeqRecConfig`: encoder and item
     vectors stay, a linear layer that histories go through learns, and an item that comes later needs no more than a
-    text. `history_mask_rate`: share of tokens that `objective.mlm_weight` has predicted.
+    text. `history_projection` puts such a layer behind a history's text. With `item_projection` a matrix for all items
+    learns too, and ends as a part of the encoder. `repeat_items`: of how many of the newest items it is learned, by
+    age, how much less (or more) an item scores that was had. `history_mask_rate`: share of tokens that
+    `objective.mlm_weight` has predicted.
 
     Slips of RecFormer's published code, to compare with its numbers: `min_history` 0 also trains on empty histories
     (`[CLS]` alone); `stale_items` evaluates with the item vectors from before the epoch (else those of
@@ -56,6 +60,9 @@ class FinetunePhase(Phase):
     history_text: bool = True
     text_gate: float | None = None
     history_reading: Literal["text", "items"] = "text"
+    history_projection: bool = False
+    item_projection: bool = False
+    repeat_items: int = 0
     item_vectors: Literal["start", "epoch", "keep"] = "start"
     stale_items: bool = False
     continue_schedule: bool = False
@@ -75,9 +82,11 @@ class FinetunePhase(Phase):
                 "history_reading items leaves items as their texts are read: item_vectors is start and "
                 "objective.item_matrix frozen"
             )
+        if self.item_projection and not self.reads_items:
+            raise ValueError("item_projection needs history_reading: items")
         if not self.history_text and not self.history_items:
             raise ValueError("history_text is false and history_items 0: nothing of the history would be read")
-        check_ranges(self, history_mask_rate=Range(0, 1), text_gate=Range(0, 1, above=True))
+        check_ranges(self, history_mask_rate=Range(0, 1), text_gate=Range(0, 1, above=True), repeat_items=Range(0))
         if self.objective.mlm_weight and not (self.history_text and self.gradient_accumulation == 1):
             raise ValueError("objective.mlm_weight needs history_text: true and gradient_accumulation: 1")
         if self.text_gate is not None and not self.history_items:
@@ -86,6 +95,10 @@ class FinetunePhase(Phase):
     @property
     def reads_items(self) -> bool:
         return self.history_reading == "items"
+
+    @property
+    def known_items(self) -> int:
+        return max(self.history_items, self.repeat_items)
 
     @property
     def history_decay(self) -> float | None:
@@ -97,7 +110,7 @@ class FinetunePhase(Phase):
             raise ValueError("the first finetune phase has item_vectors keep, but no item matrix to keep: use start")
         if self.continue_schedule and not index:
             raise ValueError("the first phase has continue_schedule, but no phase before it to continue")
-        for name in ("history_items", "history_reading"):
+        for name in ("history_items", "history_reading", "history_projection", "repeat_items"):
             if before and getattr(before[-1], name) != getattr(self, name):
                 raise ValueError(f"finetune phases must agree on {name}: they train one model")
 
@@ -107,12 +120,17 @@ class FinetunePhase(Phase):
             "history_items": self.history_items,
             "history_text": self.history_text,
             "history_reading": self.history_reading,
+            "history_projection": self.history_projection,
+            "item_projection": self.item_projection,
+            "repeat_items": self.repeat_items,
             "history_decay": self.history_decay,
             "catalogue_whitening": None,  # of an encoder that serves; what is compared here is not whitened again
             "token_head": self.objective.mlm_weight > 0,
             "catalogue_fingerprint": data.dataset.fingerprint,
         }
         model = recommendation_class(source).from_pretrained(source, **shape)
+        if self.item_projection:
+            model.encoder_projection()  # said before the first step, not after the last
         model.mark_seen_items(data.seen_items())
         if self.reads_items or not self.history_text:
             model.base_model.requires_grad_(False)
@@ -128,10 +146,10 @@ class FinetunePhase(Phase):
 
     def collator(self, work: Work) -> Callable:
         if self.reads_items:
-            return ItemReadingCollator(work.tokenizer.max_items)
+            return ItemReadingCollator(max(work.tokenizer.max_items, self.known_items))
         item_tokens = work.data.item_tokens(work.tokenizer, work.data.own)
         masked = (self.history_mask_rate if self.objective.mlm_weight else None, work.recipe.run.seed)
-        return FineTuningCollator(work.tokenizer, item_tokens, self.history_items, *masked)
+        return FineTuningCollator(work.tokenizer, item_tokens, self.known_items, *masked)
 
     def begin(self, model: nn.Module, work: Work) -> dict:
         if not self.keeps_weights:
@@ -150,6 +168,12 @@ class FinetunePhase(Phase):
             options = {"progress": process_index() == 0, "precision": work.precision}
             model.initialise_items(encode_items(model, work.tokenizer, item_tokens, **options))
             work.made["encoded_at"] = step
+
+    def result(self, model: nn.Module) -> nn.Module:
+        if self.item_projection:
+            model = copy.deepcopy(model)
+            model.fold_item_projection()
+        return model
 
     def before_validation(self, model: nn.Module, work: Work, step: int) -> None:
         if not self.stale_items:

@@ -132,11 +132,16 @@ class Phase:
         sequences = self.corpus(work.data).sequences
         return PrefixDataset(sequences, self.prefixes, self.min_history, max_history, work.recipe.run.seed)
 
+    @property
+    def known_items(self) -> int:
+        """How many of the newest items of a history are looked up by id."""
+        return self.history_items
+
     def batches(self, work: Work, process: int = 0, processes: int = 1) -> Batches:
         """The optimiser steps as process `process` of `processes` sees them."""
         tokenizer = work.tokenizer
         sampler = LengthGroupedBatchSampler(
-            self.examples(work, max(tokenizer.max_items, self.history_items)),
+            self.examples(work, max(tokenizer.max_items, self.known_items)),
             work.data.item_tokens(tokenizer, self.corpus(work.data)),
             self.batch_size,
             max_items=tokenizer.max_items,
