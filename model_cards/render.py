@@ -20,7 +20,7 @@ TEMPLATE = Path(__file__).resolve().parent / "jepa4rec.md.jinja"
 # Shown of each phase; everything else is in the recipe itself.
 PHASE_FIELDS = (
     "kind", "epochs", "steps", "batch_size", "prefixes", "lr", "lr_items", "history_items", "history_reading",
-    "max_items", "crop", "reorder", "drop",
+    "history_projection", "item_projection", "repeat_items", "max_items", "crop", "reorder", "drop",
 )  # fmt: skip
 TELEMETRY_PLOT = "telemetry.png"
 CITATIONS = {
@@ -237,8 +237,8 @@ def _dataset_name(data: dict, record: dict | None = None) -> str:
 
 
 def phase_line(phase: dict) -> str:
-    """The settings of a phase that shape what is learned, as `name value`."""
-    shown = {name: phase[name] for name in PHASE_FIELDS[1:] if phase.get(name) is not None}
+    """The settings of a phase that shape what is learned, as `name value`; none that is off."""
+    shown = {name: phase[name] for name in PHASE_FIELDS[1:] if phase.get(name)}
     if "steps" in shown:
         del shown["epochs"]
     return f"**{phase['kind']}**: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items())
