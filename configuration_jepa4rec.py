@@ -88,7 +88,7 @@ class SeqRecConfig(PreTrainedConfig):
             vectors (see `history_decay`), behind a linear layer that only histories go through.
         history_projection: whether a history that is read as a text goes through such a layer too.
         item_projection: with `history_reading` "items": whether a linear layer that items go through learns, which is
-            folded into the encoder's own projection when the model is saved.
+            folded into the encoder's own projection where the model is saved.
         repeat_items: how many of the newest items of a history have a learned amount, one for each age, added to their
             cosine: what is less likely to be bought again, or more.
         token_head: whether a fine-tuned model has a token head, to learn masked tokens beside its catalogue.

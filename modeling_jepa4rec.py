@@ -304,6 +304,13 @@ class Jepa4RecModel(Jepa4RecPreTrainedModel):
         batch = pack_batch(self.config, *texts)
         return self._pool(self._encode(batch, layers=slice(layers, None), hidden=hidden), batch.rows)
 
+    def add_projection(self) -> None:
+        """Stand a projection behind the pooling, the identity at first."""
+        self.config.projection = True
+        self.projection = Projection(self.config.hidden_size, self.config.hidden_size)
+        self._init_weights(self.projection)
+        self.projection.to(self.device, self.dtype)
+
     @torch.no_grad()
     def whiten(self, mean: Tensor, matrix: Tensor) -> None:
         """Set the projection to a `Whitening` of the vectors it reads: mean (d,) and symmetric matrix (d, d).

@@ -17,6 +17,7 @@ and a head finds it as `base_model`, under the name `base_model_prefix`. Nothing
 Sizes: B rows of L slots, T predicted tokens, vectors of width d, catalogue of N items, vocabulary of V tokens.
 """
 
+import copy
 import importlib
 import itertools
 import math
@@ -694,12 +695,12 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             self.history_item_vectors.weight[: self.config.num_items].copy_(self.item_matrix.weight)
 
     def replace_items(self, item_vectors: Tensor) -> None:
-        """Serve other items (N, d) than those of training, which a model that reads items can.
+        """Serve other items (N, d) than those of training, each by the vector of its text.
 
         Raises:
-            ValueError: a model that has learned something of single items.
+            ValueError: a model that looks items of a history up by id.
         """
-        if self.config.history_reading != "items":
+        if self.config.history_items:
             raise ValueError("This model has learned its items one by one: it has no other catalogue.")
         self.item_matrix = nn.Embedding.from_pretrained(normalise(item_vectors))
         self.config.num_items = len(item_vectors)
@@ -719,27 +720,36 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
         return self.item_projection(normalise(self.item_matrix.weight).to(self.item_projection.weight.dtype))
 
     @torch.no_grad()
-    def fold_item_projection(self) -> None:
-        """Let the encoder give the vectors that items have behind `item_projection`, and leave that out.
+    def folded(self) -> "SeqRecForSequentialRecommendation":
+        """The model itself; where it has an `item_projection` a copy without, whose encoder gives what items have
+        behind it.
 
         Raises:
             ValueError: an encoder without a projection of its own.
         """
-        self.item_matrix.weight.copy_(self.item_vectors())
-        own, learned = self.encoder_projection(), self.item_projection.weight
+        if not hasattr(self, "item_projection"):
+            return self
+        model, learned = copy.deepcopy(self), self.item_projection.weight
+        model.item_matrix.weight.copy_(self.item_vectors())
+        own = model.encoder_projection()
         own.weight.copy_(learned @ own.weight)
         if own.bias is not None:
             own.bias.copy_(learned @ own.bias)
-        del self.item_projection
-        self.config.item_projection = False
+        del model.item_projection
+        model.config.item_projection = False
+        return model
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, `folded`."""
+        super(SeqRecForSequentialRecommendation, self.folded()).save_pretrained(save_directory, **kwargs)
 
     def encoder_projection(self) -> nn.Linear:
         """The linear layer that the encoder's vectors end in. Raises ValueError where there is none."""
         own = getattr(self.base_model, "projection", None)
         if own is None:
             raise ValueError(
-                "item_projection ends in the encoder's own projection, which this one lacks: set "
-                "model.config.projection=true."
+                f"item_projection ends in the encoder's own projection, and this {type(self.base_model).__name__} has "
+                "none: leave it out, or set model.config.projection=true, which JEPA4Rec's encoders know."
             )
         return own
 
@@ -879,7 +889,7 @@ class SeqRecForSequentialRecommendation(SeqRecModelWithHead):
             gauges["text_gate"] = self.text_gate
             gauges |= {f"recency_{k}": weight for k, weight in enumerate(self.recency, start=1)}
         if self.config.repeat_items:
-            gauges |= {f"repeat_{k}": amount for k, amount in enumerate(self.repeat_bias, start=1)}
+            gauges |= {f"repeat_{k}": amount for k, amount in enumerate(self.repeat_bias.clone(), start=1)}
         return gauges
 
 

@@ -60,7 +60,9 @@ def _by_cosine(
     precision: torch.dtype | None,
 ) -> Scorer:
     """As in `make_scorer`, for a model of texts."""
-    vectors = model.item_matrix.weight if hasattr(model, "item_matrix") else item_vectors
+    vectors = item_vectors
+    if hasattr(model, "item_matrix"):
+        vectors = model.folded().item_matrix.weight
     if vectors is None:
         vectors = encode_items(model, tokenizer, item_tokens, batch_tokens, progress, precision)
     if history == "text" and hasattr(model, "history_projection") and reads_items(model):

@@ -178,7 +178,9 @@ def load_model(checkpoint: str, fingerprint: str) -> nn.Module:
         model_class = BASELINE_MODELS[config["model_type"]]
     else:
         own = config.get("catalogue_fingerprint") == fingerprint
-        fits = is_fine_tuned(config) and (own or config.get("history_reading") == "items")
+        of_histories = config.get("history_reading") == "items" or config.get("history_projection")
+        of_histories = (of_histories or config.get("repeat_items")) and not config.get("history_items")
+        fits = is_fine_tuned(config) and (own or of_histories)
         model_class = (recommendation_class if fits else encoder_class)(checkpoint)
     with damage_named(checkpoint):
         model, info = model_class.from_pretrained(checkpoint, output_loading_info=True)

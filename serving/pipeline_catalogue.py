@@ -24,6 +24,7 @@ from .catalogue_seqrec import ITEM_ID, Catalogue, Snapshot, attributes_of, item_
 TASK = "sequential-recommendation"
 IDS_FILE = "item_ids.json"
 MOST_BOOST = torch.finfo(torch.float32).max
+LATER_FIELDS = ("history_projection", "item_projection", "repeat_items")
 POOL = 10  # candidates for each wanted item where the best alone are not asked for
 Item = str | int | Mapping[str, Any]
 Filter = Callable[[dict], bool] | Sequence[str | int]
@@ -301,6 +302,12 @@ class CataloguePipeline(Pipeline):
         """What is added to the cosines of items that a history holds, by their ids."""
         return {}
 
+    def repeat_amounts(self, history: Sequence[Item]) -> dict[int, float]:
+        """What is added to the cosines of the catalogue's items that a history (ids or attribute dicts) holds, by
+        their rows: what a model has learned of buying again."""
+        catalogue = self.catalogue.snapshot()
+        return self._added(_told(history, catalogue, "ignore", self._can_tell), catalogue)
+
     def _added(self, history: list[tuple[str | None, Mapping]], catalogue: Snapshot) -> dict[int, float]:
         """`_repeat_amounts` by rows of the catalogue."""
         amounts = self._repeat_amounts(history)
@@ -456,7 +463,7 @@ class _Choice:
         excluded: list[list[int]] | None,
         added: list[dict[int, float]] | None,
     ) -> tuple[list[list[float]], list[list[int]]]:
-        """Scores and rows, best first, of `pool` items and as many more as could fall behind by what is added."""
+        """Scores and rows of the `pool` best items; looked at are as many more as what is added could put behind."""
         most = max(map(len, added)) if added else 0
         options = (self.allowed, excluded, self.boosts)
         scores, rows = self.catalogue.search(vectors, min(pool + most, len(self.catalogue)), *options)
@@ -464,7 +471,7 @@ class _Choice:
         for place, amounts in enumerate(added or ()):
             if amounts:
                 scores[place], rows[place] = self._with_added(vectors[place], scores[place], rows[place], amounts)
-        return scores, rows
+        return [own[:pool] for own in scores], [own[:pool] for own in rows]
 
     def _with_added(
         self, vector: Tensor, scores: list[float], rows: list[int], amounts: dict[int, float]
@@ -599,8 +606,10 @@ def hub_options(model) -> dict:
 
 
 def _shape(config) -> dict:
-    """The fields of a configuration that say what is computed; not its name, its place or a version."""
+    """The fields of a configuration that say what is computed; not its name, its place or a version. What came later
+    counts where it is used: catalogues that were saved before stay those of their weights."""
     own = {field.name for field in fields(config)} - {field.name for field in fields(PreTrainedConfig)}
+    own -= {name for name in LATER_FIELDS if not getattr(config, name, None)}
     return {name: value for name, value in sorted(config.to_dict().items()) if name in own}
 
 

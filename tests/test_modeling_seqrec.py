@@ -4,12 +4,14 @@ import math
 import textwrap
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from processes import ask_stranger
 from tiny_batches import finetuning_batch, pretraining_batch, tiny_config
 from torch.nn import functional as F
 
+from jepa4rec.evaluation.scorers import make_scorer
 from jepa4rec.losses_seqrec import FineTuningObjective
 from jepa4rec.modeling_jepa4rec import Jepa4RecForSequentialRecommendation, Jepa4RecModel
 from jepa4rec.serving.encoding_seqrec import encode_histories
@@ -83,6 +85,46 @@ def test_a_model_that_reads_items_compares_their_projected_mean(tmp_path):
     assert len(opened.item_vectors()) == opened.config.num_items == ITEMS + 4
     with pytest.raises(ValueError, match="has learned its items one by one"):
         _model().replace_items(torch.randn(ITEMS, 16))
+
+
+def test_a_matrix_for_all_items_is_folded_into_what_is_saved_and_ranked(tmp_path):
+    model = _model(history_items=0, history_reading="items", history_decay=0.5, item_projection=True, projection=True)
+    with torch.no_grad():
+        model.item_projection.weight.normal_()
+        model.base_model.projection.bias.normal_()
+    model.save_pretrained(tmp_path)
+    opened = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path).eval()
+    assert model.config.item_projection and not opened.config.item_projection
+    torch.testing.assert_close(opened.item_vectors(), model.item_vectors(), rtol=1e-4, atol=1e-5)
+    text = {"input_ids": torch.tensor([[2, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    before, after = (F.normalize(one.eval().base_model(**text).pooler_output, dim=1) for one in (model, opened))
+    learned = F.normalize(F.linear(before, model.item_projection.weight), dim=1)
+    torch.testing.assert_close(after, learned, rtol=1e-4, atol=1e-5)
+    scorers = [make_scorer(one, object(), SimpleNamespace(num_items=ITEMS)) for one in (model, opened)]
+    first, second = (scorer.score([np.array([0, 2])]) for scorer in scorers)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_a_projection_may_come_later_and_is_the_identity_at_first():
+    model = _model()
+    text = {"input_ids": torch.tensor([[2, 5, 6]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    before = model.eval().base_model.embed(**text)
+    model.base_model.add_projection()
+    assert model.config.projection
+    torch.testing.assert_close(model.base_model.embed(**text), F.normalize(before, dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_gauges_of_repeats_are_of_their_step(batch):
+    model = _model(repeat_items=2)
+    told = model(
+        **_history(batch),
+        history_item_ids=batch["history_item_ids"],
+        target_item_ids=batch["target_item_ids"],
+        telemetry=True,
+    )
+    with torch.no_grad():
+        model.repeat_bias += 1
+    assert told.telemetry["repeat_1"] == 0
 
 
 def test_without_history_text_a_user_is_the_items_alone_and_the_encoder_learns_nothing(batch):

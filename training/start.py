@@ -244,7 +244,11 @@ def _from_checkpoint(recipe: Recipe) -> tuple[SeqRecPreTrainedModel, ItemSentTok
         check_config_overrides(overrides, encoder_class(init).config_class)
         whole = pretraining_class(init)
         pretraining = whole.__name__ in (config.get("architectures") or [])
-        model = (whole.from_pretrained if pretraining else open_encoder)(init, **overrides)
+        adds = overrides.get("projection") and not config.get("projection", True)
+        given = {name: value for name, value in overrides.items() if not (adds and name == "projection")}
+        model = (whole.from_pretrained if pretraining else open_encoder)(init, **given)
+        if adds:
+            model.base_model.add_projection()
         return model, ItemSentTokenizer.wrap(ItemSentTokenizer.from_pretrained(init), **_settings(recipe))
     model, tokenizer = import_checkpoint(init, **overrides)
     return model, ItemSentTokenizer.wrap(tokenizer, **_settings(recipe))

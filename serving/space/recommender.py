@@ -166,12 +166,17 @@ class Recommender:
         return mixed(known, self._text_scores([self._as_item(wish.text)]), wish.weight) if wish.mixed else known
 
     def _history_scores(self, histories: Sequence[Sequence]) -> Tensor:
-        """Cosines (B, N); zeros for an empty history."""
+        """What the pipeline ranks by (B, N); zeros for an empty history."""
         vectors = torch.zeros(len(histories), self.catalogue.vectors.shape[1])
         told = [place for place, history in enumerate(histories) if history]
         if told:
             vectors[told] = self.pipe.user_vectors([histories[place] for place in told])
-        return vectors @ self.catalogue.vectors.T
+        scores = vectors @ self.catalogue.vectors.T
+        added = getattr(self.pipe, "repeat_amounts", None)  # the code beside older weights has no such thing
+        for place in told if added else ():
+            for row, amount in added(histories[place]).items():
+                scores[place, row] += amount
+        return scores
 
     def _text_scores(self, items: Sequence[Mapping]) -> Tensor:
         """Cosines (B, N) of texts with the catalogue's, both less the catalogue's mean text."""

@@ -301,6 +301,10 @@ def test_what_was_learned_of_histories_serves_items_that_came_later(save, run, r
     assert gap(run(tmp_path / "encoder", dataset_dir)[1]) <= 1  # of two scores that differ by rounding
     checkpoint = save(Jepa4RecForSequentialRecommendation, edit=turn, **reading)
     assert gap(run(checkpoint, dataset_dir)[1]) > 1
+    texts = {"num_items": 3, "history_projection": True, "repeat_items": 2, "catalogue_fingerprint": "another"}
+    plain = run(save(Jepa4RecForSequentialRecommendation, **texts), dataset_dir)[1]["rank"].to_pylist()
+    turned = run(save(Jepa4RecForSequentialRecommendation, edit=turn, **texts), dataset_dir)[1]["rank"].to_pylist()
+    assert plain != turned
     (tmp_path / "out").rename(tmp_path / "before")
     refuses("trained to read histories item by item", checkpoint, dataset_dir, "--history", "text")
 

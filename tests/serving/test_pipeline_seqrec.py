@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
 
@@ -462,7 +463,7 @@ def test_a_fine_tuned_checkpoint_that_reads_items(tiny_backend, tiny_tokenizer, 
 @pytest.mark.parametrize("reading", ["text", "items"])
 @pytest.mark.parametrize("amounts", [[-9.0, -0.2, 0.1], [3.0, -0.1, 2.0]])
 def test_the_pipeline_ranks_what_a_history_holds_as_the_evaluation_does(
-    reading, amounts, tiny_backend, tiny_tokenizer, tmp_path
+    reading, amounts, tiny_backend, tiny_tokenizer, tmp_path, monkeypatch
 ):
     shape = {"items": {"history_reading": "items", "history_decay": 0.5}, "text": {"history_projection": True}}
     model = make_model(tiny_backend, num_items=12, repeat_items=3, **shape[reading])
@@ -488,6 +489,10 @@ def test_the_pipeline_ranks_what_a_history_holds_as_the_evaluation_does(
         np.testing.assert_allclose([one["score"] for one in answers], best.values[:most], rtol=1e-4, atol=1e-5)
     left = [row for row in best.indices.tolist() if row not in history]
     assert ids(made(told, top_k=3, exclude_history=True)) == [IDS[row] for row in left[:3]]
+    monkeypatch.setattr(sys.modules[type(made).__mro__[1].__module__], "POOL", 1)
+    for item_id in IDS:  # whoever else asks
+        few, wish = {"history": [item_id]}, {"top_k": 3, "diversity": 0.9}
+        assert ids(made([few, told], **wish)[0]) == ids(made(few, **wish))
     some = [IDS[row] for row in (2, 4, 5, 6)]
     assert ids(made(told, top_k=2, filter=some)) == [IDS[row] for row in best.indices.tolist() if IDS[row] in some][:2]
 

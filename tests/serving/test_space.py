@@ -125,6 +125,16 @@ def test_without_a_wish_the_answers_are_the_pipelines(shop):
     assert [one.score for one in found] == pytest.approx([answer["score"] for answer in answers], abs=1e-5)
 
 
+def test_what_was_learned_of_buying_again_counts_as_in_the_pipeline(shop, monkeypatch):
+    monkeypatch.setattr(shop.pipe.model, "repeat_bias", torch.tensor([-1.0, -0.5]), raising=False)
+    history = ["p0", "p3", "p1"]
+    answers = shop.pipe({"history": history}, top_k=len(shop.catalogue))
+    scores = shop.scores([history])[0]
+    rows = shop.catalogue.rows([answer["item_id"] for answer in answers])
+    np.testing.assert_allclose(scores[rows], [answer["score"] for answer in answers], atol=1e-5)
+    assert {answer["item_id"] for answer in answers[-2:]} == {"p1", "p3"}
+
+
 def test_a_wish_moves_what_is_recommended_towards_its_words(shop):
     stove = shop.catalogue.rows(["p9"])[0]
     places = [ranks(shop.scores([["p0", "p2"]], Wish("Camping stove", weight)), stove)[0] for weight in (0, 0.5, 1)]

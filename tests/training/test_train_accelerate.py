@@ -304,6 +304,16 @@ def test_a_matrix_for_all_items_learns_and_ends_as_part_of_the_encoder(write_rec
     assert model.repeat_bias.abs().min() > 0 and not model.config.item_projection
 
 
+def test_a_layer_behind_the_text_waits_where_no_text_is_read(write_recipe, tmp_path):
+    first = {**FINETUNE, "history_projection": True, "history_text": False, "steps": 2}
+    train(write_recipe([first, {**first, "history_text": True, "item_vectors": "keep", "lr_items": 1e-2}]))
+    model = Jepa4RecForSequentialRecommendation.from_pretrained(tmp_path / "run" / "checkpoint")
+    assert model.history_projection.weight.shape[0] == model.config.vector_size
+    phase = read_recipe(write_recipe([first])).phases[0]
+    opened = phase.open_model(tmp_path / "run" / "checkpoint", load_run_data(read_recipe(write_recipe([first])).data))
+    assert not opened.history_projection.weight.requires_grad and opened.item_matrix.weight.requires_grad
+
+
 def test_a_matrix_for_all_items_needs_a_projection_to_end_in(write_recipe):
     phase = {**FINETUNE, "history_reading": "items", "history_items": 0, "objective": {"item_matrix": "frozen"}}
     with pytest.raises(ValueError, match="set model.config.projection=true"):

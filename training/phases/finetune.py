@@ -3,7 +3,6 @@ by Algorithm 1)."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +135,8 @@ class FinetunePhase(Phase):
             model.base_model.requires_grad_(False)
         if not self.history_text:
             model.log_text_gate.requires_grad_(False)
+            if self.history_projection:
+                model.history_projection.requires_grad_(False)
         if self.text_gate is not None:
             nn.init.constant_(model.log_text_gate, math.log(self.text_gate))
         model.objective = self.objective
@@ -170,10 +171,7 @@ class FinetunePhase(Phase):
             work.made["encoded_at"] = step
 
     def result(self, model: nn.Module) -> nn.Module:
-        if self.item_projection:
-            model = copy.deepcopy(model)
-            model.fold_item_projection()
-        return model
+        return model.folded()
 
     def before_validation(self, model: nn.Module, work: Work, step: int) -> None:
         if not self.stale_items:
