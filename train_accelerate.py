@@ -44,6 +44,7 @@ from jepa4rec.evaluation.records import describe_run, write_evaluation
 from jepa4rec.evaluation.scorers import history_reading, measure, rank_baselines
 from jepa4rec.hub.opening import open_encoder
 from jepa4rec.model_cards.render import write_card
+from jepa4rec.model_cards.results_table import dataset_name
 from jepa4rec.serving.pipeline_catalogue import save_item_ids
 from jepa4rec.serving.pipeline_item_ids import save_item_checkpoint
 from jepa4rec.serving.pipeline_seqrec import save_checkpoint_files
@@ -545,7 +546,7 @@ def result_table(record: dict) -> str:
     if "zero_shot" in record:
         rows["before training"] = record["zero_shot"]
     size = f"{record['users']} users, {record['items']} items"
-    heading = f"{record['dataset']} {record['config'] or ''}: {size}, test split"
+    heading = f"{' '.join(filter(None, dataset_name(record)))}: {size}, test split"
     table = f"\n{heading}\n{metrics_table({**rows, **record['baselines']})}"
     errors = record.get("ratings", {})
     lines = [f"{name:12} rmse {own['rmse']:.4f}  mae {own['mae']:.4f}" for name, own in errors.items()]
